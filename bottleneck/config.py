@@ -159,6 +159,18 @@ class ModelConfig(_Section):
         return self.d_ff or 4 * self.d_model
 
     @property
+    def weight_std(self) -> float:
+        """Standard deviation of a fresh matrix (GPT-NeoX small_init by default)."""
+        return (2 / (5 * self.d_model)) ** 0.5 if self.init_std is None else self.init_std
+
+    @property
+    def output_weight_std(self) -> float:
+        """That of the maps that write to the residual stream (GPT-NeoX wang_init by default)."""
+        if self.output_init_std is None:
+            return 2 / (self.n_layers * self.d_model**0.5)
+        return self.output_init_std
+
+    @property
     def rotary_size(self) -> int:
         """Dimensions of each head that are rotated."""
         return int(self.head_size * self.rotary_fraction)
@@ -177,7 +189,7 @@ class OptimizerConfig(_Section):
     beta2: float = _bounded(0.95, low=0.0, high=1.0)
     epsilon: float = _bounded(1e-8, low=0.0)
     weight_decay: float = _bounded(0.1, low=0.0)  # on matrices only
-    clip_norm: float = _bounded(1.0, low=0.0)  # of the whole gradient
+    clip_norm: float | None = _bounded(1.0, low=1e-12)  # of the whole gradient; None: no clipping
 
 
 @dataclass(frozen=True)

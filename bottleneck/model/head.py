@@ -38,3 +38,60 @@ class HeadFactors(NamedTuple):
             self.rows.astype(projected.dtype),
             preferred_element_type=jnp.float32,
         )
+
+
+class FullHead(nnx.Module):
+    """W [V, D]: V·D parameters, 2·V·D FLOPs a token forward; rank at most D."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        shape = (config.padded_vocab_size, config.d_model)
+        rows = config.weight_std * jax.random.normal(rngs.params(), shape)
+        self.rows = nnx.Param(rows, axes=("vocab", "embed"))
+
+    def factors(self) -> HeadFactors:
+        return HeadFactors(self.rows[...], None)
+
+
+class FactoredHead(nnx.Module):
+    """A [V, R] @ B [R, D]: R·(V + D) parameters, 2·R·(V + D) FLOPs a token forward; rank at most R."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        assert config.head_rank is not None
+        n_rows, rank, d_model = config.padded_vocab_size, config.head_rank, config.d_model
+        if config.head_init == "normal":
+            rows_std = basis_std = 1.0
+        else:
+            # Entries of A @ B get the variance R·(rows_std·basis_std)² = weight_std² of a full
+            # head's; B alone keeps the scale of the hidden states.
+            basis_std = d_model**-0.5
+            rows_std = config.weight_std * (d_model / rank) ** 0.5
+        rows = rows_std * jax.random.normal(rngs.params(), (n_rows, rank))
+        basis = basis_std * jax.random.normal(rngs.params(), (rank, d_model))
+        self.rows = nnx.Param(rows, axes=("vocab", "rank"))
+        self.basis = nnx.Param(basis, axes=("rank", "embed"))
+
+    def factors(self) -> HeadFactors:
+        return HeadFactors(self.rows[...], self.basis[...])
+
+
+class TiedHead(FullHead):
+    """A full head that is the embedding too: V·D parameters for both."""
+
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """The rows [..., D] of these tokens."""
+        return self.rows[...][tokens]
+
+
+class TiedFactoredHead(FactoredHead):
+    """A factored head that is the embedding too, of rank R as well: R·(V + D) parameters for both."""
+
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """The rows [..., D] of A @ B of these tokens."""
+        return self.rows[...][tokens] @ self.basis[...]
+
+
+def make_head(config: ModelConfig, rngs: nnx.Rngs) -> FullHead | FactoredHead:
+    """The head that the config describes."""
+    if config.head_rank is None:
+        return (TiedHead if config.tie_embeddings else FullHead)(config, rngs)
+    return (TiedFactoredHead if config.tie_embeddings else FactoredHead)(config, rngs)

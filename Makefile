@@ -1,0 +1,56 @@
+# `make` lists the targets. PYTHON chooses the interpreter, and each version gets a virtual
+# environment of its own: make test PYTHON=python3.12
+PYTHON ?= python3
+PYTEST_ARGS ?=
+
+# Paths stay relative, so that the repository may lie in a folder with a space in its name.
+VERSION := $(shell "$(PYTHON)" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
+VENV := $(if $(filter python3,$(PYTHON)),.venv,.venv-python$(VERSION))
+PY := $(VENV)/bin/python
+
+# The stamp of a finished installation says for which Python and in which folder it was made; every
+# installation begins by removing it. Where it is missing, or the interpreter or the repository has
+# moved since, the environment may be broken anywhere and is made anew.
+BASE := $(VENV)/installed
+TEST := $(VENV)/installed-with-test
+BELONGS := "$(VERSION) $$(pwd -P)"
+SOUND := $(shell $(PY) -c '' 2>/dev/null && cat $(BASE) $(TEST) 2>/dev/null | grep -qxF $(BELONGS) && echo yes)
+# What the tests need includes all that the demo needs.
+STAMP := $(if $(filter test lint format,$(MAKECMDGOALS))$(wildcard $(TEST)),$(TEST),$(BASE))
+
+.DEFAULT_GOAL := help
+.PHONY: help demo test lint format clean FORCE
+
+help: ## List the targets.
+	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+
+demo: $(STAMP) ## Train a small model with three head ranks and write a report.
+	@$(PY) -m bottleneck demo --workdir=runs/demo
+
+test: lint ## Lint, then run the tests; PYTEST_ARGS="-m slow" and the like go to pytest.
+	$(PY) -m pytest $(PYTEST_ARGS)
+
+lint: $(STAMP) ## Check format, style, the order of imports, and types.
+	$(PY) -m ruff format --check
+	$(PY) -m ruff check
+	$(VENV)/bin/lint-imports --no-logo
+	$(PY) -m mypy
+
+format: $(STAMP) ## Put the code into the one format, and mend what ruff can mend.
+	$(PY) -m ruff format
+	$(PY) -m ruff check --fix
+
+clean: ## Remove environments and caches; runs/ stays.
+	rm -rf .venv .venv-* build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache \
+	    .pytest_cache .ruff_cache
+	find bottleneck configs tests -name __pycache__ -prune -exec rm -rf {} +
+
+$(STAMP): setup.cfg pyproject.toml $(if $(SOUND),,FORCE)
+	$(if $(VERSION),,$(error $(PYTHON) does not run; name a Python that does: make $(MAKECMDGOALS) PYTHON=/path/to/python3))
+	$(if $(filter 2.% 3.4 3.5 3.6 3.7 3.8 3.9 3.10,$(VERSION)),$(error Python 3.11 or newer is needed and $(PYTHON) is $(VERSION); name another: make $(MAKECMDGOALS) PYTHON=python3.12))
+	$(if $(shell "$(PYTHON)" -c 'import ensurepip, venv' 2>&1),$(error $(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt-get install python$(VERSION)-venv))
+	@echo "Installing into $(VENV); the first time this takes some minutes"
+	@rm -f $(BASE) $(TEST)
+	@$(if $(SOUND),$(PY) -m pip --version >/dev/null 2>&1 ||) "$(PYTHON)" -m venv --clear $(VENV)
+	@$(PY) -m pip install -qq --disable-pip-version-check --editable '.$(if $(filter $(TEST),$@),[test])'
+	@echo $(BELONGS) > $@

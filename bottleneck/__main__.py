@@ -1,0 +1,68 @@
+"""`python -m bottleneck VERB …`: finds the verb, runs it, and turns a user's mistake into one line."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+import pkgutil
+import sys
+import warnings
+from pathlib import Path
+
+from bottleneck import __version__, commands
+from bottleneck.config import suggestion
+from bottleneck.errors import UserError
+
+_NOT_VERBS = {"flags"}
+
+
+def verbs() -> list[str]:
+    """The names of all verbs: the modules of `commands`."""
+    names = {module.name for module in pkgutil.iter_modules(commands.__path__)}
+    return sorted(names - _NOT_VERBS)
+
+
+def _summary(verb: str) -> str:
+    """The first line of a verb's docstring, read without importing what the verb needs."""
+    source = Path(commands.__path__[0], f"{verb}.py").read_text(encoding="utf-8")
+    return (ast.get_docstring(ast.parse(source)) or "").splitlines()[0]
+
+
+def _usage() -> str:
+    lines = [f"  {verb:<12} {_summary(verb)}" for verb in verbs()]
+    return "\n".join(
+        [
+            f"bottleneck {__version__}: small language models whose head has a chosen rank.",
+            "",
+            "usage: python -m bottleneck VERB [flags]",
+            "",
+            *lines,
+            "",
+            "python -m bottleneck VERB --help says what a verb takes.",
+        ]
+    )
+
+
+def main(argv: list[str] | None = None) -> int:
+    """Runs a verb; returns the exit code: 2 for a user's mistake, else what the verb says."""
+    argv = sys.argv[1:] if argv is None else argv
+    # pandas takes us for an array library of the same import name, and says that it is too old.
+    warnings.filterwarnings("ignore", message=".*version .* of 'bottleneck'.*")
+    if not argv or argv[0] in ("-h", "--help", "help"):
+        print(_usage())
+        return 0 if argv else 2
+    verb, rest = argv[0], argv[1:]
+    if verb == "--version":
+        print(__version__)
+        return 0
+    try:
+        if verb not in verbs():
+            raise UserError(f"{verb} is not a verb; {suggestion(verb, verbs())}")
+        return importlib.import_module(f"bottleneck.commands.{verb}").main(rest)
+    except UserError as error:
+        print(f"error: {error}", file=sys.stderr)
+        return 2
+
+
+if __name__ == "__main__":
+    sys.exit(main())

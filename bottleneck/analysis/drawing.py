@@ -1,0 +1,196 @@
+"""How every figure looks: colours, lines and names of runs, the same in all figures of a report.
+
+Figures use matplotlib's object interface alone, so drawing one leaves no state behind.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from collections.abc import Callable, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.colors import to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import (
+    FixedLocator,
+    FuncFormatter,
+    LogLocator,
+    NullFormatter,
+    NullLocator,
+)
+from scipy.optimize import isotonic_regression
+
+from bottleneck.analysis.runs import Run
+
+WIDTH = 9.6  # inches; a report shows it about 960 pixels wide, so that 9.5 points are 13 pixels
+GREY = "#767676"  # of what belongs to no run
+_LOOK = {
+    "font.size": 9.5,
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e8e8e8",
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.labelcolor": "black",
+    "ytick.labelcolor": "black",
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.5,
+    "errorbar.capsize": 2.0,
+    "svg.hashsalt": "bottleneck",  # the same figure gives the same file
+}
+# Okabe and Ito's colours, told apart with any colour vision; without yellow, too pale on white.
+_DISTINCT = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
+_DASHES = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (2, 1)))  # dotted lines mark bounds
+_MARKERS = "osD^v"
+_PLAIN = FuncFormatter(lambda tick, _: f"{tick:g}")  # 0.05, not 5·10⁻²
+
+
+class NothingToShow(Exception):
+    """The runs lack what a figure shows; the message says what, as the end of "left out: …"."""
+
+
+class Style(NamedTuple):
+    """How one run is drawn wherever it is drawn."""
+
+    colour: str
+    dash: Any  # matplotlib's line style
+    marker: str
+
+    @property
+    def line(self) -> dict[str, Any]:
+        """The style as matplotlib's keywords of a line."""
+        return {"color": self.colour, "linestyle": self.dash, "marker": self.marker}
+
+    @property
+    def ink(self) -> tuple[float, float, float]:
+        """The colour, darkened until small text in it can be read on white."""
+        red, green, blue = (0.65 * channel for channel in to_rgb(self.colour))
+        return (red, green, blue)
+
+
+@dataclass(frozen=True)
+class Exhibit:
+    """A figure of the report: `sentence` says what it shows and how to read it."""
+
+    name: str  # of its files
+    title: str
+    sentence: str
+    draw: Callable[[Sequence[Run]], Figure]  # raises NothingToShow
+
+
+def styles(runs: Sequence[Run]) -> dict[str, Style]:
+    """Run name → its style.
+
+    Runs that rank and width tell apart are coloured by rank, from orange (lowest) to dark blue
+    (highest), and their lines and markers tell the width; others each get a colour of their own.
+    """
+    shapes = [(run.head_rank, run.config.model.d_model) for run in runs]
+    ranks, widths = (sorted(set(column)) for column in zip(*shapes, strict=True))
+    if len(runs) > 1 and len(set(shapes)) == len(runs):
+        ramp = _ramp(len(ranks))
+        return {
+            run.name: Style(
+                ramp[ranks.index(rank)],
+                _DASHES[widths.index(width) % len(_DASHES)],
+                _MARKERS[widths.index(width) % len(_MARKERS)],
+            )
+            for run, (rank, width) in zip(runs, shapes, strict=True)
+        }
+    colours = _DISTINCT if len(runs) <= len(_DISTINCT) else _ramp(len(runs))
+    return {run.name: Style(c, "-", "o") for run, c in zip(runs, colours, strict=False)}
+
+
+def styled(draw: Callable[[Sequence[Run]], Figure]) -> Callable[[Sequence[Run]], Figure]:
+    """The function, drawing with this module's look and leaving matplotlib's settings as they were."""
+
+    @functools.wraps(draw)
+    def wrapped(runs: Sequence[Run]) -> Figure:
+        with matplotlib.rc_context(_LOOK):
+            return draw(runs)
+
+    return wrapped
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Writes the figure, as PNG or SVG by the path's suffix, and returns the path."""
+    with matplotlib.rc_context(_LOOK):
+        undated = {"Date": None} if path.suffix == ".svg" else {}
+        figure.savefig(path, dpi=160, metadata=undated)
+    return path
+
+
+def label_line_ends(axes: Axes, ends: Sequence[tuple[float, float, str, Style]]) -> None:
+    """Writes (x, y, name, style) of each line beside the axes, level with its end, none on another.
+
+    Call it when limits and scales are final.
+    """
+    ends = sorted((end for end in ends if np.isfinite(end[1])), key=lambda end: end[1])
+    if not ends:
+        return
+    axes.get_ylim()  # settles limits that matplotlib otherwise works out as it draws
+    to_fraction = axes.transScale + axes.transLimits
+    wanted = to_fraction.transform([(x, y) for x, y, *_ in ends])[:, 1]
+    size = 8.5
+    figure_height = axes.figure.get_figheight() * 72  # points; axes fill about 0.8 of it
+    gap = min(1.35 * size / (0.8 * figure_height), 1 / len(ends))
+    # The nearest heights that are `gap` apart: isotonic regression, once `gap` is taken out.
+    steps = gap * np.arange(len(ends))
+    heights = np.clip(isotonic_regression(wanted - steps).x, 0, 1 - steps[-1]) + steps
+    for (x, y, name, style), height in zip(ends, heights, strict=True):
+        axes.annotate(
+            name,
+            xy=(x, y),
+            xytext=(1.06, height),
+            textcoords="axes fraction",
+            color=style.ink,
+            size=size,
+            va="center",
+            annotation_clip=False,
+            arrowprops={
+                **{"arrowstyle": "-", "color": style.colour, "linewidth": 0.6},
+                **{"relpos": (0, 0.5), "shrinkA": 0, "shrinkB": 3},
+            },
+        )
+
+
+def legend(figure: Figure, shown: dict[str, Style]) -> None:
+    """Names the runs at the right of the figure; nothing where there is only one."""
+    if len(shown) > 1:
+        handles = [Line2D([], [], label=name, **style.line) for name, style in shown.items()]
+        figure.legend(handles=handles, loc="outside right center")
+
+
+def log10_ticks(axis: Axis) -> None:
+    """Plain numbers at the ticks of a logarithmic axis; call it when the limits are final."""
+    low, high = sorted(axis.get_view_interval())
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,)))
+    axis.set_major_formatter(_PLAIN)
+    axis.set_minor_formatter(NullFormatter())
+
+
+def log2_ticks(axis: Axis, low: int, high: int) -> None:
+    """Ticks of a logarithmic axis at the powers of two from low to high, which is one of them or not."""
+    powers = [2**n for n in range(high.bit_length()) if 2**n >= low] or [low]
+    axis.set_major_locator(FixedLocator(powers[:: 1 + len(powers) // 12]))
+    axis.set_major_formatter(_PLAIN)
+    axis.set_minor_locator(NullLocator())
+
+
+def _ramp(n: int) -> list[str]:
+    """n colours from orange to dark blue, darker and darker."""
+    shades = matplotlib.colormaps["plasma"](np.linspace(0.76, 0.0, max(n, 2)))
+    return [matplotlib.colors.to_hex(shade) for shade in itertools.islice(shades, n)]

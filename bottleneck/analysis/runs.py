@@ -1,0 +1,229 @@
+"""A run folder, read back: its config, its metrics, its probes and the parameters it saved.
+
+Reading metrics imports neither jax nor orbax; only `Run.params` does, when it is called.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import os
+import zipfile
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import polars.selectors as cs
+
+from bottleneck.config import Config, parse
+from bottleneck.errors import UserError
+from bottleneck.training.run_folder import CONFIG, METRICS, is_complete
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What the run's text is like, as counted when it was tokenised."""
+
+    train_tokens: int
+    heldout_tokens: int
+    unigram_entropy: float  # nats per token
+    bytes_per_token: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder. `load_run` makes it; it holds what was there at that time."""
+
+    path: Path
+    name: str  # the folder's name, or enough of its path to tell it from the runs beside it
+    config: Config
+    metrics: pl.DataFrame  # one row per (step, split), ascending; a column per metric, null if absent
+    n_params: int  # N, total
+    n_params_non_embedding: int
+    corpus: Corpus
+    versions: dict[str, str]
+    mesh: dict[str, int]
+    git_revision: str | None
+
+    @property
+    def is_complete(self) -> bool:
+        return is_complete(self.path)
+
+    @property
+    def head_rank(self) -> int:
+        """R, which is D for a full head."""
+        return self.config.model.head_rank or self.config.model.d_model
+
+    @property
+    def is_full_rank(self) -> bool:
+        return self.head_rank == self.config.model.d_model
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps with a checkpoint, ascending."""
+        return _numbered(self.path / "checkpoints", suffix="")
+
+    @property
+    def probe_steps(self) -> list[int]:
+        """Steps with arrays of a probe, ascending."""
+        return _numbered(self.path / "probes", suffix=".npz")
+
+    def split(self, name: str) -> pl.DataFrame:
+        """The rows of one split ("train", "eval" or "probe") and the columns that it has."""
+        rows = self.metrics.filter(pl.col("split") == name)
+        return rows.select([c for c in rows.columns if rows[c].null_count() < max(rows.height, 1)])
+
+    def series(self, split: str, *columns: str) -> list[np.ndarray]:
+        """Columns of a split as float64 arrays of one length, empty where the run lacks one."""
+        rows = self.split(split)
+        if not set(columns) <= set(rows.columns):
+            return [np.empty(0) for _ in columns]
+        rows = rows.drop_nulls(columns)
+        return [rows[column].cast(pl.Float64).to_numpy() for column in columns]
+
+    def probe(self, step: int | None = None) -> dict[str, np.ndarray]:
+        """The arrays of the probe at a step (None: the last); `UserError` if it was not probed."""
+        step = self._known(step, self.probe_steps, "probe")
+        path = self.path / "probes" / f"{step:08d}.npz"
+        try:
+            with np.load(path) as arrays:
+                return dict(arrays)
+        except (zipfile.BadZipFile, EOFError, ValueError) as error:
+            raise UserError(f"{path} is not a whole .npz file ({error}); delete it") from error
+
+    def params(self, step: int | None = None) -> dict[str, Any]:
+        """The parameters at a step (None: the last), whatever mesh saved them.
+
+        Returns: nested dicts of jax arrays, each whole, on the first CPU device.
+        Raises: `UserError` where the step has no checkpoint; it names those that have.
+        """
+        step = self._known(step, self.steps, "checkpoint")
+        import jax
+        import orbax.checkpoint as ocp
+
+        # Without a target orbax asks for the devices of the mesh that saved the arrays; hence one
+        # is built from the checkpoint's own metadata, with every array on one device here.
+        here = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
+        with ocp.CheckpointManager(
+            (self.path / "checkpoints").absolute(),
+            options=ocp.CheckpointManagerOptions(read_only=True),
+            item_handlers={"params": ocp.StandardCheckpointHandler()},
+        ) as manager:
+            saved = manager.item_metadata(step)["params"].tree
+            target = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), saved
+            )
+            items = ocp.args.Composite(params=ocp.args.StandardRestore(target))
+            return manager.restore(step, args=items)["params"]
+
+    def _known(self, step: int | None, known: list[int], what: str) -> int:
+        if not known:
+            raise UserError(f"{self.path} has no {what} yet")
+        if step is not None and step not in known:
+            steps = ", ".join(map(str, known))
+            raise UserError(f"{self.path} has no {what} of step {step}; it has those of {steps}")
+        return known[-1] if step is None else step
+
+
+def load_run(workdir: str | os.PathLike[str]) -> Run:
+    """The run in a folder; `UserError` where it is not a run folder or has no metrics yet."""
+    path = Path(workdir).expanduser()
+    record = _read_record(path)
+    metrics = _read_metrics(path / METRICS)
+    try:
+        return Run(
+            path=path,
+            name=path.resolve().name,
+            config=parse(record["config"]),
+            metrics=metrics,
+            n_params=record["parameters"]["total"],
+            n_params_non_embedding=record["parameters"]["non_embedding"],
+            corpus=Corpus(**record["corpus"]),
+            versions=record["versions"],
+            mesh=record["mesh"],
+            git_revision=record["git_revision"],
+        )
+    except (KeyError, TypeError, UserError) as error:
+        raise UserError(f"{path / CONFIG} is not one that a run writes: {error}") from error
+
+
+def find_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """The run folders among paths, each once; a path is a run folder or a folder of run folders."""
+    found: dict[Path, Path] = {}  # resolved → as given
+    for path in (Path(p).expanduser() for p in paths):
+        if not path.is_dir():
+            raise UserError(f"{path} is not a folder")
+        inside = [path] if _is_run(path) else [p for p in sorted(path.iterdir()) if _is_run(p)]
+        if not inside:
+            raise UserError(f"{path} is neither a run folder nor a folder of run folders")
+        found |= {p.resolve(): p for p in inside if p.resolve() not in found}
+    return list(found.values())
+
+
+def load_runs(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Run], list[str]]:
+    """The runs among paths (see `find_runs`) that can be read, and why each other one cannot.
+
+    The runs come by width, then rank, then name, and no two have the same name. `UserError` where
+    none can be read.
+    """
+    runs, problems = [], []
+    for path in find_runs(paths):
+        try:
+            runs.append(load_run(path))
+        except UserError as error:
+            problems.append(str(error))
+    if not runs:
+        raise UserError(problems[0])
+    if len({run.name for run in runs}) < len(runs):
+        common = os.path.commonpath([run.path.resolve() for run in runs])
+        runs = [
+            dataclasses.replace(run, name=os.path.relpath(run.path.resolve(), common))
+            for run in runs
+        ]
+    runs.sort(key=lambda run: (run.config.model.d_model, run.head_rank, run.name))
+    return runs, problems
+
+
+def _is_run(path: Path) -> bool:
+    return (path / CONFIG).is_file()
+
+
+def _read_record(path: Path) -> dict[str, Any]:
+    """What the run wrote down about itself when it began."""
+    if not _is_run(path):
+        raise UserError(f"{path} is not a run folder: it has no {CONFIG}")
+    try:
+        return json.loads((path / CONFIG).read_text())
+    except json.JSONDecodeError as error:
+        raise UserError(f"{path / CONFIG} is not JSON: {error}") from error
+
+
+def _read_metrics(path: Path) -> pl.DataFrame:
+    """One row per (step, split): a run that was killed and continued says some things twice."""
+    lines = path.read_text().splitlines() if path.exists() else []
+    rows: dict[tuple[int, str], dict[str, Any]] = {}
+    for number, line in enumerate(lines, start=1):
+        try:
+            row = json.loads(line)
+            rows[row["step"], row["split"]] = row
+        except (json.JSONDecodeError, KeyError, TypeError) as error:
+            if number == len(lines):
+                break  # a run that was killed as it wrote leaves a torn last line
+            raise UserError(f"{path}, line {number} is not a line of metrics: {line!r}") from error
+    if not rows:
+        raise UserError(f"{path.parent} has no metrics yet")
+    # JSON does not tell 3.0 from 3, so counts are told from measurements by their names.
+    measured = cs.numeric() - cs.by_name("step", "tokens", require_all=False)
+    table = pl.DataFrame(list(rows.values()), infer_schema_length=None)
+    return table.with_columns(measured.cast(pl.Float64)).sort("step", "split")
+
+
+def _numbered(folder: Path, suffix: str) -> list[int]:
+    """The numbers among the names in a folder; what is still being written has other names."""
+    if not folder.is_dir():
+        return []
+    names = (p.name.removesuffix(suffix) for p in folder.iterdir() if p.name.endswith(suffix))
+    return sorted(int(name) for name in names if name.isdecimal())

@@ -1,0 +1,1 @@
+"""The verbs of `python -m bottleneck`: one file each, flags only."""

@@ -1,0 +1,44 @@
+"""Write a report, with figures and a table, about one run or several.
+
+A path is a run folder or a folder of run folders; runs that are still training are shown as far as
+they are.
+"""
+
+from __future__ import annotations
+
+import argparse
+import os
+import sys
+from pathlib import Path
+
+from bottleneck.errors import UserError
+
+
+def main(argv: list[str]) -> int:
+    """Returns the exit code; raises `UserError` where no run can be read."""
+    parser = argparse.ArgumentParser("python -m bottleneck analyze", description=__doc__)
+    parser.add_argument("workdir", nargs="+", type=Path, help="a run folder, or a folder of them")
+    parser.add_argument(
+        "--output", type=Path, help="folder of the report (default: report/ in what the paths share)"
+    )
+    flags = parser.parse_args(argv)
+
+    # Imported here, as they take seconds that `--help` need not wait for.
+    from bottleneck.analysis.report import write_report
+    from bottleneck.analysis.runs import load_runs
+    from bottleneck.analysis.summary import print_summary, summary_table
+
+    runs, problems = load_runs(flags.workdir)
+    for problem in problems:
+        print(f"left out: {problem}", file=sys.stderr)
+    page = write_report(runs, flags.output or _default_output(flags.workdir))
+    print_summary(summary_table(runs))
+    print(f"\nreport: {page}")
+    return 0
+
+
+def _default_output(paths: list[Path]) -> Path:
+    common = Path(os.path.commonpath([path.expanduser().resolve() for path in paths]))
+    if common == Path(common.anchor):
+        raise UserError("the paths have no folder in common; say where with --output=DIR")
+    return common / "report"

@@ -1,0 +1,109 @@
+"""`--config=FILE.py[:ARGUMENT]` and its `--config.FIELD=VALUE` overrides, for every verb that has them.
+
+`ml_collections` loads the file and types the overrides; every mistake leaves here as one line.
+"""
+
+from __future__ import annotations
+
+import argparse
+import re
+import traceback
+from pathlib import Path
+
+from absl import flags
+from ml_collections import config_dict, config_flags
+
+from bottleneck import config as config_lib
+from bottleneck.errors import UserError
+
+_OVERRIDES_HELP = """\
+any field of the config can be overridden, dots between the names:
+  --config.model.head_rank=64 --config.train.steps=2000 --config.probe.ranks=8,16,32
+None clears an optional field: --config.model.head_rank=None is a full head.
+A config file is Python and is run: open only those that you trust.
+"""
+
+
+def parse_command(
+    parser: argparse.ArgumentParser, argv: list[str]
+) -> tuple[argparse.Namespace, config_lib.Config]:
+    """The parsed flags of a verb and its validated config; adds `--config` to the parser's flags."""
+    parser.add_argument(
+        "--config", required=True, metavar="FILE.py", help="config file, such as configs/nano.py"
+    )
+    parser.formatter_class = argparse.RawDescriptionHelpFormatter
+    parser.epilog = _OVERRIDES_HELP
+    overrides = [argument for argument in argv if argument.startswith("--config.")]
+    assigned = dict(_parse_override(override) for override in overrides)
+    arguments = parser.parse_args([a for a in argv if not a.startswith("--config.")])
+    return arguments, load_config(arguments.config, assigned)
+
+
+def load_config(path: str, assigned: dict[str, str]) -> config_lib.Config:
+    """The validated config of a file, its fields overridden as assigned; raises `UserError`."""
+    file, _, argument = path.partition(":")
+    if not Path(file).is_file():
+        raise UserError(f"--config={path}: there is no file {file}")
+    fields = _read_file(path)
+    known = _field_names(fields)
+    for name in assigned:
+        if name not in known:
+            raise UserError(f"config.{name} is not a field; {_nearest(name, known)}")
+    # ml_collections has no way to write None on a command line, so those are left for afterwards.
+    cleared = [name for name, value in assigned.items() if value.lower() == "none"]
+    typed = [f"--config.{k}={v}" for k, v in assigned.items() if k not in cleared]
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_dict("config", fields, flag_values=values, sys_argv=["", *typed])
+    try:
+        values(["", *typed])
+    except flags.IllegalFlagValueError as error:
+        raise UserError(str(error).splitlines()[0].removeprefix("flag --")) from error
+    plain = fields.to_dict()
+    for name in cleared:
+        group, _, key = name.rpartition(".")
+        (plain[group] if group else plain)[key] = None
+    return config_lib.parse(plain)
+
+
+def _parse_override(override: str) -> tuple[str, str]:
+    match = re.fullmatch(r"--config\.([\w.]+)=(.*)", override, flags=re.DOTALL)
+    if match is None:
+        raise UserError(f"{override}: an override has the form --config.FIELD=VALUE")
+    return match[1], match[2]
+
+
+def _read_file(path: str) -> config_dict.ConfigDict:
+    """What the file's get_config returns; an error of the file's own ends in one line."""
+    values = flags.FlagValues()
+    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["", f"--config={path}"])
+    try:
+        values(["", f"--config={path}"])
+        fields = values.config
+    except UserError:
+        raise
+    except flags.IllegalFlagValueError as error:
+        # An error inside get_config arrives as the text of a traceback, whose last line says what.
+        raise UserError(f"--config={path}: {str(error).strip().splitlines()[-1]}") from error
+    except Exception as error:
+        place = traceback.extract_tb(error.__traceback__)[-1]
+        what = " ".join(str(error).split()) or "no message"
+        where = f"{Path(place.filename).name}:{place.lineno}"
+        raise UserError(f"--config={path}: {type(error).__name__} at {where}: {what}") from error
+    if not isinstance(fields, config_dict.ConfigDict):
+        raise UserError(f"--config={path}: get_config() must return a ConfigDict, see configs/nano.py")
+    return fields
+
+
+def _field_names(fields: config_dict.ConfigDict, prefix: str = "") -> list[str]:
+    names: list[str] = []
+    for key in fields:
+        value = fields[key]
+        is_group = isinstance(value, config_dict.ConfigDict)
+        names += _field_names(value, f"{prefix}{key}.") if is_group else [prefix + key]
+    return names
+
+
+def _nearest(name: str, known: list[str]) -> str:
+    """A suggestion among the fields of the same group, where the group exists."""
+    group = name.rpartition(".")[0]
+    return config_lib.suggestion(name, [k for k in known if k.startswith(f"{group}.")] or known)

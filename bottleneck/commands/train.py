@@ -1,0 +1,21 @@
+"""Train a model, with probes and checkpoints; the same command continues a stopped run.
+
+Nothing that takes seconds to import is imported before the config has been checked.
+"""
+
+from __future__ import annotations
+
+import argparse
+
+from bottleneck.commands.flags import parse_command
+
+
+def main(argv: list[str]) -> int:
+    parser = argparse.ArgumentParser("python -m bottleneck train", description=__doc__.splitlines()[0])
+    parser.add_argument("--workdir", required=True, help="the run folder; made if it is not there")
+    arguments, config = parse_command(parser, argv)
+
+    from bottleneck.training.loop import train
+
+    train(config, arguments.workdir)
+    return 0

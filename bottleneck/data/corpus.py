@@ -1,0 +1,231 @@
+"""Where text comes from: the standard library's source, files, or a TFDS data set.
+
+A corpus is a stream of documents in a fixed order, together with a fingerprint that tells whether
+it is still the one it was. Its documents are split into training and held-out ones by their
+contents alone, so that copies of a document are never on both sides.
+"""
+
+from __future__ import annotations
+
+import difflib
+import glob
+import hashlib
+import os
+import platform
+import sysconfig
+from collections.abc import Callable, Iterable, Iterator
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bottleneck.config import DataConfig, suggestion
+from bottleneck.data.documents import SUFFIXES, Document, document, read_documents, text_of
+from bottleneck.errors import UserError
+
+# Of the standard library, what every distribution of Python ships and what is prose or code: Debian
+# and slim images leave out the tests, idlelib and tkinter, releases differ in distutils and lib2to3,
+# and the encodings are tables of characters. Packages that are installed beside it are not part of it.
+_LEFT_OUT = frozenset(
+    "__pycache__ dist-packages distutils encodings ensurepip idlelib lib-dynload lib2to3 msilib "
+    "pydoc_data site-packages test tests tkinter turtledemo".split()
+)
+
+# A corpus of at most so many bytes is recognised by its contents, a larger one by the names, sizes
+# and times of its files.
+_HASHED_IN_FULL = 2**26
+
+_TFDS_ROWS = 256  # records read at a time
+
+
+@dataclass(frozen=True)
+class Fingerprint:
+    """What a corpus is recognised by."""
+
+    files: int
+    bytes: int
+    sha256: str
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """A stream of documents that does not grow in memory."""
+
+    name: str  # short, fit for a file name
+    description: dict[str, Any]  # what was asked for, as plain values
+    fingerprint: Fingerprint
+    read: Callable[[], Iterator[Document]]
+
+    def documents(self) -> Iterator[Document]:
+        """All documents, in the same order every time, the empty ones among them."""
+        return self.read()
+
+
+def open_corpus(config: DataConfig) -> Corpus:
+    """The corpus that the config names; raises `UserError` where there is none."""
+    opener = {"stdlib": _stdlib, "text": _text, "tfds": _tfds}[config.corpus]
+    try:
+        return opener(config)
+    except OSError as error:
+        raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
+
+
+def heldout_draw(text: str) -> float:
+    """A number in [0, 1) that depends on the text alone, uniform over texts.
+
+    The document is held out if it lies below `DataConfig.heldout_fraction`.
+    """
+    digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
+    return int.from_bytes(digest, "big") / 2**64
+
+
+def _stdlib(config: DataConfig) -> Corpus:
+    """The sources of the running Python's standard library and the topics of its `help()`."""
+    root = Path(sysconfig.get_path("stdlib"))
+    files = []
+    for folder, subfolders, names in os.walk(root):
+        subfolders[:] = [name for name in subfolders if name not in _LEFT_OUT]
+        # _sysconfigdata* describes how this machine's Python was compiled.
+        sources = (n for n in names if n.endswith(".py") and not n.startswith("_sysconfigdata"))
+        files += [Path(folder, name) for name in sources]
+    files.sort()
+    if not files:
+        raise UserError(f"config.data.corpus='stdlib': {root} holds no source; use corpus='text'")
+    topics = _help_topics()
+
+    def read() -> Iterator[Document]:
+        before = 0
+        for found in _concatenated(files, field=""):
+            before = found.position
+            yield found._replace(key=str(Path(found.key).relative_to(root)))
+        for name, text in topics:
+            before += len(text.encode())
+            yield document(f"help/{name}", text, before)
+
+    contents = [(str(file.relative_to(root)), file.read_bytes()) for file in files]
+    contents += [(f"help/{name}", text.encode()) for name, text in topics]
+    fingerprint = _fingerprint((name, len(raw), raw) for name, raw in contents)
+    version = platform.python_version()
+    # Two builds of one release may differ in patches: each has its own tokens.
+    description = {"corpus": "stdlib", "python": version, "sha256": fingerprint.sha256}
+    return Corpus(f"stdlib-{version}", description, fingerprint, read)
+
+
+def _help_topics() -> list[tuple[str, str]]:
+    try:
+        from pydoc_data.topics import topics
+    except ImportError:  # a minimal Python without its documentation
+        return []
+    return sorted(topics.items())
+
+
+def _text(config: DataConfig) -> Corpus:
+    paths = [Path(path).expanduser().absolute() for path in config.paths]
+    files = list(dict.fromkeys(file for path in paths for file in _text_files(path)))
+    status = [file.stat() for file in files]
+    if sum(s.st_size for s in status) <= _HASHED_IN_FULL:
+        marks: Iterable[bytes] = (file.read_bytes() for file in files)
+    else:
+        marks = (b"%d" % s.st_mtime for s in status)
+    return Corpus(
+        f"text-{paths[0].name.partition('.')[0]}",
+        {"corpus": "text", "paths": [*map(str, paths)], "text_field": config.text_field},
+        _fingerprint(zip(map(str, files), (s.st_size for s in status), marks, strict=True)),
+        lambda: _concatenated(files, config.text_field),
+    )
+
+
+def _text_files(path: Path) -> list[Path]:
+    """The files that a path, folder or glob stands for, sorted; at least one."""
+    if path.is_file():
+        if not path.name.endswith(SUFFIXES):
+            raise UserError(f"config.data.paths: {path} is none of {', '.join(SUFFIXES)}")
+        return [path]
+    if path.is_dir():
+        found = _visible_files(path)
+    elif matches := glob.glob(str(path), recursive=True):
+        found = [Path(match) for match in matches]
+    else:
+        near = difflib.get_close_matches(path.name, _names_in(path.parent), n=1)
+        advice = f"; did you mean {path.parent / near[0]}?" if near else ""
+        raise UserError(f"config.data.paths: {path} does not exist{advice}")
+    files = sorted(file for file in found if file.name.endswith(SUFFIXES) and file.is_file())
+    if not files:
+        raise UserError(f"config.data.paths: {path} holds no {', '.join(SUFFIXES)} file")
+    return files
+
+
+def _visible_files(folder: Path) -> list[Path]:
+    """All files below a folder but the hidden ones and those in hidden folders, such as .git."""
+    found = []
+    for parent, subfolders, names in os.walk(folder):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        found += [Path(parent, name) for name in names if not name.startswith(".")]
+    return found
+
+
+def _names_in(folder: Path) -> list[str]:
+    return os.listdir(folder) if folder.is_dir() else []
+
+
+def _concatenated(files: list[Path], field: str) -> Iterator[Document]:
+    before = 0
+    for file in files:
+        for found in read_documents(file, field):
+            yield found._replace(position=before + found.position)
+        before += file.stat().st_size
+
+
+def _fingerprint(entries: Iterable[tuple[str, int, bytes]]) -> Fingerprint:
+    """The fingerprint of (name, bytes, contents or time) of every file."""
+    digest, files, total = hashlib.sha256(), 0, 0
+    for name, size, mark in entries:
+        digest.update(hashlib.sha256(name.encode(errors="surrogateescape")).digest())
+        digest.update(b"%d " % size + hashlib.sha256(mark).digest())
+        files, total = files + 1, total + size
+    return Fingerprint(files, total, digest.hexdigest())
+
+
+def _tfds(config: DataConfig) -> Corpus:
+    """A data set of TensorFlow Datasets, downloaded and prepared if it is not on this machine.
+
+    It is read with random access, which needs no TensorFlow.
+    """
+    import tensorflow_datasets as tfds
+
+    name, field = config.tfds_name, config.text_field
+    try:
+        builder = tfds.builder(name, data_dir=config.tfds_data_dir)
+        if not builder.is_prepared():
+            builder.download_and_prepare(file_format="array_record")
+        source = builder.as_data_source(config.tfds_split)
+    except tfds.core.DatasetNotFoundError as error:
+        known = tfds.list_builders(with_community_datasets=False)
+        near = difflib.get_close_matches(name.partition("/")[0], known, n=1)
+        advice = f"did you mean {near[0]}?" if near else "see tensorflow.org/datasets/catalog"
+        raise UserError(f"config.data.tfds_name={name!r} is not a TFDS data set; {advice}") from error
+    # What builders, and the servers that they download from, raise is not confined to any class.
+    except Exception as error:
+        reason = " ".join(str(error).split()) or type(error).__name__
+        raise UserError(
+            f"TFDS cannot open config.data.tfds_name={name!r}, "
+            f"config.data.tfds_split={config.tfds_split!r}: {reason}"
+        ) from error
+    features = list(builder.info.features or ())
+    if field not in features:
+        advice = suggestion(field, features)
+        raise UserError(f"config.data.text_field={field!r} is not a feature of {name!r}; {advice}")
+    full_name = f"{builder.info.full_name}/{config.tfds_split}"
+    files = builder.info.splits[config.tfds_split].filepaths
+    status = [(file.name, file.stat()) for file in files]
+    fingerprint = _fingerprint((file, s.length, b"%d" % s.mtime) for file, s in status)
+
+    def read() -> Iterator[Document]:
+        for start in range(0, len(source), _TFDS_ROWS):
+            rows = range(start, min(start + _TFDS_ROWS, len(source)))
+            for row, example in zip(rows, source.__getitems__(rows), strict=True):
+                key = f"{full_name}:{row}"
+                position = fingerprint.bytes * (row + 1) // len(source)
+                yield document(key, text_of(example[field], key, field), position)
+
+    description = {"corpus": "tfds", "name": full_name, "text_field": field}
+    return Corpus(f"tfds-{full_name}", description, fingerprint, read)

@@ -1,0 +1,168 @@
+"""A document, and the reading of documents out of text files.
+
+A plain file (.txt, .md, .py) is a document; every record of a .jsonl (also .gz and .zst) or .parquet
+file is one. Files are read as streams: what is held in memory is one record, or one passage of a
+plain file that is too long to be a document.
+"""
+
+from __future__ import annotations
+
+import io
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import IO, Any, NamedTuple
+
+from bottleneck.config import suggestion
+from bottleneck.errors import UserError
+
+PLAIN = (".txt", ".md", ".py")
+JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
+SUFFIXES = (*PLAIN, *JSON_LINES, ".parquet")
+
+# A longer plain file is taken for a whole collection, since one document cannot be split into
+# training and held-out text: it is cut at line ends into passages, each a document.
+LONGEST_PLAIN_FILE = 2**20  # bytes
+PASSAGE = 2**14  # bytes, about 4,000 tokens
+
+_PARQUET_ROWS = 256  # records decoded at a time
+
+
+class Document(NamedTuple):
+    """A text, and where it was found."""
+
+    key: str  # unique in its corpus
+    text: str  # valid Unicode, possibly empty
+    position: int  # bytes of the corpus's files read so far, this document's among them
+    was_invalid: bool = False  # whether bytes that are not UTF-8 were replaced with U+FFFD
+
+
+def read_documents(path: Path, field: str) -> Iterator[Document]:
+    """Documents of a file in its order; `field` names the text of a record.
+
+    Raises `UserError` with the path, and the line where there is one, for a file that cannot be
+    read, is cut short or lacks the field.
+    """
+    if path.suffix == ".parquet":
+        reader = _read_parquet(path, field)
+    elif path.name.endswith(JSON_LINES):
+        reader = _read_json_lines(path, field)
+    else:
+        reader = _read_plain(path)
+    try:
+        yield from reader
+    except OSError as error:  # the system's, and pyarrow's where a compressed stream is damaged
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+
+
+def document(key: str, raw: bytes | str, position: int) -> Document:
+    """The document with this text, made valid Unicode.
+
+    A str can be invalid too: JSON can hold one half of a surrogate pair.
+    """
+    try:
+        return Document(key, raw.decode() if isinstance(raw, bytes) else _checked(raw), position)
+    except UnicodeDecodeError:
+        assert isinstance(raw, bytes)
+        return Document(key, raw.decode(errors="replace"), position, was_invalid=True)
+    except UnicodeEncodeError:
+        assert isinstance(raw, str)
+        text = raw.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+        return Document(key, text, position, was_invalid=True)
+
+
+def _checked(text: str) -> str:
+    text.encode()
+    return text
+
+
+def _read_plain(path: Path) -> Iterator[Document]:
+    with path.open("rb") as stream:
+        if path.stat().st_size <= LONGEST_PLAIN_FILE:
+            raw = stream.read()
+            yield document(str(path), raw, len(raw))
+            return
+        position = 0
+        for raw in _passages(stream):
+            yield document(f"{path}:{position}", raw, position := position + len(raw))
+
+
+def _passages(stream: IO[bytes]) -> Iterator[bytes]:
+    """The stream in pieces that end, as far as possible, with a line, else a word or a character."""
+    rest = b""
+    while block := stream.read(PASSAGE):
+        block = rest + block
+        cut = block.rfind(b"\n") + 1 or block.rfind(b" ") + 1 or _start_of_last_character(block)
+        rest = block[cut:]
+        yield block[:cut]
+    if rest:
+        yield rest
+
+
+def _start_of_last_character(block: bytes) -> int:
+    # A UTF-8 character has at most 4 bytes, all but the first of the form 10xxxxxx.
+    last = range(len(block) - 1, max(len(block) - 5, 0), -1)
+    return next((i for i in last if block[i] & 0b1100_0000 != 0b1000_0000), len(block))
+
+
+def _read_json_lines(path: Path, field: str) -> Iterator[Document]:
+    with path.open("rb") as file:
+        for number, line in enumerate(_decompressed(file, path), start=1):
+            where = f"{path}:{number}"
+            found = document(where, line, file.tell())
+            if found.text.isspace():
+                continue
+            try:
+                record = json.loads(found.text.removeprefix("\ufeff"))
+            except (ValueError, RecursionError) as error:
+                raise UserError(f"{where}: not a JSON object: {error}") from error
+            if not isinstance(record, dict):
+                raise UserError(f"{where}: a {type(record).__name__}, not a JSON object")
+            if field not in record:
+                raise UserError(f"{where}: {_missing('key', field, list(record))}")
+            text = document(where, text_of(record[field], where, field), found.position)
+            yield text._replace(was_invalid=found.was_invalid or text.was_invalid)
+
+
+def _decompressed(file: IO[bytes], path: Path) -> IO[bytes]:
+    if path.suffix not in (".gz", ".zst"):
+        return file
+    import pyarrow
+
+    # Unlike the zstandard package, this raises on a file that was cut short.
+    codec = "gzip" if path.suffix == ".gz" else "zstd"
+    stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(file, mode="r"), codec)
+    return io.BufferedReader(stream, buffer_size=2**20)
+
+
+def _read_parquet(path: Path, field: str) -> Iterator[Document]:
+    import pyarrow.parquet
+
+    size = path.stat().st_size
+    try:
+        with pyarrow.parquet.ParquetFile(path) as table:
+            if field not in table.schema_arrow.names:
+                raise UserError(f"{path}: {_missing('column', field, table.schema_arrow.names)}")
+            row = 0
+            for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=[field]):
+                for value in batch.column(0).to_pylist():
+                    where = f"{path}:{row}"
+                    row += 1
+                    position = size * row // table.metadata.num_rows
+                    yield document(where, text_of(value, where, field), position)
+    except pyarrow.ArrowException as error:
+        raise UserError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
+
+
+def text_of(value: Any, where: str, field: str) -> bytes | str:
+    """The value of a record's text field: null is an empty text, a number a mistake."""
+    if value is None:
+        return ""
+    if not isinstance(value, (str, bytes)):
+        raise UserError(f"{where}: {field!r} is a {type(value).__name__}, not a text")
+    return value
+
+
+def _missing(kind: str, field: str, known: list[str]) -> str:
+    advice = suggestion(field, known) if known else "it has none"
+    return f"no {kind} {field!r} (config.data.text_field); {advice}"

@@ -1,0 +1,217 @@
+"""A decoder-only transformer whose families (Pythia, GPT-2, Llama) differ by fields of the config.
+
+B: sequences; L: tokens; D: hidden width; H: heads, G: key-value heads, K: size of one; F: MLP width.
+Layers are stacked, [n_layers, ...], and scanned, so that compile time does not grow with depth.
+Every parameter carries the logical names of its own axes (without the stacking one).
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+from flax import nnx
+
+from bottleneck.config import ModelConfig
+from bottleneck.model.attention import causal_attention, rotate
+from bottleneck.model.head import make_head
+from bottleneck.parallel.mesh import constrain
+
+Params = dict[str, Any]
+Observe = Callable[[jax.Array], Any]  # hidden [B, L, D] → a small tree of statistics
+
+_REMAT_POLICIES = {
+    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
+    "full": jax.checkpoint_policies.nothing_saveable,
+}
+
+
+def _linear(
+    config: ModelConfig, axes: tuple[str, str], sizes: tuple[int, int], std: float, rngs: nnx.Rngs
+) -> nnx.Linear:
+    return nnx.Linear(
+        *sizes,
+        use_bias=config.use_bias,
+        dtype=jnp.dtype(config.compute_dtype),
+        kernel_init=nnx.initializers.normal(std),
+        kernel_metadata={"axes": axes},
+        bias_metadata={"axes": axes[1:]},
+        rngs=rngs,
+    )
+
+
+def _norm(config: ModelConfig, rngs: nnx.Rngs) -> nnx.LayerNorm | nnx.RMSNorm:
+    shared: dict[str, Any] = dict(
+        epsilon=config.norm_epsilon,
+        dtype=jnp.float32,
+        scale_metadata={"axes": ("norm",)},
+        rngs=rngs,
+    )
+    if config.norm == "rmsnorm":
+        return nnx.RMSNorm(config.d_model, **shared)
+    # The fast variance, E[x²] − E[x]², cancels badly where a hidden state has a large mean.
+    return nnx.LayerNorm(
+        config.d_model, **shared, use_fast_variance=False, bias_metadata={"axes": ("norm",)}
+    )
+
+
+class Attention(nnx.Module):
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.config = config
+        d_model, std = config.d_model, config.weight_std
+        inner, kv_inner = d_model, config.kv_heads * config.head_size
+        self.query = _linear(config, ("embed", "heads"), (d_model, inner), std, rngs)
+        self.key = _linear(config, ("embed", "kv_heads"), (d_model, kv_inner), std, rngs)
+        self.value = _linear(config, ("embed", "kv_heads"), (d_model, kv_inner), std, rngs)
+        self.output = _linear(
+            config, ("heads", "embed"), (inner, d_model), config.output_weight_std, rngs
+        )
+
+    def __call__(self, hidden_BxLxD: jax.Array) -> jax.Array:
+        config = self.config
+        B, L, _ = hidden_BxLxD.shape
+        query = self.query(hidden_BxLxD).reshape(B, L, config.n_heads, config.head_size)
+        key = self.key(hidden_BxLxD).reshape(B, L, config.kv_heads, config.head_size)
+        value = self.value(hidden_BxLxD).reshape(B, L, config.kv_heads, config.head_size)
+        if config.position == "rotary":
+            query = rotate(query, config.rotary_size, config.rotary_theta)
+            key = rotate(key, config.rotary_size, config.rotary_theta)
+        mixed = causal_attention(query, key, value, config.attention)
+        return self.output(mixed.reshape(B, L, config.d_model))
+
+
+class Mlp(nnx.Module):
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.kind = config.mlp
+        d_model, width = config.d_model, config.mlp_width
+        self.up = _linear(config, ("embed", "mlp"), (d_model, width), config.weight_std, rngs)
+        if self.kind == "swiglu":
+            self.gate = _linear(config, ("embed", "mlp"), (d_model, width), config.weight_std, rngs)
+        self.down = _linear(
+            config, ("mlp", "embed"), (width, d_model), config.output_weight_std, rngs
+        )
+
+    def __call__(self, hidden_BxLxD: jax.Array) -> jax.Array:
+        inner = self.up(hidden_BxLxD)
+        if self.kind == "swiglu":
+            return self.down(jax.nn.silu(self.gate(hidden_BxLxD)) * inner)
+        return self.down(jax.nn.gelu(inner, approximate=self.kind == "gelu_tanh"))
+
+
+class Block(nnx.Module):
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.parallel_residual = config.parallel_residual
+        self.dtype = jnp.dtype(config.compute_dtype)
+        self.attention_norm = _norm(config, rngs)
+        self.attention = Attention(config, rngs)
+        self.mlp_norm = _norm(config, rngs)
+        self.mlp = Mlp(config, rngs)
+
+    def __call__(self, hidden_BxLxD: jax.Array) -> jax.Array:
+        attended = self.attention(self.attention_norm(hidden_BxLxD).astype(self.dtype))
+        if not self.parallel_residual:
+            hidden_BxLxD = hidden_BxLxD + attended
+        transformed = self.mlp(self.mlp_norm(hidden_BxLxD).astype(self.dtype))
+        if self.parallel_residual:
+            hidden_BxLxD = hidden_BxLxD + attended
+        return constrain(hidden_BxLxD + transformed, "batch", "length", None)
+
+
+class Embedding(nnx.Module):
+    """Rows [V, D] of the tokens, where the head does not provide them."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        shape = (config.padded_vocab_size, config.d_model)
+        rows = config.weight_std * jax.random.normal(rngs.params(), shape)
+        self.rows = nnx.Param(rows, axes=("vocab", "embed"))
+
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        return self.rows[...][tokens]
+
+
+class Transformer(nnx.Module):
+    """Tokens → hidden states after the final norm; `head` turns those into logits."""
+
+    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.config = config
+        if not config.tie_embeddings:
+            self.embedding = Embedding(config, rngs)
+        if config.position == "learned":
+            shape = (config.max_length, config.d_model)
+            rows = config.weight_std * jax.random.normal(rngs.params(), shape)
+            self.positions = nnx.Param(rows, axes=("position", "embed"))
+
+        @nnx.split_rngs(splits=config.n_layers)
+        @nnx.vmap(in_axes=0, out_axes=0)
+        def stacked_blocks(rngs: nnx.Rngs) -> Block:
+            return Block(config, rngs)
+
+        self.blocks = stacked_blocks(rngs)
+        self.final_norm = _norm(config, rngs)
+        self.head = make_head(config, rngs)
+
+    def __call__(
+        self, tokens_BxL: jax.Array, observe: Observe | None = None
+    ) -> tuple[jax.Array, Any]:
+        """The hidden states [B, L, D] after the final norm, and what `observe` saw of each depth.
+
+        Depth 0 is the embedding; depth n_layers is after the final norm, where the head reads; the
+        other depths are the outputs of the layers between, so that there are n_layers + 1 of them.
+
+        Args:
+            observe: called on the hidden states of each depth; its results are stacked along a
+                leading axis [n_layers + 1, ...]. The second value returned is None without it.
+        """
+        config = self.config
+        embedding = self.head if config.tie_embeddings else self.embedding
+        hidden_BxLxD = embedding.embed(tokens_BxL)
+        if config.position == "learned":
+            hidden_BxLxD = hidden_BxLxD + self.positions[: tokens_BxL.shape[1]]
+        hidden_BxLxD = hidden_BxLxD.astype(config.compute_dtype)
+        hidden_BxLxD = constrain(hidden_BxLxD, "batch", "length", None)
+
+        block_graph, block_params = nnx.split(self.blocks)
+
+        def layer(hidden: jax.Array, params: Any) -> tuple[jax.Array, Any]:
+            seen = None if observe is None else observe(hidden)
+            return nnx.merge(block_graph, params)(hidden), seen
+
+        if config.remat != "none":
+            layer = jax.checkpoint(layer, policy=_REMAT_POLICIES[config.remat], prevent_cse=False)
+        hidden_BxLxD, seen = jax.lax.scan(layer, hidden_BxLxD, block_params)
+        hidden_BxLxD = self.final_norm(hidden_BxLxD).astype(config.compute_dtype)
+        if observe is not None:
+            last = observe(hidden_BxLxD)
+            seen = jax.tree.map(lambda some, one: jnp.concatenate([some, one[None]]), seen, last)
+        return hidden_BxLxD, seen
+
+
+def _split(config: ModelConfig, key: jax.Array) -> tuple[nnx.GraphDef, nnx.State]:
+    return nnx.split(Transformer(config, nnx.Rngs(params=key)))
+
+
+def init_params(config: ModelConfig, key: jax.Array) -> Params:
+    """Fresh float32 parameters as a nested dict; jit it with output shardings to make only shards."""
+    return nnx.to_pure_dict(_split(config, key)[1])
+
+
+def graph(config: ModelConfig) -> nnx.GraphDef:
+    """The module without its parameters: `nnx.merge(graph(config), params)` is the model."""
+    return nnx.split(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0))))[0]
+
+
+def logical_axes(config: ModelConfig) -> dict[str, Any]:
+    """The tree of the parameters with, for each, the logical names of its dimensions.
+
+    Stacked parameters have None for the layers before their own names.
+    """
+    state = nnx.eval_shape(lambda: nnx.split(Transformer(config, nnx.Rngs(0)))[1])
+
+    def names(variable: nnx.Variable) -> tuple[str | None, ...]:
+        own = variable.get_metadata("axes")
+        return (None,) * (len(variable.shape) - len(own)) + tuple(own)
+
+    axes = jax.tree.map(names, state, is_leaf=lambda node: isinstance(node, nnx.Variable))
+    return nnx.to_pure_dict(axes)

@@ -1,0 +1,93 @@
+"""The device mesh and the one table that says where every array lives on it.
+
+Mesh axes: `replica` (copies of the parameters; across slices of a pod), `fsdp` (parameters and
+batch both split), `tensor` (heads, MLP width and vocabulary split). Arrays name their dimensions
+with logical axes; `LOGICAL_AXES` maps those to mesh axes, and nothing else in the program does.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any
+
+import jax
+from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
+
+from bottleneck.config import MeshConfig
+from bottleneck.errors import UserError
+
+MESH_AXES = ("replica", "fsdp", "tensor")
+
+# Logical axis → mesh axes it is split over; None is replicated.
+LOGICAL_AXES: dict[str, str | tuple[str, ...] | None] = {
+    "batch": ("replica", "fsdp"),
+    "length": None,
+    "vocab": "tensor",
+    "embed": "fsdp",
+    "heads": "tensor",
+    "kv_heads": "tensor",
+    "mlp": "tensor",
+    "rank": None,
+    "norm": None,
+    "position": None,
+}
+
+
+def mesh_sizes(config: MeshConfig, n_devices: int) -> dict[str, int]:
+    """Devices along each axis, with a -1 filled in; raises `UserError` where they do not multiply out."""
+    sizes = config.sizes
+    known = math.prod(size for size in sizes.values() if size > 0)
+    if n_devices % known:
+        asked = " × ".join(f"{k}={v}" for k, v in sizes.items() if v > 0)
+        raise UserError(f"config.mesh asks for {asked}, which does not divide {n_devices} devices")
+    filled = {k: n_devices // known if v == -1 else v for k, v in sizes.items()}
+    if math.prod(filled.values()) != n_devices:
+        asked = " × ".join(f"{k}={v}" for k, v in filled.items())
+        raise UserError(
+            f"config.mesh asks for {asked}, but there are {n_devices} devices; "
+            "-1 on one axis takes the rest"
+        )
+    return filled
+
+
+def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
+    """A mesh of all devices (or of those given), its axes as `config` says."""
+    devices = jax.devices() if devices is None else devices
+    sizes = mesh_sizes(config, len(devices))
+    return jax.make_mesh(
+        tuple(sizes[axis] for axis in MESH_AXES),
+        MESH_AXES,
+        axis_types=(AxisType.Auto,) * len(MESH_AXES),
+        devices=devices,
+    )
+
+
+def partition_spec(axes: Sequence[str | None]) -> PartitionSpec:
+    """Where an array lives whose dimensions have these logical names (None: replicated)."""
+    return PartitionSpec(*(None if axis is None else LOGICAL_AXES[axis] for axis in axes))
+
+
+def shardings(mesh: Mesh, logical_axes: Any) -> Any:
+    """A tree of tuples of logical names → the same tree of `NamedSharding`."""
+    return jax.tree.map(
+        lambda axes: NamedSharding(mesh, partition_spec(axes)),
+        logical_axes,
+        is_leaf=lambda node: isinstance(node, tuple),
+    )
+
+
+def replicated(mesh: Mesh) -> NamedSharding:
+    return NamedSharding(mesh, PartitionSpec())
+
+
+def batch_sharding(mesh: Mesh) -> NamedSharding:
+    """Of every array [B, ...]: rows over `replica` and `fsdp`."""
+    return NamedSharding(mesh, partition_spec(["batch"]))
+
+
+def constrain(array: jax.Array, *axes: str | None) -> jax.Array:
+    """The array, held to these logical axes on the mesh in context; unchanged where there is none."""
+    if jax.sharding.get_abstract_mesh().empty:
+        return array
+    return jax.lax.with_sharding_constraint(array, partition_spec(axes))

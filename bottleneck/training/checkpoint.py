@@ -1,0 +1,77 @@
+"""Orbax checkpoints of a run: items `params`, `opt_state` and `meta`, saved in the background."""
+
+from __future__ import annotations
+
+from pathlib import Path
+from types import TracebackType
+from typing import Any, Self
+
+import orbax.checkpoint as ocp
+
+from bottleneck.config import CheckpointConfig
+
+
+class Checkpointer:
+    """Saves and restores (params, opt_state) by step, and keeps those that the config asks for."""
+
+    def __init__(self, folder: Path, config: CheckpointConfig):
+        policies = [ocp.checkpoint_managers.preservation_policy.LatestN(config.keep_last)]
+        if config.keep_every is not None:
+            policies.append(
+                ocp.checkpoint_managers.preservation_policy.EveryNSteps(config.keep_every)
+            )
+        self._manager = ocp.CheckpointManager(
+            folder.resolve(),
+            options=ocp.CheckpointManagerOptions(
+                preservation_policy=ocp.checkpoint_managers.preservation_policy.AnyPreservationPolicy(
+                    policies
+                ),
+                cleanup_tmp_directories=True,
+            ),
+        )
+
+    def latest_step(self) -> int | None:
+        return self._manager.latest_step()
+
+    def save(self, step: int, params: Any, opt_state: Any) -> None:
+        """Returns once the arrays are copied off the device; the writing goes on behind.
+
+        Nothing is done for a step that is saved already.
+        """
+        if step in self._manager.all_steps():
+            return
+        self._manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(params),
+                opt_state=ocp.args.StandardSave(opt_state),
+                meta=ocp.args.JsonSave({"step": step}),
+            ),
+        )
+
+    def restore(self, step: int, abstract_state: tuple[Any, Any]) -> tuple[Any, Any]:
+        """(params, opt_state) of a step, laid out as the abstract arrays say."""
+        params, opt_state = abstract_state
+        restored = self._manager.restore(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardRestore(params),
+                opt_state=ocp.args.StandardRestore(opt_state),
+            ),
+        )
+        return restored["params"], restored["opt_state"]
+
+    def wait(self) -> None:
+        """Returns when everything saved is on disk."""
+        self._manager.wait_until_finished()
+
+    def __enter__(self) -> Self:
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._manager.close()

@@ -1,0 +1,34 @@
+"""Batches from the host's memory onto the mesh; each process reads only the rows that it holds."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import jax
+from jax.sharding import Mesh
+
+from bottleneck.data.batches import Batches
+from bottleneck.parallel.mesh import batch_sharding
+
+
+def device_batches(
+    batches: Batches, mesh: Mesh, start: int, stop: int
+) -> Iterator[tuple[int, dict[str, jax.Array]]]:
+    """(step, batch) for the steps from `start` to before `stop`, read ahead in the background."""
+    sharding = batch_sharding(mesh)
+    shape = (batches.batch_size, batches.sequence_length)
+    rows = local_rows(sharding, shape)
+    for step, local in batches.iterate(start, stop, rows):
+        yield (
+            step,
+            {
+                name: jax.make_array_from_process_local_data(sharding, array, shape)
+                for name, array in local.items()
+            },
+        )
+
+
+def local_rows(sharding: jax.sharding.Sharding, shape: tuple[int, ...]) -> slice:
+    """The rows of an array of this global shape that the devices of this process hold."""
+    held = [index[0].indices(shape[0]) for index in sharding.addressable_devices_indices_map(shape).values()]
+    return slice(min(start for start, _, _ in held), max(stop for _, stop, _ in held))

@@ -1,0 +1,112 @@
+"""The training loop: it reads in the order in which things happen.
+
+After each step, in this order: probe, save, and only then the next batch. So whatever a checkpoint
+holds has been probed and its metrics are on disk, and a run that continues repeats nothing but the
+steps after its last checkpoint. Metrics are read one step late, so that the device never waits.
+"""
+
+from __future__ import annotations
+
+from pathlib import Path
+
+import jax
+from jax.sharding import Mesh
+
+from bottleneck.config import Config, check_batch_divides
+from bottleneck.data.batches import Batches, held_out
+from bottleneck.data.tokens import TokenCache, prepare
+from bottleneck.errors import UserError
+from bottleneck.model.accounting import count_parameters
+from bottleneck.parallel.mesh import make_mesh
+from bottleneck.training import run_folder
+from bottleneck.training.checkpoint import Checkpointer
+from bottleneck.training.feed import device_batches
+from bottleneck.training.probing import Prober
+from bottleneck.training.progress import console
+from bottleneck.training.reporter import Reporter
+from bottleneck.training.step import make_train_program
+
+
+def train(config: Config, workdir: str | Path) -> None:
+    """Trains until `train.steps`, from the newest checkpoint in the run folder if there is one.
+
+    Raises:
+        UserError: where the folder, the data or the devices do not fit the config.
+    """
+    workdir = Path(workdir)
+    run_folder.check_continues(workdir, config)
+    if run_folder.is_complete(workdir):
+        console.print(f"{workdir} holds this run, complete; nothing to do")
+        return
+    mesh = make_mesh(config.mesh)
+    check_batch_divides(config, dict(mesh.shape))
+    cache = prepare(config.data)
+    if cache.vocab_size > config.model.vocab_size:
+        raise UserError(
+            f"config.model.vocab_size={config.model.vocab_size} is not allowed; the tokenizer of "
+            f"the data has {cache.vocab_size} tokens"
+        )
+    parameters = count_parameters(config.model)
+    is_writer = jax.process_index() == 0
+    if is_writer:
+        workdir.mkdir(parents=True, exist_ok=True)
+        facts = {
+            "mesh": dict(mesh.shape),
+            "parameters": {
+                "total": parameters.total,
+                "non_embedding": parameters.non_embedding,
+            },
+            "corpus": {
+                "train_tokens": cache.n_tokens("train"),
+                "heldout_tokens": cache.n_tokens("heldout"),
+                "unigram_entropy": cache.unigram_entropy,
+                "bytes_per_token": cache.bytes_per_token,
+            },
+        }
+        run_folder.write_config(workdir, config, facts)
+
+    with jax.set_mesh(mesh), Checkpointer(workdir / "checkpoints", config.checkpoint) as saved:
+        _train_from(saved, config, workdir, mesh, cache)
+    if is_writer:
+        run_folder.write_text(workdir / run_folder.COMPLETE, "")
+
+
+def _train_from(
+    saved: Checkpointer, config: Config, workdir: Path, mesh: Mesh, cache: TokenCache
+) -> None:
+    steps, batch_size, length = (
+        config.train.steps,
+        config.train.batch_size,
+        config.train.sequence_length,
+    )
+    batches = Batches(cache, batch_size=batch_size, sequence_length=length, seed=config.seed)
+    prober = Prober(config, mesh, held_out(cache, config.probe.tokens, length))
+    program = make_train_program(config, mesh)
+    start = saved.latest_step()
+    if start is None:
+        params, opt_state = program.init()
+    else:
+        console.print(f"continuing from step {start:,} in {workdir}")
+        params, opt_state = saved.restore(start, program.abstract_state)
+
+    with Reporter(config, workdir, start or 0) as report:
+        with report.booked("compile"):
+            train_step = program.compile(batch_size, length)
+        if start is None:
+            with report.booked("probe"):
+                report.probe(0, prober.measure(params))
+        for step, batch in device_batches(batches, mesh, start or 0, steps):
+            params, opt_state, metrics = train_step(params, opt_state, batch)
+            done = step + 1
+            report.train(done, metrics)
+            if done % config.probe.every == 0 or done == steps:
+                report.settle()
+                with report.booked("probe"):
+                    report.probe(done, prober.measure(params))
+            if done % config.checkpoint.every == 0 or done == steps:
+                report.settle()
+                with report.booked("checkpoint"):
+                    saved.save(done, params, opt_state)
+        with report.booked("checkpoint"):
+            saved.wait()
+        report.say(f"{workdir}: {report.summary()}")

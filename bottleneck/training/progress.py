@@ -1,0 +1,56 @@
+"""What a person watching a run sees: a bar on a terminal, a line now and then elsewhere."""
+
+from __future__ import annotations
+
+import datetime
+from types import TracebackType
+from typing import Self
+
+import rich.console
+import rich.progress
+
+console = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
+
+
+class Progress:
+    """Steps done, with the newest numbers; silent in all processes but one."""
+
+    def __init__(self, start: int, steps: int, *, is_shown: bool):
+        self._steps = steps
+        self._is_shown = is_shown
+        self._bar = rich.progress.Progress(
+            rich.progress.TextColumn("step {task.completed:,}/{task.total:,}"),
+            rich.progress.BarColumn(bar_width=24),
+            rich.progress.TextColumn("{task.fields[numbers]}"),
+            console=console,
+            disable=not (is_shown and console.is_terminal),
+        )
+        self._task = self._bar.add_task("", total=steps, completed=start, numbers="compiling")
+
+    def advance(self, step: int, metrics: dict[str, float], seconds_left: float) -> None:
+        """Shows the newest metrics of training."""
+        left = datetime.timedelta(seconds=round(seconds_left))
+        numbers = (
+            f"loss {metrics['loss']:.4f}  {metrics['tokens_per_second']:,.0f} tokens/s  "
+            f"MFU {metrics['mfu']:.1%}  {left} left"
+        )
+        self._bar.update(self._task, completed=step, numbers=numbers)
+        if not console.is_terminal:
+            self.say(f"step {step:,}/{self._steps:,}  {numbers}")
+
+    def say(self, line: str) -> None:
+        """A line that stays."""
+        if self._is_shown:
+            self._bar.console.print(line)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()

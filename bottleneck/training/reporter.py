@@ -1,0 +1,124 @@
+"""Where a run's numbers go, one step late: files, TensorBoard and the person watching."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from types import TracebackType
+from typing import Self
+
+import jax
+import numpy as np
+
+from bottleneck.config import Config
+from bottleneck.model.accounting import flops_per_token
+from bottleneck.parallel.chips import peak_flops
+from bottleneck.training.metrics import MetricsWriter, Stopwatch
+from bottleneck.training.optimizer import learning_rate_schedule
+from bottleneck.training.probing import ProbeRecord
+from bottleneck.training.progress import Progress
+
+PROBES = "probes"
+
+
+class Reporter:
+    """Writes metrics when their step has surely ended, and books the time that is not training.
+
+    The metrics of a step are read when the next one has been dispatched: the device always has
+    work. `settle` reads what is still waiting, before a probe or a save.
+    """
+
+    def __init__(self, config: Config, workdir: Path, start: int):
+        self._config = config
+        self._is_writer = jax.process_index() == 0
+        self._writer = MetricsWriter(workdir, start) if self._is_writer else None
+        self._probes = workdir / PROBES
+        self._progress = Progress(start, config.train.steps, is_shown=self._is_writer)
+        self._schedule = learning_rate_schedule(config.optimizer, config.train.steps)
+        self._flops_per_token = flops_per_token(config.model, config.train.sequence_length).training(
+            causal_halved=True
+        )
+        self._peak = jax.device_count() * (
+            config.train.peak_flops or peak_flops(jax.local_devices()[0])
+        )
+        self._stopwatch = Stopwatch()
+        self._start, self._started = start, time.perf_counter()
+        self._read_step, self._read_seconds = start, 0.0
+        self._waiting: tuple[int, dict[str, jax.Array]] | None = None
+
+    def _train_seconds(self) -> float:
+        return time.perf_counter() - self._started - sum(self._stopwatch.seconds.values())
+
+    @contextmanager
+    def booked(self, reason: str) -> Iterator[None]:
+        """Books the time inside under a reason other than training."""
+        with self._stopwatch.booked(reason):
+            yield
+
+    def train(self, step: int, metrics: dict[str, jax.Array]) -> None:
+        """Takes the metrics of a step just dispatched, and writes those that waited."""
+        self.settle()
+        if step % self._config.train.log_every == 0 or step == self._config.train.steps:
+            self._waiting = (step, metrics)
+
+    def settle(self) -> None:
+        """Waits for and writes the metrics that are still waiting, if any."""
+        if self._waiting is None:
+            return
+        (step, metrics), self._waiting = self._waiting, None
+        values = {name: float(value) for name, value in metrics.items()}
+        seconds = self._train_seconds()
+        tokens = (step - self._read_step) * self._config.tokens_per_step
+        rate = tokens / max(seconds - self._read_seconds, 1e-9)
+        self._read_step, self._read_seconds = step, seconds
+        values |= {
+            # The schedule counts updates from 0; this is the one that step `step` made.
+            "learning_rate": float(self._schedule(step - 1)),
+            "tokens_per_second": rate,
+            "mfu": rate * self._flops_per_token / self._peak,
+        }
+        self._write(step, "train", values)
+        elapsed = time.perf_counter() - self._started
+        steps_left = self._config.train.steps - step
+        self._progress.advance(step, values, elapsed / (step - self._start) * steps_left)
+
+    def probe(self, step: int, record: ProbeRecord) -> None:
+        """Writes what a probe found; its arrays go into a file of their own."""
+        if self._writer is not None:
+            self._probes.mkdir(exist_ok=True)
+            draft = self._probes / f".{step:08}.npz"
+            np.savez(draft, **record.arrays)
+            draft.replace(self._probes / f"{step:08}.npz")
+        self._write(step, "eval", record.evaluation)
+        self._write(step, "probe", record.scalars)
+        self.say(f"step {step:,}: {record.headline()}")
+
+    def _write(self, step: int, split: str, values: dict[str, float]) -> None:
+        if self._writer is not None:
+            tokens = step * self._config.tokens_per_step
+            self._writer.write(step, split, {"tokens": tokens, **values})
+
+    def say(self, line: str) -> None:
+        self._progress.say(line)
+
+    def summary(self) -> str:
+        """Where the time went."""
+        total = time.perf_counter() - self._started
+        shares = [f"{reason} {s / total:.1%}" for reason, s in self._stopwatch.seconds.items()]
+        return f"{total:,.0f} s, of which {', '.join(shares)}"
+
+    def __enter__(self) -> Self:
+        self._progress.__enter__()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._progress.__exit__(kind, error, trace)
+        if self._writer is not None:
+            self._writer.close()

@@ -1,0 +1,80 @@
+"""The folder of a run: what it was asked to do, whether it is finished, who may continue it."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import os
+import subprocess
+from pathlib import Path
+from typing import Any
+
+from bottleneck import config as config_lib
+from bottleneck.config import Config
+from bottleneck.errors import UserError
+
+CONFIG = "config.json"
+METRICS = "metrics.jsonl"
+COMPLETE = "COMPLETE"
+
+# Where and how a run is carried out may change between restarts; what it computes may not.
+_FREE_TO_CHANGE = ("mesh.", "data.cache_dir", "train.log_every", "train.peak_flops", "checkpoint.")
+
+_VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def check_continues(workdir: Path, config: Config) -> None:
+    """Raises `UserError` where the folder belongs to another experiment, naming the fields."""
+    path = workdir / CONFIG
+    if not path.exists():
+        if workdir.exists() and any(workdir.iterdir()):
+            raise UserError(f"--workdir={workdir} is not empty and holds no run; choose a new folder")
+        return
+    old = config_lib.parse(json.loads(path.read_text())["config"])
+    changed = [
+        line
+        for line in config_lib.differences(old, config)
+        if not line.startswith(_FREE_TO_CHANGE)
+    ]
+    if changed:
+        raise UserError(
+            f"--workdir={workdir} holds a run of another config ({'; '.join(changed)}); "
+            "choose a new folder, or the old values"
+        )
+
+
+def is_complete(workdir: Path) -> bool:
+    return (workdir / COMPLETE).exists()
+
+
+def write_config(workdir: Path, config: Config, facts: dict[str, Any]) -> None:
+    """Writes config.json: the config, the libraries' versions, the git revision, and the facts given."""
+    description = {
+        "config": config_lib.to_dict(config),
+        "versions": {name: importlib.metadata.version(name) for name in _VERSIONED},
+        "git_revision": _git_revision(),
+        **facts,
+    }
+    write_text(workdir / CONFIG, json.dumps(description, indent=2) + "\n")
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file that is there whole or not at all."""
+    draft = path.with_name(path.name + ".draft")
+    draft.write_text(text)
+    os.replace(draft, path)
+
+
+def _git_revision() -> str | None:
+    """The commit this package was run from, or None where it is not in a git checkout."""
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],  # noqa: S607
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()

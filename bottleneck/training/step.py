@@ -1,0 +1,150 @@
+"""The compiled training program: how parameters are made, and what one step does to them.
+
+B: sequences in a batch; L: tokens in a sequence. A batch is a dict of `inputs` and `targets`,
+int32 [B, L], and `weights`, float32 [B, L], 0 for a target that does not count.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import optax
+from flax import nnx
+from jax.sharding import Mesh
+
+from bottleneck.config import Config
+from bottleneck.model import transformer
+from bottleneck.model.loss import cross_entropy
+from bottleneck.model.transformer import Params
+from bottleneck.parallel import mesh as mesh_lib
+from bottleneck.training.optimizer import make_optimizer
+
+Batch = dict[str, jax.Array]
+BATCH_TYPES = {"inputs": jnp.int32, "targets": jnp.int32, "weights": jnp.float32}
+
+
+@dataclass(frozen=True)
+class TrainProgram:
+    """The functions of a training run, jitted for a mesh, and where their arrays live.
+
+    init() makes (params, opt_state); step(params, opt_state, batch) consumes both and returns
+    them updated, with the step's metrics: `loss` (nats per token) and `grad_norm`, float32 scalars.
+    """
+
+    mesh: Mesh
+    init: Callable[[], tuple[Params, optax.OptState]]
+    step: Callable[[Params, optax.OptState, Batch], tuple[Params, optax.OptState, Batch]]
+    abstract_state: tuple[Any, Any]  # shapes, types and shardings of (params, opt_state)
+
+    def compile(self, batch_size: int, sequence_length: int) -> Any:
+        """`step`, compiled for batches [B, L] before there is one."""
+        sharding = mesh_lib.batch_sharding(self.mesh)
+        batch = {
+            name: jax.ShapeDtypeStruct((batch_size, sequence_length), dtype, sharding=sharding)
+            for name, dtype in BATCH_TYPES.items()
+        }
+        return self.step.lower(*self.abstract_state, batch).compile()
+
+
+def make_loss(config: Config) -> Callable[[Params, Batch], tuple[jax.Array, jax.Array]]:
+    """(params, batch) → sums over tokens of the objective and of the cross-entropy alone, in nats."""
+    graph = transformer.graph(config.model)
+
+    def loss(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        model = nnx.merge(graph, params)
+        hidden_BxLxD, _ = model(batch["inputs"])
+        return cross_entropy(
+            model.head.factors(),
+            hidden_BxLxD,
+            batch["targets"],
+            batch["weights"],
+            vocab_size=config.model.vocab_size,
+            chunk=config.model.loss_chunk,
+            z_loss=config.train.z_loss,
+        )
+
+    return loss
+
+
+def make_gradient(config: Config) -> Callable[[Params, Batch], tuple[jax.Array, Params]]:
+    """(params, batch) → mean cross-entropy over the batch's weights, and the mean objective's gradient.
+
+    With accumulation the batch is worked off in micro-batches; the sums over their tokens are added
+    up and divided once, so that a micro-batch counts for as many tokens as it has.
+    """
+    value_and_grad = jax.value_and_grad(make_loss(config), has_aux=True)
+    n_micro = config.train.accumulation_steps
+
+    def micro_batches(array_BxL: jax.Array) -> jax.Array:
+        # Micro-batch m takes rows m, m + n_micro, …: each device's share of the batch holds rows of
+        # every micro-batch, so that none has to move.
+        split = array_BxL.reshape(-1, n_micro, *array_BxL.shape[1:])
+        return mesh_lib.constrain(jnp.moveaxis(split, 1, 0), None, "batch", "length")
+
+    def gradient(params: Params, batch: Batch) -> tuple[jax.Array, Params]:
+        n_tokens = jnp.sum(batch["weights"])
+        if n_micro == 1:
+            (_, loss), grads = value_and_grad(params, batch)
+        else:
+
+            def add_micro_batch(sums: Any, micro_batch: Batch) -> tuple[Any, None]:
+                (_, loss), grads = value_and_grad(params, micro_batch)
+                return jax.tree.map(jnp.add, sums, (loss, grads)), None
+
+            start = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
+            (loss, grads), _ = jax.lax.scan(
+                add_micro_batch, start, jax.tree.map(micro_batches, batch)
+            )
+        return loss / n_tokens, jax.tree.map(lambda g: g / n_tokens, grads)
+
+    return gradient
+
+
+def make_train_program(config: Config, mesh: Mesh) -> TrainProgram:
+    """The training program of a config on a mesh; nothing is computed or compiled yet."""
+    axes = transformer.logical_axes(config.model)
+    optimizer = make_optimizer(config.optimizer, config.train.steps, axes)
+    gradient = make_gradient(config)
+
+    def init() -> tuple[Params, optax.OptState]:
+        params = transformer.init_params(config.model, jax.random.key(config.seed))
+        return params, optimizer.init(params)
+
+    def step(
+        params: Params, opt_state: optax.OptState, batch: Batch
+    ) -> tuple[Params, optax.OptState, Batch]:
+        loss, grads = gradient(params, batch)
+        updates, opt_state = optimizer.update(grads, opt_state, params)
+        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads)}
+        return optax.apply_updates(params, updates), opt_state, metrics
+
+    params_sharding = mesh_lib.shardings(mesh, axes)
+    abstract_params, abstract_opt_state = jax.eval_shape(init)
+    opt_state_sharding = optax.tree_utils.tree_map_params(
+        optimizer,
+        lambda _, sharding: sharding,
+        abstract_opt_state,
+        params_sharding,
+        transform_non_params=lambda _: mesh_lib.replicated(mesh),
+    )
+    state_sharding = (params_sharding, opt_state_sharding)
+    abstract_state = jax.tree.map(
+        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+        (abstract_params, abstract_opt_state),
+        state_sharding,
+    )
+    return TrainProgram(
+        mesh=mesh,
+        init=jax.jit(init, out_shardings=state_sharding),
+        step=jax.jit(
+            step,
+            in_shardings=(*state_sharding, mesh_lib.batch_sharding(mesh)),
+            out_shardings=(*state_sharding, mesh_lib.replicated(mesh)),
+            donate_argnums=(0, 1),
+        ),
+        abstract_state=abstract_state,
+    )

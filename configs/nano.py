@@ -1,0 +1,31 @@
+"""The demo: a 4-layer Pythia-style model on the text of Python's own standard library.
+
+python -m bottleneck train --config=configs/nano.py --workdir=runs/nano
+"""
+
+from bottleneck.config import base
+
+
+def get_config():
+    config = base()
+
+    config.data.corpus = "stdlib"
+    config.data.tokenizer_vocab_size = 4096
+
+    config.model.vocab_size = 4096
+    config.model.d_model = 128
+    config.model.n_layers = 4
+    config.model.n_heads = 4
+    config.model.max_length = 256
+
+    config.optimizer.learning_rate = 3e-3
+    config.optimizer.warmup_steps = 40
+
+    config.train.steps = 400
+    config.train.batch_size = 16
+    config.train.sequence_length = 256
+
+    config.probe.every = 100
+    config.probe.ranks = (1, 2, 4, 8, 16, 32, 64, 96)
+    config.checkpoint.every = 100
+    return config

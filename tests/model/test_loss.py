@@ -1,0 +1,167 @@
+"""The chunked loss is the plain one: values and every gradient, against float64 written out."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bottleneck.model.head import HeadFactors
+from bottleneck.model.loss import cross_entropy, token_losses
+
+B, L, D, R, V, VOCAB = 3, 37, 16, 5, 101, 97  # nothing divides anything; 4 rows are padding
+Z_LOSS = 0.01
+
+
+def inputs(seed=0, dtype=jnp.float32):
+    keys = jax.random.split(jax.random.key(seed), 6)
+    hidden = jax.random.normal(keys[0], (B, L, D)).astype(dtype)
+    targets = jax.random.randint(keys[3], (B, L), 0, VOCAB)
+    weights = jax.random.uniform(keys[4], (B, L)).at[0, 3:9].set(0.0)
+    full = HeadFactors(jax.random.normal(keys[1], (V, D)), None)
+    factored = HeadFactors(
+        jax.random.normal(keys[2], (V, R)), jax.random.normal(keys[5], (R, D))
+    )
+    return hidden, targets, weights, {"full": full, "factored": factored}
+
+
+def reference(factors, hidden, targets, weights, z_loss=Z_LOSS):
+    """In float64: objective, loss, per-token losses, and the gradients by hidden, rows, basis."""
+    A = np.asarray(factors.rows, np.float64)
+    basis = np.eye(D) if factors.basis is None else np.asarray(factors.basis, np.float64)
+    h = np.asarray(hidden, np.float64).reshape(-1, D)
+    y, w = np.asarray(targets).reshape(-1), np.asarray(weights, np.float64).reshape(-1)
+    logits = h @ basis.T @ A[:VOCAB].T
+    top = logits.max(1, keepdims=True)
+    lse = np.log(np.exp(logits - top).sum(1)) + top[:, 0]
+    losses = lse - logits[np.arange(len(y)), y]
+    p = np.exp(logits - lse[:, None])
+    dz = w[:, None] * (p * (1 + 2 * z_loss * lse[:, None]) - np.eye(VOCAB)[y])
+    dA = np.zeros_like(A)
+    dA[:VOCAB] = dz.T @ (h @ basis.T)
+    gradients = {
+        "hidden": (dz @ A[:VOCAB] @ basis).reshape(B, L, D),
+        "rows": dA,
+        "basis": A[:VOCAB].T @ dz.T @ h,
+    }
+    return (w * (losses + z_loss * lse**2)).sum(), (w * losses).sum(), losses, gradients
+
+
+def assert_close(actual, expected, rtol):
+    scale = np.abs(expected).max()
+    np.testing.assert_allclose(np.asarray(actual, np.float64), expected, atol=rtol * scale, rtol=0)
+
+
+@pytest.mark.parametrize("kind", ["full", "factored"])
+@pytest.mark.parametrize("chunk", [1, B * 10, B * 12, 10_000])  # one column, many, 37 = 3·12 + 1, all
+@pytest.mark.parametrize("cotangent", [1.0, -2.5])
+def test_sums_and_gradients_equal_the_plain_loss(kind, chunk, cotangent):
+    hidden, targets, weights, heads = inputs()
+    expected, expected_loss, _, expected_gradients = reference(heads[kind], hidden, targets, weights)
+
+    def objective(factors, hidden):
+        total, loss = cross_entropy(
+            factors, hidden, targets, weights, vocab_size=VOCAB, chunk=chunk, z_loss=Z_LOSS
+        )
+        return cotangent * total, loss
+
+    (value, loss), (head_gradient, hidden_gradient) = jax.value_and_grad(
+        objective, argnums=(0, 1), has_aux=True
+    )(heads[kind], hidden)
+    # float32 sums over 111 tokens × 97 logits: a few 1e-7 relative to the largest entry.
+    assert_close(value, cotangent * expected, 2e-6)
+    assert_close(loss, expected_loss, 2e-6)
+    assert_close(hidden_gradient, cotangent * expected_gradients["hidden"], 3e-6)
+    assert_close(head_gradient.rows, cotangent * expected_gradients["rows"], 3e-6)
+    if kind == "factored":
+        assert_close(head_gradient.basis, cotangent * expected_gradients["basis"], 3e-6)
+
+
+def test_the_value_is_the_same_with_and_without_a_gradient():
+    hidden, targets, weights, heads = inputs()
+
+    def objective(hidden):
+        return cross_entropy(
+            heads["full"], hidden, targets, weights, vocab_size=VOCAB, chunk=30, z_loss=Z_LOSS
+        )[0]
+
+    assert objective(hidden) == jax.value_and_grad(objective)(hidden)[0]
+
+
+def test_the_reported_loss_carries_no_gradient():
+    hidden, targets, weights, heads = inputs()
+
+    def loss(hidden):
+        return cross_entropy(
+            heads["full"], hidden, targets, weights, vocab_size=VOCAB, chunk=30, z_loss=Z_LOSS
+        )[1]
+
+    assert not np.any(jax.grad(loss)(hidden))
+
+
+def test_a_token_of_weight_zero_leaves_no_trace():
+    hidden, targets, weights, heads = inputs()
+    spoilt = hidden.at[0, 3:9].set(1e4)
+
+    def objective(hidden):
+        return cross_entropy(heads["full"], hidden, targets, weights, vocab_size=VOCAB, chunk=30)[0]
+
+    value, gradient = jax.value_and_grad(objective)(hidden)
+    spoilt_value, spoilt_gradient = jax.value_and_grad(objective)(spoilt)
+    assert value == spoilt_value
+    np.testing.assert_array_equal(spoilt_gradient[0, 3:9], 0.0)
+    np.testing.assert_array_equal(spoilt_gradient[1:], gradient[1:])
+
+
+def test_padded_rows_have_no_probability_and_no_gradient():
+    hidden, targets, weights, heads = inputs()
+    huge = HeadFactors(heads["full"].rows.at[VOCAB:].set(100.0), None)
+
+    def objective(factors):
+        return cross_entropy(factors, hidden, targets, weights, vocab_size=VOCAB, chunk=30)[0]
+
+    value, gradient = jax.value_and_grad(objective)(huge)
+    assert value == objective(heads["full"])
+    np.testing.assert_array_equal(gradient.rows[VOCAB:], 0.0)
+
+
+@pytest.mark.parametrize("kind", ["full", "factored"])
+@pytest.mark.parametrize("chunk", [1, 30, 10_000])
+def test_token_losses_equal_the_plain_ones(kind, chunk):
+    hidden, targets, weights, heads = inputs()
+    _, _, expected, _ = reference(heads[kind], hidden, targets, weights)
+    losses = token_losses(heads[kind], hidden, targets, vocab_size=VOCAB, chunk=chunk)
+    assert losses.shape == (B, L)
+    np.testing.assert_allclose(losses.reshape(-1), expected, atol=5e-6)
+
+
+@pytest.mark.parametrize("kind", ["full", "factored"])
+def test_bfloat16_inputs_lose_only_what_their_rounding_loses(kind):
+    hidden, targets, weights, heads = inputs(dtype=jnp.bfloat16)
+    _, expected_loss, _, expected = reference(heads[kind], hidden, targets, weights, z_loss=0.0)
+
+    def objective(factors, hidden):
+        return cross_entropy(factors, hidden, targets, weights, vocab_size=VOCAB, chunk=30)
+
+    (_, loss), (head_gradient, hidden_gradient) = jax.value_and_grad(
+        objective, argnums=(0, 1), has_aux=True
+    )(heads[kind], hidden)
+    assert loss.dtype == jnp.float32
+    assert hidden_gradient.dtype == jnp.bfloat16
+    assert head_gradient.rows.dtype == jnp.float32
+    # bfloat16 keeps 8 bits: 2^-9 = 0.2 % a rounding. The head, the projection and the logits'
+    # gradient are each rounded once, and logits of size 10 move by some 1e-2.
+    assert_close(loss, expected_loss, 5e-3)
+    assert_close(hidden_gradient, expected["hidden"], 4e-2)
+    assert_close(head_gradient.rows, expected["rows"], 4e-2)
+
+
+def test_large_logits_neither_overflow_nor_become_nan():
+    hidden, targets, weights, heads = inputs()
+
+    def objective(hidden):
+        return cross_entropy(heads["full"], 1e3 * hidden, targets, weights, vocab_size=VOCAB, chunk=30)[0]
+
+    value, gradient = jax.value_and_grad(objective)(hidden)
+    _, expected, _, _ = reference(heads["full"], 1e3 * hidden, targets, weights, z_loss=0.0)
+    assert_close(value, expected, 1e-5)
+    assert np.all(np.isfinite(gradient))

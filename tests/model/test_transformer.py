@@ -1,0 +1,174 @@
+"""The transformer: counts, causality, depth by depth, and what the layers' scan may not change."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+from flax import nnx
+
+from bottleneck.config import ModelConfig
+from bottleneck.model import transformer
+from bottleneck.model.accounting import count_parameters, flops_per_token
+
+PYTHIA = dict(vocab_size=300, d_model=32, n_heads=4, n_layers=3)
+FAMILIES = {
+    "pythia": PYTHIA,
+    "pythia factored": PYTHIA | dict(head_rank=6),
+    "gpt2": PYTHIA
+    | dict(
+        parallel_residual=False,
+        position="learned",
+        max_length=40,
+        mlp="gelu_tanh",
+        tie_embeddings=True,
+    ),
+    "gpt2 factored": PYTHIA
+    | dict(parallel_residual=False, position="learned", max_length=40, tie_embeddings=True, head_rank=6),
+    "llama": PYTHIA
+    | dict(
+        norm="rmsnorm",
+        mlp="swiglu",
+        use_bias=False,
+        parallel_residual=False,
+        rotary_fraction=1.0,
+        n_kv_heads=2,
+        d_ff=80,
+    ),
+}
+
+
+def build(config, seed=0):
+    params = transformer.init_params(config, jax.random.key(seed))
+    return nnx.merge(transformer.graph(config), params), params
+
+
+def tokens(n_rows=2, length=12, seed=5):
+    return jax.random.randint(jax.random.key(seed), (n_rows, length), 0, 300)
+
+
+@pytest.mark.parametrize("fields", FAMILIES.values(), ids=FAMILIES)
+def test_counted_parameters_are_those_that_exist(fields):
+    config = ModelConfig(**fields)
+    _, params = build(config)
+    count = count_parameters(config)
+    sizes = {name: sum(x.size for x in jax.tree.leaves(part)) for name, part in params.items()}
+    assert count.total == sum(sizes.values())
+    assert count.head == sizes["head"]
+    assert count.non_embedding == sizes["blocks"] + sizes["final_norm"]
+
+
+def test_counted_flops_are_those_of_the_compiled_forward_pass():
+    # XLA counts a scan's body once, so one layer; it also counts norms, softmax and rotation,
+    # which are small beside the matrices at this width.
+    config = ModelConfig(vocab_size=2048, d_model=256, n_heads=4, n_layers=1)
+    model, params = build(config)
+    batch = tokens(2, 128)
+
+    def logits(params, batch):
+        model = nnx.merge(transformer.graph(config), params)
+        return model.head.factors().logits(model(batch)[0])
+
+    cost = jax.jit(logits).lower(params, batch).compile().cost_analysis()
+    flops = flops_per_token(config, 128)
+    counted = batch.size * (flops.layers + flops.attention + flops.head)
+    assert counted == pytest.approx(cost["flops"], rel=0.03)
+
+
+@pytest.mark.parametrize("fields", FAMILIES.values(), ids=FAMILIES)
+def test_hidden_states_do_not_see_later_tokens(fields):
+    model, _ = build(ModelConfig(**fields))
+    batch = tokens()
+    changed = batch.at[:, 7].set((batch[:, 7] + 1) % 300)
+    before, after = model(batch)[0], model(changed)[0]
+    np.testing.assert_allclose(before[:, :7], after[:, :7], atol=1e-6)
+    assert np.abs(before[:, 7:] - after[:, 7:]).max() > 1e-3
+
+
+@pytest.mark.parametrize("fields", FAMILIES.values(), ids=FAMILIES)
+def test_the_scan_equals_the_layers_one_after_another(fields):
+    model, params = build(ModelConfig(**fields))
+    batch = tokens()
+    hidden, depths = model(batch, observe=lambda h: h)
+    embedding = model.head if model.config.tie_embeddings else model.embedding
+    x = embedding.embed(batch)
+    if model.config.position == "learned":
+        x = x + params["positions"][: batch.shape[1]]
+    graph, stacked = nnx.split(model.blocks)
+    for depth in range(model.config.n_layers):
+        np.testing.assert_allclose(depths[depth], x, atol=1e-5)
+        x = nnx.merge(graph, jax.tree.map(lambda leaf, i=depth: leaf[i], stacked))(x)
+    np.testing.assert_allclose(depths[-1], model.final_norm(x), atol=1e-5)
+    np.testing.assert_array_equal(depths[-1], hidden)
+    assert depths.shape[0] == model.config.n_layers + 1
+
+
+def test_a_block_of_pythia_adds_attention_and_mlp_of_the_same_input():
+    model, _ = build(ModelConfig(**PYTHIA))
+    graph, stacked = nnx.split(model.blocks)
+    block = nnx.merge(graph, jax.tree.map(lambda leaf: leaf[0], stacked))
+    x = jax.random.normal(jax.random.key(1), (2, 12, 32))
+    expected = x + block.attention(block.attention_norm(x)) + block.mlp(block.mlp_norm(x))
+    np.testing.assert_allclose(block(x), expected, atol=1e-5)
+
+
+def test_layers_start_different_from_one_another():
+    _, params = build(ModelConfig(**PYTHIA))
+    kernel = params["blocks"]["mlp"]["up"]["kernel"]
+    assert np.abs(kernel[0] - kernel[1]).max() > 0.01
+
+
+def test_fresh_weights_have_the_spread_of_gpt_neox():
+    config = ModelConfig(vocab_size=2048, d_model=256, n_heads=4, n_layers=4)
+    _, params = build(config)
+    small, wang = (2 / (5 * 256)) ** 0.5, 2 / (4 * 256**0.5)
+    blocks = params["blocks"]
+    np.testing.assert_allclose(np.std(blocks["attention"]["query"]["kernel"]), small, rtol=0.02)
+    np.testing.assert_allclose(np.std(blocks["mlp"]["up"]["kernel"]), small, rtol=0.02)
+    np.testing.assert_allclose(np.std(blocks["attention"]["output"]["kernel"]), wang, rtol=0.02)
+    np.testing.assert_allclose(np.std(blocks["mlp"]["down"]["kernel"]), wang, rtol=0.02)
+    np.testing.assert_allclose(np.std(params["head"]["rows"]), small, rtol=0.02)
+    assert not np.any(blocks["mlp"]["up"]["bias"])
+
+
+@pytest.mark.parametrize("policy", ["dots", "full"])
+def test_rematerialisation_saves_memory_and_changes_no_gradient(policy):
+    plain = ModelConfig(vocab_size=300, d_model=64, n_heads=4, n_layers=8)
+    remat = ModelConfig(vocab_size=300, d_model=64, n_heads=4, n_layers=8, remat=policy)
+    _, params = build(plain)
+    batch = tokens(4, 128)
+
+    def compiled(config):
+        graph = transformer.graph(config)
+
+        def loss(params):
+            return jnp.sum(nnx.merge(graph, params)(batch)[0] ** 3)
+
+        return jax.jit(jax.grad(loss)).lower(params).compile()
+
+    without, with_remat = compiled(plain), compiled(remat)
+    temporaries = [c.memory_analysis().temp_size_in_bytes for c in (without, with_remat)]
+    assert temporaries[1] < 0.8 * temporaries[0]
+    for a, b in zip(
+        jax.tree.leaves(without(params)), jax.tree.leaves(with_remat(params)), strict=True
+    ):
+        np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(a).max())
+
+
+def test_bfloat16_computes_in_bfloat16_from_float32_parameters():
+    config = ModelConfig(**PYTHIA, compute_dtype="bfloat16")
+    model, params = build(config)
+    hidden, _ = model(tokens())
+    assert hidden.dtype == jnp.bfloat16
+    assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))
+    exact, _ = nnx.merge(transformer.graph(ModelConfig(**PYTHIA)), params)(tokens())
+    # Three layers, each rounded to 8 bits a few times.
+    np.testing.assert_allclose(np.asarray(hidden, np.float32), exact, atol=0.1)
+
+
+@pytest.mark.parametrize("fields", FAMILIES.values(), ids=FAMILIES)
+def test_every_parameter_names_each_of_its_dimensions(fields):
+    config = ModelConfig(**fields)
+    _, params = build(config)
+    axes = transformer.logical_axes(config)
+    ranks = jax.tree.map(len, axes, is_leaf=lambda node: isinstance(node, tuple))
+    assert ranks == jax.tree.map(jnp.ndim, params)

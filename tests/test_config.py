@@ -1,0 +1,91 @@
+"""A config is checked whole at the door, and says in one line what is wrong."""
+
+import dataclasses
+import json
+
+import pytest
+
+from bottleneck import config as config_lib
+from bottleneck.config import Config, ModelConfig, TrainConfig
+from bottleneck.errors import UserError
+
+
+def parse_with(**changes):
+    """The default config with fields such as model__d_model changed."""
+    fields = config_lib.base().to_dict()
+    for name, value in changes.items():
+        *group, key = name.split("__")
+        (fields[group[0]] if group else fields)[key] = value
+    return config_lib.parse(fields)
+
+
+def test_defaults_parse_to_the_default_dataclass():
+    assert config_lib.parse(config_lib.base()) == Config()
+
+
+@pytest.mark.parametrize(
+    ("changes", "name", "allowed"),
+    [
+        ({"model__head_rank": 257}, "config.model.head_rank=257", "at most model.d_model=256"),
+        ({"model__head_rank": 0}, "config.model.head_rank=0", "at least 1"),
+        ({"model__n_heads": 7}, "config.model.d_model=256", "such as 252 or 259"),
+        ({"model__n_kv_heads": 3}, "config.model.n_kv_heads=3", "a divisor of model.n_heads=4"),
+        ({"model__rotary_fraction": 0.3}, "config.model.rotary_fraction=0.3", "even number"),
+        ({"model__norm": "batchnorm"}, "config.model.norm='batchnorm'", "'layernorm', 'rmsnorm'"),
+        ({"model__vocab_size": 100}, "config.model.vocab_size=100", "tokenizer_vocab_size=8192"),
+        ({"mesh__fsdp": 3}, "config.train.batch_size=16", "such as 15 or 18"),
+        ({"train__accumulation_steps": 3}, "config.train.batch_size=16", "such as 15 or 18"),
+        ({"mesh__tensor": -1}, "config.mesh.tensor=-1", "-1 on one axis only"),
+        ({"mesh__tensor": 0}, "config.mesh.tensor=0", "at least 1"),
+        ({"optimizer__warmup_steps": 1001}, "config.optimizer.warmup_steps=1001", "steps=1000"),
+        ({"optimizer__learning_rate": float("nan")}, "learning_rate=nan", "a finite number"),
+        ({"optimizer__beta1": 1.5}, "config.optimizer.beta1=1.5", "between 0.0 and 1.0"),
+        ({"probe__ranks": [1, 257]}, "config.probe.ranks=257", "between 1 and model.d_model=256"),
+        ({"probe__tokens": 5}, "config.probe.tokens=5", "at least train.sequence_length=256"),
+        ({"train__sequence_length": 4096}, "train.sequence_length=4096", "max_length=2048"),
+        ({"train__steps": 10.0}, "config.train.steps=10.0", "of type int"),
+        ({"train__steps": True}, "config.train.steps=True", "of type int"),
+        ({"data__paths": "a.txt"}, "config.data.paths='a.txt'", "a list of str"),
+        ({"data__corpus": "text"}, "config.data.paths=()", "at least one file"),
+        ({"data__corpus": "tfds"}, "config.data.tfds_name=''", "name of a data set"),
+        ({"model": 3}, "config.model is 3", "group of fields"),
+    ],
+)
+def test_a_bad_value_is_one_line_with_field_value_and_what_is_allowed(changes, name, allowed):
+    with pytest.raises(UserError) as raised:
+        parse_with(**changes)
+    message = str(raised.value)
+    assert name in message
+    assert allowed in message
+    assert "\n" not in message
+
+
+def test_an_unknown_field_names_the_nearest():
+    with pytest.raises(UserError, match=r"config\.model\.head_rnk is not a field; did you mean head_rank"):
+        parse_with(model__head_rnk=3)
+
+
+def test_an_integer_is_taken_where_a_float_is_due():
+    config = parse_with(optimizer__weight_decay=0)
+    assert config.optimizer.weight_decay == 0.0
+    assert isinstance(config.optimizer.weight_decay, float)
+
+
+def test_a_config_survives_json():
+    config = parse_with(model__head_rank=8, probe__ranks=[4, 8], data__paths=["a", "b"])
+    assert config_lib.parse(json.loads(json.dumps(config_lib.to_dict(config)))) == config
+
+
+def test_differences_name_each_changed_field_and_only_those():
+    old = Config()
+    new = dataclasses.replace(old, seed=3, train=TrainConfig(steps=5, batch_size=16))
+    assert config_lib.differences(old, new) == ["seed: 0 → 3", "train.steps: 1000 → 5"]
+
+
+def test_probe_ranks_end_with_the_width():
+    assert Config(model=ModelConfig(d_model=48, n_heads=3)).probe_ranks == (1, 2, 4, 8, 16, 32, 48)
+
+
+def test_padded_vocabulary_is_the_next_multiple():
+    assert ModelConfig(vocab_size=8193).padded_vocab_size == 8320
+    assert ModelConfig(vocab_size=8192).padded_vocab_size == 8192
