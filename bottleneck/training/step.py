@@ -119,7 +119,7 @@ def make_train_program(config: Config, mesh: Mesh) -> TrainProgram:
     ) -> tuple[Params, optax.OptState, Batch]:
         loss, grads = gradient(params, batch)
         updates, opt_state = optimizer.update(grads, opt_state, params)
-        metrics = {"loss": loss, "grad_norm": optax.global_norm(grads)}
+        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
         return optax.apply_updates(params, updates), opt_state, metrics
 
     params_sharding = mesh_lib.shardings(mesh, axes)

@@ -1,0 +1,27 @@
+"""metrics.jsonl stays readable whatever happens to the process that writes it."""
+
+import json
+
+from bottleneck.training.metrics import MetricsWriter
+
+
+def lines(path):
+    return [json.loads(line) for line in path.read_text().splitlines()]
+
+
+def test_each_write_is_a_whole_line_at_once(tmp_path):
+    writer = MetricsWriter(tmp_path, 0)
+    writer.write(3, "train", {"loss": 0.1 + 0.2})
+    assert lines(tmp_path / "metrics.jsonl") == [
+        {"step": 3, "split": "train", "loss": 0.30000000000000004}
+    ]
+    writer.close()
+
+
+def test_a_line_that_a_kill_tore_is_dropped_and_the_rest_kept(tmp_path):
+    path = tmp_path / "metrics.jsonl"
+    path.write_text('{"step": 1, "split": "train"}\n{"step": 2, "spl')
+    writer = MetricsWriter(tmp_path, 1)
+    writer.write(2, "train", {})
+    writer.close()
+    assert [line["step"] for line in lines(path)] == [1, 2]

@@ -1,0 +1,71 @@
+"""The update rule against Adam written out, and the schedule at its corners."""
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bottleneck.config import ModelConfig, OptimizerConfig
+from bottleneck.model import transformer
+from bottleneck.training.optimizer import learning_rate_schedule, make_optimizer
+
+
+def test_the_schedule_warms_up_peaks_and_ends_at_its_fraction():
+    config = OptimizerConfig(learning_rate=1.0, warmup_steps=4, final_fraction=0.1)
+    rates = [float(learning_rate_schedule(config, 20)(step)) for step in range(20)]
+    np.testing.assert_allclose(rates[:5], [0.2, 0.4, 0.6, 0.8, 1.0], rtol=1e-6)
+    cosine = 0.1 + 0.9 * (1 + np.cos(np.pi * np.arange(16) / 15)) / 2
+    np.testing.assert_allclose(rates[4:], cosine, rtol=1e-5)
+    assert rates[-1] == pytest.approx(0.1)
+
+
+@pytest.mark.parametrize(("warmup", "steps"), [(0, 1), (1, 1), (5, 5), (0, 2)])
+def test_the_schedule_is_finite_for_the_shortest_runs(warmup, steps):
+    schedule = learning_rate_schedule(OptimizerConfig(warmup_steps=warmup), steps)
+    assert all(0 < float(schedule(step)) <= 1.0001e-3 for step in range(steps))
+
+
+def test_an_update_is_adam_with_decay_on_matrices_alone_after_clipping():
+    config = OptimizerConfig(
+        learning_rate=0.1, warmup_steps=0, final_fraction=1.0, clip_norm=0.5, weight_decay=0.2
+    )
+    axes = {"matrix": ("embed", "mlp"), "stacked_bias": (None, "mlp")}
+    optimizer = make_optimizer(config, 10, axes)
+    params = {"matrix": jnp.full((2, 3), 2.0), "stacked_bias": jnp.full((2, 3), 2.0)}
+    state = optimizer.init(params)
+    rng = np.random.default_rng(0)
+    m = {name: 0.0 for name in params}
+    v = {name: 0.0 for name in params}
+    expected = {name: np.full((2, 3), 2.0) for name in params}
+    for count in range(1, 4):
+        grads = {name: rng.normal(size=(2, 3)) for name in params}
+        norm = np.sqrt(sum((g**2).sum() for g in grads.values()))
+        updates, state = optimizer.update(
+            {name: jnp.float32(g) for name, g in grads.items()}, state, params
+        )
+        params = {name: params[name] + updates[name] for name in params}
+        for name, g in grads.items():
+            g = g * min(1.0, 0.5 / norm)
+            m[name] = 0.9 * m[name] + 0.1 * g
+            v[name] = 0.95 * v[name] + 0.05 * g**2
+            direction = m[name] / (1 - 0.9**count) / (np.sqrt(v[name] / (1 - 0.95**count)) + 1e-8)
+            decay = 0.2 * expected[name] if name == "matrix" else 0.0
+            expected[name] = expected[name] - 0.1 * (direction + decay)
+            np.testing.assert_allclose(params[name], expected[name], rtol=1e-5)
+
+
+def test_no_bias_or_norm_of_the_model_decays_and_every_matrix_does():
+    config = ModelConfig(vocab_size=300, d_model=32, n_heads=4, n_layers=3, head_rank=4)
+    axes = transformer.logical_axes(config)
+    optimizer = make_optimizer(OptimizerConfig(learning_rate=1.0, weight_decay=1.0), 10, axes)
+    shapes = jax.eval_shape(lambda: transformer.init_params(config, jax.random.key(0)))
+    params = jax.tree.map(lambda leaf: jnp.ones(leaf.shape), shapes)
+    updates, _ = optimizer.update(
+        jax.tree.map(jnp.zeros_like, params), optimizer.init(params), params
+    )
+    decayed = {
+        jax.tree_util.keystr(path): bool(jnp.any(leaf != 0))
+        for path, leaf in jax.tree_util.tree_leaves_with_path(updates)
+    }
+    for path, is_decayed in decayed.items():
+        assert is_decayed == any(name in path for name in ("kernel", "rows", "basis")), path
