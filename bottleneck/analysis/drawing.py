@@ -6,9 +6,7 @@ Figures use matplotlib's object interface alone, so drawing one leaves no state 
 from __future__ import annotations
 
 import functools
-import itertools
 from collections.abc import Callable, Sequence
-from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -16,7 +14,7 @@ import matplotlib
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.axis import Axis
-from matplotlib.colors import to_rgb
+from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import (
@@ -31,6 +29,7 @@ from scipy.optimize import isotonic_regression
 from bottleneck.analysis.runs import Run
 
 WIDTH = 9.6  # inches; a report shows it about 960 pixels wide, so that 9.5 points are 13 pixels
+SMALL = 8.5  # points; text inside the axes and beside lines
 GREY = "#767676"  # of what belongs to no run
 _LOOK = {
     "font.size": 9.5,
@@ -82,16 +81,6 @@ class Style(NamedTuple):
         return (red, green, blue)
 
 
-@dataclass(frozen=True)
-class Exhibit:
-    """A figure of the report: `sentence` says what it shows and how to read it."""
-
-    name: str  # of its files
-    title: str
-    sentence: str
-    draw: Callable[[Sequence[Run]], Figure]  # raises NothingToShow
-
-
 def styles(runs: Sequence[Run]) -> dict[str, Style]:
     """Run name → its style.
 
@@ -115,7 +104,7 @@ def styles(runs: Sequence[Run]) -> dict[str, Style]:
 
 
 def styled(draw: Callable[[Sequence[Run]], Figure]) -> Callable[[Sequence[Run]], Figure]:
-    """The function, drawing with this module's look and leaving matplotlib's settings as they were."""
+    """The function, drawing with this module's look; matplotlib's settings stay as they were."""
 
     @functools.wraps(draw)
     def wrapped(runs: Sequence[Run]) -> Figure:
@@ -134,36 +123,36 @@ def save(figure: Figure, path: Path) -> Path:
 
 
 def label_line_ends(axes: Axes, ends: Sequence[tuple[float, float, str, Style]]) -> None:
-    """Writes (x, y, name, style) of each line beside the axes, level with its end, none on another.
+    """Writes each name beside the axes, level with the end (x, y) of its line, none over another.
 
-    Call it when limits and scales are final.
+    Call it when limits and scales are final. Ends that are not finite get no name.
     """
-    ends = sorted((end for end in ends if np.isfinite(end[1])), key=lambda end: end[1])
-    if not ends:
+    low, high = axes.get_ylim()
+    clipped = [
+        (x, min(max(y, low), high), name, style) for x, y, name, style in ends if np.isfinite(y)
+    ]
+    if not clipped:
         return
-    axes.get_ylim()  # settles limits that matplotlib otherwise works out as it draws
+    clipped.sort(key=lambda end: end[1])
     to_fraction = axes.transScale + axes.transLimits
-    wanted = to_fraction.transform([(x, y) for x, y, *_ in ends])[:, 1]
-    size = 8.5
-    figure_height = axes.figure.get_figheight() * 72  # points; axes fill about 0.8 of it
-    gap = min(1.35 * size / (0.8 * figure_height), 1 / len(ends))
-    # The nearest heights that are `gap` apart: isotonic regression, once `gap` is taken out.
-    steps = gap * np.arange(len(ends))
-    heights = np.clip(isotonic_regression(wanted - steps).x, 0, 1 - steps[-1]) + steps
-    for (x, y, name, style), height in zip(ends, heights, strict=True):
+    wanted = to_fraction.transform([(x, y) for x, y, *_ in clipped])[:, 1]
+    height = 0.8 * 72 * axes.figure.get_figheight()  # of the axes in points, about
+    gap = min(1.35 * SMALL / height, 1 / len(clipped))
+    # The nearest positions that are `gap` apart: isotonic regression, once the gaps are taken out.
+    gaps = gap * np.arange(len(clipped))
+    positions = np.clip(isotonic_regression(wanted - gaps).x, 0, 1 - gaps[-1]) + gaps
+    for (x, y, name, style), position in zip(clipped, positions, strict=True):
+        line = {"arrowstyle": "-", "color": style.colour, "linewidth": 0.6}
         axes.annotate(
             name,
             xy=(x, y),
-            xytext=(1.06, height),
+            xytext=(1.06, position),
             textcoords="axes fraction",
             color=style.ink,
-            size=size,
+            size=SMALL,
             va="center",
             annotation_clip=False,
-            arrowprops={
-                **{"arrowstyle": "-", "color": style.colour, "linewidth": 0.6},
-                **{"relpos": (0, 0.5), "shrinkA": 0, "shrinkB": 3},
-            },
+            arrowprops=line | {"relpos": (0, 0.5), "shrinkA": 0, "shrinkB": 3},
         )
 
 
@@ -183,7 +172,7 @@ def log10_ticks(axis: Axis) -> None:
 
 
 def log2_ticks(axis: Axis, low: int, high: int) -> None:
-    """Ticks of a logarithmic axis at the powers of two from low to high, which is one of them or not."""
+    """Ticks of a logarithmic axis at the powers of two from low to high."""
     powers = [2**n for n in range(high.bit_length()) if 2**n >= low] or [low]
     axis.set_major_locator(FixedLocator(powers[:: 1 + len(powers) // 12]))
     axis.set_major_formatter(_PLAIN)
@@ -192,5 +181,4 @@ def log2_ticks(axis: Axis, low: int, high: int) -> None:
 
 def _ramp(n: int) -> list[str]:
     """n colours from orange to dark blue, darker and darker."""
-    shades = matplotlib.colormaps["plasma"](np.linspace(0.76, 0.0, max(n, 2)))
-    return [matplotlib.colors.to_hex(shade) for shade in itertools.islice(shades, n)]
+    return [to_hex(shade) for shade in matplotlib.colormaps["plasma"](np.linspace(0.76, 0.0, n))]

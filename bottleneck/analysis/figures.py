@@ -1,14 +1,15 @@
 """The figures of a report: one function each, from runs to a matplotlib figure.
 
 A run that lacks what a figure shows is passed over; where that leaves nothing to draw, the function
-raises `NothingToShow`. `EXHIBITS` lists them all in the order of the report, with the sentence that
-says what each one shows. R: rank of the head; D: hidden width; σ: singular values of the head.
+raises `NothingToShow`. How to read each figure stands beside it, in `report.EXHIBITS`.
+R: rank of the head; D: hidden width; σ: singular values of the head.
 """
 
 from __future__ import annotations
 
 import math
 from collections.abc import Sequence
+from typing import Any
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -18,14 +19,14 @@ from matplotlib.ticker import EngFormatter, MaxNLocator
 
 from bottleneck.analysis.drawing import (
     GREY,
+    SMALL,
     WIDTH,
-    Exhibit,
     NothingToShow,
     Style,
     label_line_ends,
     legend,
-    log10_ticks,
     log2_ticks,
+    log10_ticks,
     styled,
     styles,
 )
@@ -42,7 +43,7 @@ def loss(runs: Sequence[Run]) -> Figure:
     """Loss against training tokens; beside it, enlarged, the held-out loss of the second half."""
     look = styles(runs)
     heldout = {run.name: run.series("eval", "tokens", "loss", "loss_se") for run in runs}
-    halfway = max(run.metrics["tokens"].max() for run in runs) / 2
+    halfway = max(tokens.max(initial=0) for tokens, *_ in heldout.values()) / 2
     late = {name: [c[points[0] >= halfway] for c in points] for name, points in heldout.items()}
     has_detail = any(len(tokens) >= 2 for tokens, *_ in late.values())
 
@@ -58,17 +59,17 @@ def loss(runs: Sequence[Run]) -> Figure:
             _errorbar(panel, points[run.name], style)
         tokens, losses = late[run.name][:2] if has_detail else (train_tokens, train_loss)
         ends += [(tokens[-1], losses[-1], run.name, style)] if len(tokens) else []
-    # A head of N(0, 1) factors starts at hundreds of nats: such a start is cut off.
-    uniform = math.log(max(run.config.model.padded_vocab_size for run in runs))
-    panels[0].set_ylim(top=min(panels[0].get_ylim()[1], 1.1 * uniform))
-    panels[0].set_title("the whole run: training (thin) and held-out")
-    for entropy in {round(run.corpus.unigram_entropy, 6) for run in runs}:
+    for entropy in sorted({round(run.corpus.unigram_entropy, 6) for run in runs}):
         panels[0].axhline(entropy, color=GREY, lw=1, ls=(0, (4, 3)))
         panels[0].text(
             *(0.99, entropy, f"unigram entropy {entropy:.2f}"),
             transform=panels[0].get_yaxis_transform(),
-            **{"ha": "right", "va": "bottom", "color": GREY, "size": 8.5},
+            **{"ha": "right", "va": "bottom", "color": GREY, "size": SMALL},
         )
+    # A head of N(0, 1) factors starts at hundreds of nats: such a start is cut off.
+    uniform = math.log(max(run.config.model.padded_vocab_size for run in runs))
+    panels[0].set_ylim(top=min(panels[0].get_ylim()[1], 1.1 * uniform))
+    panels[0].set_title("the whole run: training (thin) and held-out")
     if has_detail:
         panels[1].set_title("second half: held-out ± SE")
     for panel in panels:
@@ -86,7 +87,7 @@ def spectrum(runs: Sequence[Run]) -> Figure:
     if not shown:
         raise NothingToShow("no run has two probes with singular values yet")
     ratios = {run.name: singular_value_ratios(run) for run in shown}
-    least = min(float(np.nanmin(ratio, initial=0.5)) for ratio in ratios.values())
+    least = min(float(np.nanmin(ratio, initial=0.1)) for ratio in ratios.values())
     norm = LogNorm(max(_SMALLEST_RATIO, least), 1.0, clip=True)
 
     n_columns = min(len(shown), 4 if len(shown) == 4 or len(shown) > 6 else 3)
@@ -109,7 +110,7 @@ def spectrum(runs: Sequence[Run]) -> Figure:
             panel.set_ylabel("index i of σᵢ")
         panel.set(yscale="log", ylim=(n_values + 0.5, 0.5))
         log2_ticks(panel.yaxis, 1, n_values)
-        panel.xaxis.set_major_locator(MaxNLocator(4, integer=True))
+        panel.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
         panel.grid(False)
         panel.set_title(run.name)
         if run.head_rank <= n_values:
@@ -117,7 +118,7 @@ def spectrum(runs: Sequence[Run]) -> Figure:
                 *(0.5, math.sqrt((run.head_rank - 0.5) * (n_values + 0.5))),
                 f"beyond rank {run.head_rank}",
                 transform=panel.get_yaxis_transform(),
-                **{"ha": "center", "va": "center", "color": GREY, "size": 8.5},
+                **{"ha": "center", "va": "center", "color": GREY, "size": SMALL},
             )
     for panel in grid[len(shown) :]:
         panel.remove()
@@ -137,26 +138,27 @@ def singular_value_ratios(run: Run) -> np.ndarray:
 @styled
 def singular_entropy(runs: Sequence[Run]) -> Figure:
     """Singular entropy of the head over training, of W as it is and centred over the vocabulary."""
-    kinds = {"singular_entropy": "W as it is", "singular_entropy_centred": "W centred"}
     look = styles(runs)
+    shown = [run for run in runs if len(run.series("probe", "singular_entropy")[0])]
+    if not shown:
+        raise NothingToShow("no run has been probed yet")
     figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    ends = []
+    kinds = {"singular_entropy": "W as it is", "singular_entropy_centred": "W centred"}
     for panel, (column, title) in zip(panels, kinds.items(), strict=True):
-        for run in runs:
+        ends = []
+        for run in shown:
+            style = look[run.name]
             steps, entropy = run.series("probe", "step", column)
-            _line(panel, steps, entropy, look[run.name])
-            if len(steps):
-                ends.append((panel, (steps[-1], entropy[-1], run.name, look[run.name])))
+            _line(panel, steps, entropy, style)
+            ends += [(steps[-1], entropy[-1], run.name, style)] if len(steps) else []
+            if not run.is_full_rank:
                 least = math.log(run.config.model.d_model / run.head_rank)
-                if least > 0:
-                    panel.axhline(least, color=look[run.name].colour, lw=0.8, ls=":")
+                panel.axhline(least, color=style.colour, lw=0.8, ls=":")
         panel.set(xlabel="step", ylabel="KL(p‖u) (nats)", yscale="log", title=title)
         log10_ticks(panel.yaxis)
         panel.label_outer()
-    if not ends:
-        raise NothingToShow("no run has been probed yet")
-    label_line_ends(panels[1], [end for panel, end in ends if panel is panels[1]])
+    label_line_ends(panels[1], ends)
     return figure
 
 
@@ -174,7 +176,8 @@ def gap_by_rank(runs: Sequence[Run]) -> Figure:
         for run in shown:
             probe = run.probe()
             cut = probe["ranks"] < run.head_rank  # the others take nothing away
-            _gap_line(panel, *(probe[k][cut] for k in ("ranks", key, f"{key}_se")), look[run.name])
+            ranks, gap, error = (probe[name][cut] for name in ("ranks", key, f"{key}_se"))
+            _gap_line(panel, ranks, gap, error, look[run.name])
         panel.set(xscale="log", yscale="log", xlabel="rank r kept", title=title)
         panel.set_ylabel("gap to the untruncated head (nats/token)")
         log2_ticks(panel.xaxis, 1, max(run.head_rank for run in shown) - 1)
@@ -203,13 +206,13 @@ def loss_by_rank(runs: Sequence[Run]) -> Figure:
             ranks = sorted({other.head_rank for other in alike})
             losses = [[table[o.name]["loss"] for o in alike if o.head_rank == r] for r in ranks]
             panel.plot(ranks, [np.mean(at) for at in losses], color="#b8b8b8", lw=1, zorder=1)
-        _errorbar(panel, [np.array([x]) for x in (run.head_rank, row["loss"], row["loss_se"])], style)
+        _errorbar(panel, (run.head_rank, row["loss"], row["loss_se"]), style)
         note = f"full, D = {row['d_model']}" if run.is_full_rank else ""
         if row["gap"] is not None and is_one_curve and len(shapes) == len(shown):
             note = f"{row['gap']:+.3f}"
         panel.annotate(
             *(note, (run.head_rank, row["loss"])),
-            **{"xytext": (7, 5), "textcoords": "offset points", "color": style.ink, "size": 8.5},
+            **{"xytext": (7, 5), "textcoords": "offset points", "color": style.ink, "size": SMALL},
         )
     panel.margins(0.08)
     panel.set(xscale="log", xlabel="rank R of the head", ylabel="held-out loss (nats/token)")
@@ -222,7 +225,7 @@ def loss_by_rank(runs: Sequence[Run]) -> Figure:
 
 @styled
 def anisotropy(runs: Sequence[Run]) -> Figure:
-    """Mean cosine similarity of hidden states: by layer at the last probe, and of the last layer over steps."""
+    """Anisotropy of the hidden states: by layer at the last probe; of the last layer over steps."""
     look = styles(runs)
     shown = [run for run in runs if run.probe_steps]
     if not shown:
@@ -253,8 +256,8 @@ def _line(panel: Axes, x: np.ndarray, y: np.ndarray, style: Style) -> None:
     panel.plot(x, y, ms=3, **style.line)
 
 
-def _errorbar(panel: Axes, points: Sequence[np.ndarray], style: Style) -> None:
-    """A line through (x, y) with bars of one standard error."""
+def _errorbar(panel: Axes, points: Sequence[Any], style: Style) -> None:
+    """A line through points (x, y, standard error), with bars of one standard error."""
     x, y, error = points
     panel.errorbar(x, y, error, ms=3.5, elinewidth=0.9, **style.line)
 
@@ -262,7 +265,7 @@ def _errorbar(panel: Axes, points: Sequence[np.ndarray], style: Style) -> None:
 def _gap_line(
     panel: Axes, ranks: np.ndarray, gap: np.ndarray, error: np.ndarray, style: Style
 ) -> None:
-    """Gaps with bars of one standard error; where a gap is within two of zero, an upper limit instead."""
+    """Gaps with bars of one standard error; an upper limit where a gap is within two of zero."""
     measured = gap > np.maximum(2 * error, _SMALLEST_GAP)
     _errorbar(panel, (ranks[measured], gap[measured], error[measured]), style)
     limit = np.maximum(gap, 0) + 2 * error
@@ -275,55 +278,3 @@ def _gap_line(
 def _cell_edges(centres: np.ndarray) -> np.ndarray:
     """Edges of cells around ascending centres: halfway between them, and at the first and last."""
     return np.concatenate([centres[:1], (centres[1:] + centres[:-1]) / 2, centres[-1:]])
-
-
-EXHIBITS = (
-    Exhibit(
-        "loss",
-        "Loss against training tokens",
-        "Cross-entropy on the training batches (thin) and on the same held-out tokens each time "
-        "(thick, bars of one standard error). The dashed line is the entropy of single tokens in the "
-        "corpus: a model below it uses the context.",
-        loss,
-    ),
-    Exhibit(
-        "loss_by_rank",
-        "Final held-out loss against the rank of the head",
-        "Each point is a finished run, with one standard error; a number beside it is its gap to "
-        "the full-rank run of the same experiment. Where the curve is flat, rank costs nothing.",
-        loss_by_rank,
-    ),
-    Exhibit(
-        "gap_by_rank",
-        "Gap against the rank that a trained head is cut to",
-        "How much the held-out loss rises when the trained head W is replaced by its best rank-r "
-        "approximation, of W itself (left) and weighted by C, the second moment of the hidden states "
-        "(right). Bars are one standard error; a hollow triangle is an upper limit, two standard "
-        "errors up, where the gap cannot be told from zero.",
-        gap_by_rank,
-    ),
-    Exhibit(
-        "spectrum",
-        "Singular values of the head over training",
-        "The colour is σᵢ/σ₀, the i-th singular value over the largest, as training goes from left to "
-        "right. Bright all the way down is a flat spectrum; a column that turns dark is one where a "
-        "few directions have taken over.",
-        spectrum,
-    ),
-    Exhibit(
-        "singular_entropy",
-        "Singular entropy of the head over training",
-        "How far the spectrum is from flat: 0 when all singular values are equal, ln D when only one "
-        "is left. Dotted: the least that a head of that rank can have, ln(D/R). Centring takes the "
-        "mean row out of W, which no softmax can see.",
-        singular_entropy,
-    ),
-    Exhibit(
-        "anisotropy",
-        "Anisotropy of the hidden states",
-        "Mean cosine similarity between hidden states of different tokens: near 0 they point "
-        "everywhere, near 1 they all point the same way. Left by layer at the last probe, right the "
-        "last layer over training.",
-        anisotropy,
-    ),
-)

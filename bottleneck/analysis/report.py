@@ -1,37 +1,104 @@
-"""The report of a set of runs: one self-contained HTML page, and its figures as PNG and SVG files."""
+"""The report of some runs: one self-contained HTML page, and its figures as PNG and SVG files."""
 
 from __future__ import annotations
 
 import base64
 import html
 import itertools
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass
 from pathlib import Path
 
+from matplotlib.figure import Figure
+
+from bottleneck.analysis import figures
 from bottleneck.analysis.drawing import NothingToShow, save
-from bottleneck.analysis.figures import EXHIBITS
 from bottleneck.analysis.runs import Run
 from bottleneck.analysis.summary import MEASURES, count, summary_table
 from bottleneck.config import flatten
 
 
+@dataclass(frozen=True)
+class Exhibit:
+    """A figure of the report: `sentence` says what it shows and how to read it."""
+
+    name: str  # of its files
+    title: str
+    sentence: str
+    draw: Callable[[Sequence[Run]], Figure]  # raises NothingToShow
+
+
+EXHIBITS = (
+    Exhibit(
+        "loss",
+        "Loss against training tokens",
+        "Cross-entropy on the training batches (thin) and on the same held-out tokens each time "
+        "(thick, bars of one standard error); the dashed line is the entropy of single tokens in "
+        "the corpus, and a model below it uses the context.",
+        figures.loss,
+    ),
+    Exhibit(
+        "loss_by_rank",
+        "Final held-out loss against the rank of the head",
+        "Each point is a finished run, with one standard error, and a number beside it is its gap "
+        "to the full-rank run of the same experiment; where the curve is flat, rank costs nothing.",
+        figures.loss_by_rank,
+    ),
+    Exhibit(
+        "gap_by_rank",
+        "Gap against the rank that a trained head is cut to",
+        "How much the held-out loss rises when the trained head W is replaced by its best rank-r "
+        "approximation, of W itself (left) and weighted by C, the second moment of the hidden "
+        "states (right). Bars are one standard error; a hollow triangle is an upper limit, two "
+        "standard errors up, where the gap cannot be told from zero.",
+        figures.gap_by_rank,
+    ),
+    Exhibit(
+        "spectrum",
+        "Singular values of the head over training",
+        "The colour is σᵢ/σ₀, the i-th singular value over the largest, as training goes from left "
+        "to right: bright all the way down is a flat spectrum, and where a column turns dark a few "
+        "directions have taken over.",
+        figures.spectrum,
+    ),
+    Exhibit(
+        "singular_entropy",
+        "Singular entropy of the head over training",
+        "How far the spectrum is from flat: 0 when all singular values are equal, ln D when only "
+        "one is left. Dotted: the least that a head of that rank can have, ln(D/R). Centring takes "
+        "the mean row out of W, which no softmax can see.",
+        figures.singular_entropy,
+    ),
+    Exhibit(
+        "anisotropy",
+        "Anisotropy of the hidden states",
+        "Mean cosine similarity between hidden states of different tokens, by layer at the last "
+        "probe (left) and of the last layer over training (right): near 0 they point everywhere, "
+        "near 1 all the same way.",
+        figures.anisotropy,
+    ),
+)
+
+
 def write_report(runs: Sequence[Run], folder: Path) -> Path:
-    """Writes `report.html` and `figures/*.png`, `figures/*.svg` into the folder; returns the page's path.
+    """The path of the page that it writes: `report.html` in the folder, beside `figures/`.
 
     The page needs nothing beside it and no network: its figures are inside it.
     """
-    figures = folder / "figures"
-    figures.mkdir(parents=True, exist_ok=True)
+    images = folder / "figures"
+    images.mkdir(parents=True, exist_ok=True)
     shown, left_out = [], []
     for exhibit in EXHIBITS:
         # What an earlier report left here must not be taken for a figure of this one.
-        png, svg = (figures / f"{exhibit.name}.{suffix}" for suffix in ("png", "svg"))
+        png, svg = (images / f"{exhibit.name}.{suffix}" for suffix in ("png", "svg"))
         png.unlink(missing_ok=True)
         svg.unlink(missing_ok=True)
         try:
             figure = exhibit.draw(runs)
         except NothingToShow as reason:
-            left_out.append(f"<p class=note>Left out: {_text(exhibit.title)}, as {_text(reason)}.</p>")
+            left_out.append(
+                f"<p class=note>Left out: {_text(exhibit.title)}, as {_text(reason)}.</p>"
+            )
             continue
         save(figure, png)
         data = base64.b64encode(save(figure, svg).read_bytes()).decode()
@@ -41,10 +108,9 @@ def write_report(runs: Sequence[Run], folder: Path) -> Path:
             f"<figcaption>{_text(exhibit.sentence)}</figcaption></figure>"
         )
     page = folder / "report.html"
-    title = runs[0].name if len(runs) == 1 else f"{len(runs)} runs"
     page.write_text(
         _PAGE.format(
-            title=_text(title),
+            title=_text(_title(runs)),
             style=_STYLE,
             opening=_opening(runs),
             summary=_summary(runs),
@@ -53,25 +119,29 @@ def write_report(runs: Sequence[Run], folder: Path) -> Path:
             origin=_origin(runs),
             definitions=_definitions(),
             config=_shared_config(runs),
-        )
+        ),
+        encoding="utf-8",
     )
     return page
 
 
+def _title(runs: Sequence[Run]) -> str:
+    return f"Run {runs[0].name}" if len(runs) == 1 else f"{len(runs)} runs"
+
+
 def _opening(runs: Sequence[Run]) -> str:
     """One line on what was trained, and one for each run that is not finished."""
-    ranks = sorted({run.head_rank for run in runs})
-    corpora = sorted({run.config.data.corpus for run in runs})
-    lines = [
-        f"Head rank {_listed(ranks)}; hidden width "
-        f"{_listed(sorted({run.config.model.d_model for run in runs}))}; "
-        f"trained on {_listed(corpora)}."
-    ]
+    ranks = _listed(sorted({run.head_rank for run in runs}))
+    widths = _listed(sorted({run.config.model.d_model for run in runs}))
+    corpora = _listed(sorted({run.config.data.corpus for run in runs}))
+    lines = [f"{_title(runs)}: head rank {ranks}, hidden width {widths}, trained on {corpora}."]
     for run in runs:
         if not run.is_complete:
-            done, planned = run.metrics["step"].max(), run.config.train.steps
+            done, planned = run.metrics["step"][-1], run.config.train.steps
             probes = "" if run.probe_steps else ", and has not been probed"
-            lines.append(f"{run.name} is unfinished: it stands at step {done} of {planned}{probes}.")
+            lines.append(
+                f"{run.name} is unfinished: it stands at step {done} of {planned}{probes}."
+            )
     return "".join(f"<p>{_text(line)}</p>" for line in lines)
 
 
@@ -92,12 +162,13 @@ def _definitions() -> str:
 
 
 def _differences(runs: Sequence[Run]) -> str:
-    """The config fields in which the runs differ, a row per run."""
+    """The config fields in which the runs differ, a row per run; nothing where there is one run."""
+    if len(runs) == 1:
+        return ""
     differing = _differing_fields(runs)
-    if not differing:
-        return "<p>They have the same config.</p>" if len(runs) > 1 else "<p>There is one run.</p>"
     rows = [[run.name, *(str(flatten(run.config)[key]) for key in differing)] for run in runs]
-    return _table(["run", *differing], rows)
+    answer = _table(["run", *differing], rows) if differing else "<p>They have one config.</p>"
+    return f"<section><h2>How the runs differ</h2>{answer}</section>"
 
 
 def _differing_fields(runs: Sequence[Run]) -> list[str]:
@@ -140,7 +211,9 @@ def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
     body = "".join(
         "<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in rows
     )
-    return f"<div class=wide><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    return (
+        f"<div class=wide><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
+    )
 
 
 def _listed(items: Iterable[object]) -> str:
@@ -155,7 +228,7 @@ def _text(value: object) -> str:
 
 _STYLE = """
 :root { color-scheme: light; }
-body { font: 16px/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; color: #1b1b1b;
+body { font: 1rem/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; color: #1b1b1b;
   background: #fff; max-width: 1000px; margin: 2.5rem auto 4rem; padding: 0 1.25rem; }
 h1 { font-size: 1.6rem; line-height: 1.2; margin: 0 0 .75rem; }
 h2 { font-size: 1.15rem; margin: 0 0 .5rem; }
@@ -177,7 +250,13 @@ dl { display: grid; grid-template-columns: 9.5rem 1fr; gap: .5rem 1rem; font-siz
 dt { font-weight: 600; }
 dd { margin: 0; }
 summary { cursor: pointer; font-weight: 600; }
-@media print { body { max-width: none; margin: 0; } section, tr { break-inside: avoid; } }
+th:last-child, td:last-child { padding-right: 0; }
+@media print {
+  html { font-size: 10.5px; }
+  body { max-width: none; margin: 0; padding: 0; }
+  .wide { overflow: visible; }
+  section, tr { break-inside: avoid; }
+}
 """
 
 _PAGE = """<!doctype html>
@@ -185,15 +264,15 @@ _PAGE = """<!doctype html>
 <head>
 <meta charset="utf-8">
 <meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Report: {title}</title>
+<title>{title}: what the rank of the head costs</title>
 <style>{style}</style>
 </head>
 <body>
-<h1>What the rank of the head costs: {title}</h1>
+<h1>What the rank of the head costs</h1>
 {opening}
 <div class=summary>{summary}</div>
 {figures}
-<section><h2>How the runs differ</h2>{differences}</section>
+{differences}
 <section><h2>Where the numbers come from</h2>{origin}</section>
 <section><h2>What each number means</h2>{definitions}</section>
 <section><details><summary>Config that all runs share</summary>{config}</details></section>

@@ -40,7 +40,7 @@ class Run:
     path: Path
     name: str  # the folder's name, or enough of its path to tell it from the runs beside it
     config: Config
-    metrics: pl.DataFrame  # one row per (step, split), ascending; a column per metric, null if absent
+    metrics: pl.DataFrame  # one row per (step, split), ascending; null where not measured
     n_params: int  # N, total
     n_params_non_embedding: int
     corpus: Corpus
@@ -89,13 +89,15 @@ class Run:
         step = self._known(step, self.probe_steps, "probe")
         path = self.path / "probes" / f"{step:08d}.npz"
         try:
-            with np.load(path) as arrays:
+            with path.open("rb") as file, np.load(file) as arrays:
                 return dict(arrays)
         except (zipfile.BadZipFile, EOFError, ValueError) as error:
             raise UserError(f"{path} is not a whole .npz file ({error}); delete it") from error
 
     def params(self, step: int | None = None) -> dict[str, Any]:
         """The parameters at a step (None: the last), whatever mesh saved them.
+
+        jax starts every platform it finds; JAX_PLATFORMS=cpu leaves a busy accelerator alone.
 
         Returns: nested dicts of jax arrays, each whole, on the first CPU device.
         Raises: `UserError` where the step has no checkpoint; it names those that have.
@@ -109,7 +111,7 @@ class Run:
         here = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
         with ocp.CheckpointManager(
             (self.path / "checkpoints").absolute(),
-            options=ocp.CheckpointManagerOptions(read_only=True),
+            options=ocp.CheckpointManagerOptions(create=False),
             item_handlers={"params": ocp.StandardCheckpointHandler()},
         ) as manager:
             saved = manager.item_metadata(step)["params"].tree
@@ -196,14 +198,14 @@ def _read_record(path: Path) -> dict[str, Any]:
     if not _is_run(path):
         raise UserError(f"{path} is not a run folder: it has no {CONFIG}")
     try:
-        return json.loads((path / CONFIG).read_text())
+        return json.loads((path / CONFIG).read_text(encoding="utf-8"))
     except json.JSONDecodeError as error:
         raise UserError(f"{path / CONFIG} is not JSON: {error}") from error
 
 
 def _read_metrics(path: Path) -> pl.DataFrame:
     """One row per (step, split): a run that was killed and continued says some things twice."""
-    lines = path.read_text().splitlines() if path.exists() else []
+    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     rows: dict[tuple[int, str], dict[str, Any]] = {}
     for number, line in enumerate(lines, start=1):
         try:

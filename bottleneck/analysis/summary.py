@@ -12,6 +12,7 @@ from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from typing import Any
 
+import numpy as np
 import polars as pl
 from rich.console import Console
 from rich.table import Table
@@ -58,7 +59,7 @@ def summary_table(runs: Sequence[Run]) -> pl.DataFrame:
     rows = []
     for run in runs:
         evaluation, probe = _last(run, "eval"), _last(run, "probe")
-        train = run.split("train")
+        (speeds,) = run.series("train", "tokens_per_second")
         row = {
             "run": run.name,
             "is_complete": run.is_complete,
@@ -66,10 +67,12 @@ def summary_table(runs: Sequence[Run]) -> pl.DataFrame:
             "head_rank": run.head_rank,
             "n_params": run.n_params,
             **{key: evaluation.get(key) for key in ("step", "tokens", "loss", "loss_se")},
-            **{key: probe.get(key) for key in ("singular_entropy", "effective_rank", "stable_rank")},
+            **{
+                key: probe.get(key) for key in ("singular_entropy", "effective_rank", "stable_rank")
+            },
             "anisotropy": probe.get(f"anisotropy/{run.config.model.n_layers}"),
             # The median, as the first steps after each start hold the compilation.
-            "tokens_per_second": train["tokens_per_second"].median() if train.height else None,
+            "tokens_per_second": float(np.median(speeds)) if len(speeds) else None,
         }
         reference = full_rank_reference(run, runs)
         if reference is not None:
@@ -104,7 +107,14 @@ def same_but_for_rank(one: Run, other: Run) -> bool:
         )
         data = dataclasses.replace(run.config.data, cache_dir="")
         tokens = _last(run, "eval").get("tokens")
-        return model, data, run.corpus, run.config.train.sequence_length, run.config.probe.tokens, tokens
+        return (
+            model,
+            data,
+            run.corpus,
+            run.config.train.sequence_length,
+            run.config.probe.tokens,
+            tokens,
+        )
 
     return _last(one, "eval") != {} and experiment(one) == experiment(other)
 
@@ -123,16 +133,19 @@ def count(number: float | None) -> str:
     """A count to three digits, such as "3.28 M"."""
     if number is None:
         return "–"
-    for size, unit in ((1e12, " T"), (1e9, " G"), (1e6, " M"), (1e3, " k")):
+    number = float(f"{number:.3g}")  # before its unit is chosen: 999,999 is 1.00 M
+    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= size:
-            return f"{number / size:#.3g}".rstrip(".") + unit
-    return f"{number:.3g}"
+            return f"{number / size:#.3g}".rstrip(".") + f" {unit}"
+    return f"{number:g}"
 
 
 def print_summary(table: pl.DataFrame, console: Console | None = None) -> None:
     """Prints what `summary_table` returned, in at most 80 columns for names of usual length."""
     shown = [measure for measure in MEASURES if measure.in_terminal]
-    grid = Table(box=None, header_style="bold", pad_edge=False, padding=(0, 1), collapse_padding=True)
+    grid = Table(
+        box=None, header_style="bold", pad_edge=False, padding=(0, 1), collapse_padding=True
+    )
     for index, measure in enumerate(shown):
         grid.add_column(measure.heading, justify="right" if index else "left", no_wrap=index > 0)
     for row in table.iter_rows(named=True):
@@ -153,14 +166,14 @@ def _number(key: str, form: str) -> Callable[[dict[str, Any]], str]:
 MEASURES = (
     Measure(
         "run",
-        "The run's folder. A run without a COMPLETE file is marked unfinished; its numbers are those "
-        "of its last evaluation and probe so far.",
+        "The run's folder. A run without a COMPLETE file is marked unfinished; its numbers are "
+        "those of its last evaluation and probe so far.",
         lambda row: row["run"] + ("" if row["is_complete"] else " (unfinished)"),
     ),
     Measure(
         "rank\nR/D",
-        "R, the rank that the head W = A B can have at most, and D, the width of the hidden states. "
-        "R = D is a full-rank head.",
+        "R, the rank that the head W = A B can have at most, and D, the width of the hidden "
+        "states. R = D is a full-rank head.",
         lambda row: f"{row['head_rank']}/{row['d_model']}",
     ),
     Measure(
@@ -184,16 +197,16 @@ MEASURES = (
     ),
     Measure(
         "gap to\nfull",
-        "Held-out loss less that of the run with the same model, data and number of training tokens "
-        "and a full-rank head, in nats/token, ± sqrt(SE² + SE²). Both are measured on the same "
-        "tokens, so their errors largely cancel and the true error is smaller than the one given.",
+        "Held-out loss less that of the run with a full-rank head and otherwise the same model, "
+        "data and number of training tokens, in nats/token, ± sqrt(SE² + SE²). Both are measured "
+        "on the same tokens, so their errors largely cancel, and the error given is too large.",
         lambda row: with_error(row["gap"], row["gap_se"], sign="+"),
     ),
     Measure(
         "singular\nentropy",
-        "KL(p‖u) = ln D + Σ pᵢ ln pᵢ in nats, where pᵢ = σᵢ² / Σⱼ σⱼ² over the D singular values of "
-        "W and u is uniform. 0: all are equal; ln D: one is all there is. A head of rank R has at "
-        "least ln(D/R).",
+        "KL(p‖u) = ln D + Σ pᵢ ln pᵢ in nats, where pᵢ = σᵢ² / Σⱼ σⱼ² over the D singular values "
+        "of W and u is uniform. 0: all are equal; ln D: one is all there is. A head of rank R has "
+        "at least ln(D/R).",
         _number("singular_entropy", ".3f"),
     ),
     Measure(

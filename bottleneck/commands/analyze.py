@@ -19,7 +19,10 @@ def main(argv: list[str]) -> int:
     parser = argparse.ArgumentParser("python -m bottleneck analyze", description=__doc__)
     parser.add_argument("workdir", nargs="+", type=Path, help="a run folder, or a folder of them")
     parser.add_argument(
-        "--output", type=Path, help="folder of the report (default: report/ in what the paths share)"
+        "--output",
+        metavar="DIR",
+        type=Path,
+        help="folder of the report (default: report/ in what the paths share)",
     )
     flags = parser.parse_args(argv)
 

@@ -133,6 +133,11 @@ def _entropy(singular_values: np.ndarray) -> float:
     return float(np.log(len(singular_values)) + _plogp(singular_values**2))
 
 
+@pytest.fixture(scope="session", name="write_run")
+def write_run_fixture() -> Callable[..., Path]:
+    return write_run
+
+
 @pytest.fixture
 def make_run(tmp_path: Path) -> Callable[..., Path]:
     """`write_run`, into a folder of the test's own, under a name."""

@@ -1,0 +1,278 @@
+"""The cross-entropy of one device's tokens with its share of the head, a chunk at a time.
+
+b: sequences of this device; L: tokens; V: rows of this device; K: columns of the head's rows.
+There are two ways through, by where the head lies:
+
+- Its rows are whole here. Tokens are taken a chunk at a time, and the gradient is made while a
+  chunk's logits are at hand: three products with the head a token, not the four that computing
+  the logits again would take.
+- Its columns are split over `fsdp`. Rows are taken a block at a time, gathered when needed, so that
+  no device ever holds the whole head; the log-sum-exp runs along, and a second pass makes the
+  gradient, each block's reduced and scattered at once. Four products, and 2/n_blocks of the memory.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+# Added to the logits of padded rows: their probability is 0 to the last bit, and no NaN can arise.
+_PADDING = -1e30
+
+# Rows of a gathered block are a multiple of this, the width of a TPU's matrix unit and lanes.
+_ROW_UNIT = 256
+
+
+@dataclass(frozen=True)
+class Chunking:
+    vocab_size: int  # rows from here on are padding
+    chunk: int  # tokens whose logits for all rows of the device exist at one time
+
+
+@dataclass(frozen=True)
+class Layout:
+    """Mesh axes over which this device's share is one of several; none without a mesh."""
+
+    batch: tuple[str, ...] = ()  # of the tokens
+    vocab: tuple[str, ...] = ()  # of the head's rows
+    columns: tuple[str, ...] = ()  # of the head's columns
+
+    @property
+    def n_column_shards(self) -> int:
+        return math.prod(jax.lax.axis_size(axis) for axis in self.columns)
+
+    def first_row(self, n_rows: int) -> jax.Array | int:
+        """Of this device's rows, in the whole vocabulary."""
+        return jax.lax.axis_index(self.vocab) * n_rows if self.vocab else 0
+
+
+class _Logits(NamedTuple):
+    values: jax.Array  # float32 [b, c, rows]
+    is_target: jax.Array  # bool [b, c, rows]
+
+
+def statistics(
+    layout: Layout, chunking: Chunking, projected: jax.Array, rows: jax.Array, targets: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """float32 [b, L]: log-sum-exp of every token's logits, and the logit of its target."""
+    if layout.n_column_shards > 1:
+        return _statistics_by_rows(layout, chunking, projected, rows, targets)
+    rows = rows.astype(projected.dtype)
+    length = projected.shape[1]
+    chunk_length = _chunk_length(projected.shape, chunking)
+
+    def one_chunk(_: None, arrays: tuple[jax.Array, ...]) -> tuple[None, tuple[jax.Array, ...]]:
+        h, t = arrays
+        logits = _logits(h, rows, t, layout.first_row(rows.shape[0]), chunking.vocab_size)
+        return None, _reduce(logits, layout)
+
+    arrays = tuple(_split(array, chunk_length) for array in (projected, targets))
+    _, (lse, target_logits) = jax.lax.scan(one_chunk, None, arrays)
+    return _join(lse)[:, :length], _join(target_logits)[:, :length]
+
+
+def sums(
+    layout: Layout, lse: jax.Array, target_logits: jax.Array, weights: jax.Array, z_loss: float
+) -> tuple[jax.Array, jax.Array]:
+    """Over all tokens of all devices: Σ w·(CE + z_loss·lse²) and Σ w·CE."""
+    loss = lse - target_logits
+    objective = jnp.sum(weights * (loss + z_loss * lse**2))
+    return jax.lax.psum((objective, jnp.sum(weights * loss)), layout.batch)
+
+
+def sums_and_gradients(
+    layout: Layout,
+    chunking: Chunking,
+    z_loss: float,
+    projected: jax.Array,
+    rows: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    """`sums`, and the objective's gradients by this device's `projected` and `rows`."""
+    if layout.n_column_shards > 1:
+        return _gradients_by_rows(layout, chunking, z_loss, projected, rows, targets, weights)
+    rows_dtype, rows = rows.dtype, rows.astype(projected.dtype)
+    length = projected.shape[1]
+    chunk_length = _chunk_length(projected.shape, chunking)
+
+    def one_chunk(
+        rows_gradient: jax.Array, arrays: tuple[jax.Array, ...]
+    ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
+        h, t, w = arrays
+        logits = _logits(h, rows, t, layout.first_row(rows.shape[0]), chunking.vocab_size)
+        lse, target_logits = _reduce(logits, layout)
+        gradient = _logits_gradient(logits, lse, w, z_loss).astype(h.dtype)
+        h_gradient = jnp.einsum("blv,vk->blk", gradient, rows)
+        rows_gradient += jnp.einsum(
+            "blv,blk->vk", gradient, h, preferred_element_type=jnp.float32
+        )
+        return rows_gradient, (h_gradient, lse, target_logits)
+
+    arrays = tuple(_split(array, chunk_length) for array in (projected, targets, weights))
+    start = jnp.zeros(rows.shape, jnp.float32)
+    rows_gradient, results = jax.lax.scan(one_chunk, start, arrays)
+    h_gradient, lse, target_logits = (_join(result)[:, :length] for result in results)
+    return (
+        sums(layout, lse, target_logits, weights, z_loss),
+        (
+            jax.lax.psum(h_gradient, layout.vocab),
+            jax.lax.psum(rows_gradient, layout.batch).astype(rows_dtype),
+        ),
+    )
+
+
+def _statistics_by_rows(
+    layout: Layout, chunking: Chunking, projected: jax.Array, rows: jax.Array, targets: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    first_row = layout.first_row(rows.shape[0])
+    blocks, starts = _row_blocks(layout, chunking, projected, rows)
+
+    def one_block(
+        carry: tuple[jax.Array, ...], block: tuple[jax.Array, jax.Array]
+    ) -> tuple[tuple[jax.Array, ...], None]:
+        top, total, target_logits = carry
+        shard, start = block
+        gathered = _gather_columns(layout, shard, projected.dtype)
+        logits = _logits(
+            projected, gathered, targets, first_row + start, chunking.vocab_size, rows.shape[0] - start
+        )
+        new_top = jnp.maximum(top, jnp.max(logits.values, axis=-1))
+        total = total * jnp.exp(top - new_top)
+        total += jnp.sum(jnp.exp(logits.values - new_top[..., None]), axis=-1)
+        target_logits += jnp.sum(jnp.where(logits.is_target, logits.values, 0.0), axis=-1)
+        return (new_top, total, target_logits), None
+
+    shape = targets.shape
+    start = (jnp.full(shape, _PADDING), jnp.zeros(shape), jnp.zeros(shape))
+    (top, total, target_logits), _ = jax.lax.scan(one_block, start, (blocks, starts))
+    return _combine(layout, top, total), jax.lax.psum(target_logits, layout.vocab)
+
+
+def _gradients_by_rows(
+    layout: Layout,
+    chunking: Chunking,
+    z_loss: float,
+    projected: jax.Array,
+    rows: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
+    lse, target_logits = _statistics_by_rows(layout, chunking, projected, rows, targets)
+    first_row = layout.first_row(rows.shape[0])
+    blocks, starts = _row_blocks(layout, chunking, projected, rows)
+
+    def one_block(
+        h_gradient: jax.Array, block: tuple[jax.Array, jax.Array]
+    ) -> tuple[jax.Array, jax.Array]:
+        shard, start = block
+        gathered = _gather_columns(layout, shard, projected.dtype)
+        logits = _logits(
+            projected, gathered, targets, first_row + start, chunking.vocab_size, rows.shape[0] - start
+        )
+        gradient = _logits_gradient(logits, lse, weights, z_loss).astype(projected.dtype)
+        h_gradient += jnp.einsum(
+            "blv,vk->blk", gradient, gathered, preferred_element_type=jnp.float32
+        )
+        block_gradient = jnp.einsum(
+            "blv,blk->vk", gradient, projected, preferred_element_type=jnp.float32
+        )
+        return h_gradient, jax.lax.psum_scatter(
+            block_gradient, layout.columns, scatter_dimension=1, tiled=True
+        )
+
+    start = jnp.zeros(projected.shape, jnp.float32)
+    h_gradient, block_gradients = jax.lax.scan(one_block, start, (blocks, starts))
+    rows_gradient = block_gradients.reshape(-1, rows.shape[1])[: rows.shape[0]]
+    others = tuple(axis for axis in layout.batch if axis not in layout.columns)
+    return (
+        sums(layout, lse, target_logits, weights, z_loss),
+        (
+            jax.lax.psum(h_gradient, layout.vocab).astype(projected.dtype),
+            jax.lax.psum(rows_gradient, others).astype(rows.dtype),
+        ),
+    )
+
+
+def _logits(
+    projected: jax.Array,
+    rows: jax.Array,
+    targets: jax.Array,
+    first_row: jax.Array | int,
+    vocab_size: int,
+    n_rows: jax.Array | int | None = None,
+) -> _Logits:
+    """Of these tokens and rows; those from `n_rows` on, and past the vocabulary, are masked."""
+    values = jnp.einsum("blk,vk->blv", projected, rows, preferred_element_type=jnp.float32)
+    index = jax.lax.broadcasted_iota(jnp.int32, (1, 1, rows.shape[0]), 2)
+    is_row = first_row + index < vocab_size
+    if n_rows is not None:
+        is_row &= index < n_rows
+    is_target = (first_row + index == targets[..., None]) & is_row
+    return _Logits(jnp.where(is_row, values, _PADDING), is_target)
+
+
+def _reduce(logits: _Logits, layout: Layout) -> tuple[jax.Array, jax.Array]:
+    """Log-sum-exp and target logit over the rows of all devices."""
+    top = jnp.max(logits.values, axis=-1)
+    total = jnp.sum(jnp.exp(logits.values - top[..., None]), axis=-1)
+    target_logits = jnp.sum(jnp.where(logits.is_target, logits.values, 0.0), axis=-1)
+    return _combine(layout, top, total), jax.lax.psum(target_logits, layout.vocab)
+
+
+def _combine(layout: Layout, top: jax.Array, total: jax.Array) -> jax.Array:
+    """The log-sum-exp over all devices of total·exp(top)."""
+    if not layout.vocab:
+        return top + jnp.log(total)
+    highest = jax.lax.pmax(top, layout.vocab)
+    return highest + jnp.log(jax.lax.psum(total * jnp.exp(top - highest), layout.vocab))
+
+
+def _logits_gradient(
+    logits: _Logits, lse: jax.Array, weights: jax.Array, z_loss: float
+) -> jax.Array:
+    """d/dz of w·(lse − z_y + z_loss·lse²): 1 + 2·z_loss·lse times the softmax, less the target."""
+    scale = (weights * (1 + 2 * z_loss * lse))[..., None]
+    probability = jnp.exp(logits.values - lse[..., None])
+    return scale * probability - jnp.where(logits.is_target, weights[..., None], 0.0)
+
+
+def _row_blocks(
+    layout: Layout, chunking: Chunking, projected: jax.Array, rows: jax.Array
+) -> tuple[jax.Array, jax.Array]:
+    """This device's columns of all its rows, [n_blocks, block, K/shards], and each block's first row."""
+    n_rows, n_tokens = rows.shape[0], projected.shape[0] * projected.shape[1]
+    wanted = max(_ROW_UNIT, chunking.chunk * n_rows // n_tokens)
+    block = min(n_rows, -(-wanted // _ROW_UNIT) * _ROW_UNIT)
+    n_blocks = -(-n_rows // block)
+    padded = jnp.pad(rows, ((0, n_blocks * block - n_rows), (0, 0)))
+    return padded.reshape(n_blocks, block, -1), block * jnp.arange(n_blocks)
+
+
+def _gather_columns(layout: Layout, shard: jax.Array, dtype: jnp.dtype) -> jax.Array:
+    """The rows of a block whole, in the type of the products: half the bytes on the wire for bfloat16."""
+    return jax.lax.all_gather(shard.astype(dtype), layout.columns, axis=1, tiled=True)
+
+
+def _chunk_length(shape: tuple[int, ...], chunking: Chunking) -> int:
+    batch, length = shape[:2]
+    return min(length, max(1, chunking.chunk // batch))
+
+
+def _split(array_bxL: jax.Array, chunk_length: int) -> jax.Array:
+    """[b, L, ...] → [n_chunks, b, chunk_length, ...], padded with zeros where L does not divide."""
+    padding = -array_bxL.shape[1] % chunk_length
+    widths = [(0, 0), (0, padding)] + [(0, 0)] * (array_bxL.ndim - 2)
+    padded = jnp.pad(array_bxL, widths)
+    split = padded.reshape(array_bxL.shape[0], -1, chunk_length, *array_bxL.shape[2:])
+    return jnp.moveaxis(split, 1, 0)
+
+
+def _join(array: jax.Array) -> jax.Array:
+    """[n_chunks, b, chunk_length, ...] → [b, n_chunks·chunk_length, ...]."""
+    moved = jnp.moveaxis(array, 0, 1)
+    return moved.reshape(moved.shape[0], -1, *moved.shape[3:])

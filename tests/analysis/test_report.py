@@ -1,0 +1,140 @@
+import base64
+import re
+from html.parser import HTMLParser
+
+import pytest
+
+from bottleneck.analysis.report import EXHIBITS, write_report
+from bottleneck.analysis.runs import load_run
+from bottleneck.analysis.summary import MEASURES
+
+
+class Page(HTMLParser):
+    """What a page refers to, what it shows, and whether its tags are balanced."""
+
+    VOID = ("meta", "img")
+
+    def __init__(self, text):
+        super().__init__()
+        self.references, self.tags, self.text, self._open = [], [], [], []
+        self.feed(text)
+        assert self._open == []
+
+    def handle_starttag(self, tag, attributes):
+        self.tags.append(tag)
+        self._open += [] if tag in self.VOID else [tag]
+        self.references += [v for k, v in attributes if k in ("src", "href", "srcset", "data")]
+
+    def handle_endtag(self, tag):
+        assert self._open.pop() == tag
+
+    def handle_data(self, data):
+        self.text.append(data)
+
+
+def read(path):
+    page = Page(path.read_text())
+    return page, re.sub(r"\s+", " ", " ".join(page.text))
+
+
+@pytest.fixture(scope="module")
+def two_runs(write_run, tmp_path_factory):
+    folder = tmp_path_factory.mktemp("runs")
+    paths = [write_run(folder / "rank8", head_rank=8), write_run(folder / "full")]
+    return [load_run(path) for path in paths]
+
+
+@pytest.fixture(scope="module")
+def report(two_runs, tmp_path_factory):
+    return write_report(two_runs, tmp_path_factory.mktemp("report"))
+
+
+@pytest.fixture
+def one_figure(monkeypatch):
+    """Drawing takes a second a figure, and some tests are about the words."""
+    monkeypatch.setattr("bottleneck.analysis.report.EXHIBITS", EXHIBITS[:1])
+
+
+@pytest.fixture
+def comparing_figures(monkeypatch):
+    """Those that a run that has just begun has not enough for."""
+    comparing = [e for e in EXHIBITS if e.name in ("loss_by_rank", "spectrum")]
+    monkeypatch.setattr("bottleneck.analysis.report.EXHIBITS", comparing)
+
+
+def test_report_refers_to_nothing_outside_itself(report):
+    page, _ = read(report)
+    assert len(page.references) == len(EXHIBITS)
+    assert all(reference.startswith("data:image/svg+xml;base64,") for reference in page.references)
+    assert not {"script", "link", "iframe", "object"} & set(page.tags)
+    assert "http" not in report.read_text()
+    assert "url(" not in report.read_text() and "@import" not in report.read_text()
+    for reference in page.references:
+        svg = base64.b64decode(reference.partition(",")[2]).decode()
+        links = re.findall(r'href\s*=\s*"([^"]*)"', svg)
+        assert links and all(link.startswith(("#", "data:")) for link in links)
+
+
+def test_report_shows_every_figure_with_its_sentence_and_writes_its_files(report):
+    _, text = read(report)
+    for exhibit in EXHIBITS:
+        assert exhibit.title in text and exhibit.sentence in text
+        png, svg = (report.parent / "figures" / f"{exhibit.name}.{s}" for s in ("png", "svg"))
+        assert png.read_bytes().startswith(b"\x89PNG") and b"<svg" in svg.read_bytes()
+
+
+def test_report_defines_every_number_in_its_table(report):
+    _, text = read(report)
+    for measure in MEASURES:
+        assert measure.definition in text
+        assert text.count(measure.heading.replace("\n", " ")) >= 2  # in the table and defined
+
+
+def test_report_says_how_the_runs_differ_and_what_they_share(one_figure, make_run, tmp_path):
+    runs = [
+        load_run(make_run("a", head_rank=8, learning_rate=3e-4, steps=50)),
+        load_run(make_run("b", steps=50)),
+    ]
+    _, text = read(write_report(runs, tmp_path / "report"))
+    differing, rest = text.partition("How the runs differ")[2].split("Where the numbers come from")
+    assert re.findall(r"[a-z]+\.[a-z_]+", differing) == [
+        "model.head_rank",
+        "optimizer.learning_rate",
+    ]
+    assert "0.0003" in differing and "None" in differing
+    shared = rest.partition("Config that all runs share")[2]
+    assert "model.d_model 64" in shared and "model.head_rank" not in shared
+    assert "jax 0.10.2" in rest and "fsdp 1" in rest and "0123456789ab" in rest
+
+
+def test_report_of_one_unfinished_run_says_what_is_missing_and_why(
+    comparing_figures, make_run, tmp_path
+):
+    _, text = read(write_report([load_run(make_run("begun", stop=0))], tmp_path / "report"))
+    assert "begun is unfinished: it stands at step 0 of 400." in text
+    assert "Left out: Singular values of the head over training, as no run has two probes" in text
+    assert (
+        "Left out: Final held-out loss against the rank of the head, as it takes finished" in text
+    )
+
+
+def test_figures_of_an_earlier_report_do_not_stay(comparing_figures, make_run, tmp_path):
+    left = [tmp_path / "figures" / f"loss_by_rank.{suffix}" for suffix in ("png", "svg")]
+    left[0].parent.mkdir()
+    for path in left:
+        path.touch()
+    write_report([load_run(make_run(stop=0))], tmp_path)
+    assert not any(path.exists() for path in left)
+
+
+def test_the_same_runs_give_the_same_page(one_figure, two_runs, tmp_path):
+    first, second = (write_report(two_runs, tmp_path / name).read_bytes() for name in "ab")
+    assert first == second
+
+
+def test_names_of_runs_are_text_not_markup(one_figure, make_run, tmp_path):
+    page, text = read(
+        write_report([load_run(make_run("<b>&amp; 5$", stop=0))], tmp_path / "report")
+    )
+    assert "b" not in page.tags
+    assert "Run <b>&amp; 5$: head rank 64" in text
