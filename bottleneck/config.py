@@ -243,6 +243,11 @@ class CheckpointConfig(_Section):
     every: int = _positive(200)  # steps; the last step is always saved
     keep_last: int = _positive(2)
     keep_every: int | None = _positive(None)  # steps that are multiples of this stay for ever
+    steps: tuple[int, ...] = ()  # saved as well, and stay for ever
+
+    def is_due(self, step: int) -> bool:
+        """Whether a step is to be saved; step 0 is only where `steps` names it."""
+        return step in self.steps or (step > 0 and step % self.every == 0)
 
 
 @dataclass(frozen=True)

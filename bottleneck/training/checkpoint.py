@@ -7,6 +7,13 @@ from types import TracebackType
 from typing import Any, Self
 
 import orbax.checkpoint as ocp
+from orbax.checkpoint.checkpoint_managers import (
+    AnyPreservationPolicy,
+    CustomSteps,
+    EveryNSteps,
+    LatestN,
+    PreservationPolicy,
+)
 
 from bottleneck.config import CheckpointConfig
 
@@ -15,20 +22,13 @@ class Checkpointer:
     """Saves and restores (params, opt_state) by step, and keeps those that the config asks for."""
 
     def __init__(self, folder: Path, config: CheckpointConfig):
-        policies = [ocp.checkpoint_managers.preservation_policy.LatestN(config.keep_last)]
+        kept: list[PreservationPolicy] = [LatestN(config.keep_last), CustomSteps(config.steps)]
         if config.keep_every is not None:
-            policies.append(
-                ocp.checkpoint_managers.preservation_policy.EveryNSteps(config.keep_every)
-            )
-        self._manager = ocp.CheckpointManager(
-            folder.resolve(),
-            options=ocp.CheckpointManagerOptions(
-                preservation_policy=ocp.checkpoint_managers.preservation_policy.AnyPreservationPolicy(
-                    policies
-                ),
-                cleanup_tmp_directories=True,
-            ),
+            kept.append(EveryNSteps(config.keep_every))
+        options = ocp.CheckpointManagerOptions(
+            preservation_policy=AnyPreservationPolicy(kept), cleanup_tmp_directories=True
         )
+        self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
 
     def latest_step(self) -> int | None:
         return self._manager.latest_step()

@@ -95,6 +95,8 @@ def _train_from(
         if start is None:
             with report.booked("probe"):
                 report.probe(0, prober.measure(params))
+            if config.checkpoint.is_due(0):
+                saved.save(0, params, opt_state)
         for step, batch in device_batches(batches, mesh, start or 0, steps):
             params, opt_state, metrics = train_step(params, opt_state, batch)
             done = step + 1
@@ -103,7 +105,7 @@ def _train_from(
                 report.settle()
                 with report.booked("probe"):
                     report.probe(done, prober.measure(params))
-            if done % config.checkpoint.every == 0 or done == steps:
+            if config.checkpoint.is_due(done) or done == steps:
                 report.settle()
                 with report.booked("checkpoint"):
                     saved.save(done, params, opt_state)
