@@ -1,47 +1,199 @@
-"""The making of a token cache: two passes over the corpus, one for the tokenizer, one for the tokens."""
+"""The making of a token cache: a pass over the corpus for the tokenizer, another for the tokens."""
 
 from __future__ import annotations
 
-import dataclasses
 import hashlib
+import math
 import os
 import sys
 import time
 from collections import Counter, deque
-from collections.abc import Callable, Iterable, Iterator
-from concurrent.futures import Future, ThreadPoolExecutor
-from contextlib import contextmanager
+from collections.abc import Generator, Iterable, Iterator
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import ExitStack, closing
 from pathlib import Path
 from typing import Any
 
 import numpy as np
+import rich.console
+import rich.progress
 from tokenizers import Tokenizer
 
 from bottleneck.config import DataConfig
-from bottleneck.data import tokenizer as bpe
+from bottleneck.data import tokenizer as tokenization
 from bottleneck.data.corpus import Corpus, heldout_draw
 from bottleneck.data.documents import Document
 from bottleneck.data.manifest import TOKENIZER, UNIGRAM_COUNTS, Manifest, SplitInfo
-from bottleneck.data.shards import FileInfo, ShardWriter, token_dtype
+from bottleneck.data.shards import FileInfo, ShardWriter, TokenSequence, token_dtype
 from bottleneck.errors import UserError
 
-# Characters given to the tokenizer at a time, for each core: enough to keep it busy, few enough for
-# encodings, which take a hundred times the memory of their ids.
-_BATCH_CHARACTERS = 2**18
+# Characters that are encoded at a time: few, as an encoding takes a hundred times the memory of its
+# ids, yet enough to share out over the cores.
+_BATCH_CHARACTERS = 2**20
+_BATCHES_AHEAD = 2
 
-_SECONDS_BETWEEN_LINES = 30  # of progress where there is no terminal
+_COUNTED_TOKENS = 2**20  # at a time
+
+_SECONDS_BETWEEN_LINES = 30.0  # of progress where there is no terminal
 
 
-def write_cache(
-    folder: Path, config: DataConfig, corpus: Corpus, made_of: dict[str, Any]
-) -> None:
-    """Fills a folder with the tokens of a corpus; the manifest is written last.
+def write_cache(folder: Path, config: DataConfig, corpus: Corpus, made_of: dict[str, Any]) -> None:
+    """Fills an empty folder with the tokens of a corpus and their manifest.
 
     Raises:
-      UserError: where the corpus cannot be read, or one of its splits would be empty.
-      OSError: where the folder cannot be written.
+        UserError: where the corpus cannot be read, or leaves one of the splits empty.
+        OSError: where the folder cannot be written.
     """
-    with _progress(corpus) as show:
-        show("training the tokenizer", 0)
-        tokenizer = _tokenizer(config, corpus)
-    ...
+    tokenizer = _tokenizer(config, corpus)
+    vocab_size = tokenization.vocab_size(tokenizer)
+    end_of_text = tokenization.end_of_text(tokenizer)
+    dtype = token_dtype(vocab_size)
+    documents: Counter[str] = Counter()
+    text_bytes: Counter[str] = Counter()
+    empty = invalid = 0
+    least_draw = 1.0
+    with ExitStack() as stack:
+        splits = ("train", "heldout")
+        writers = {s: stack.enter_context(closing(ShardWriter(folder, s, dtype))) for s in splits}
+        found = stack.enter_context(closing(_shown(corpus, "tokenizing")))
+        for document, tokens in _tokenized(found, tokenizer):
+            invalid += document.was_invalid
+            if not document.text:
+                empty += 1
+                continue
+            draw = heldout_draw(document.text)
+            least_draw = min(least_draw, draw)
+            split = "heldout" if draw < config.heldout_fraction else "train"
+            documents[split] += 1
+            text_bytes[split] += len(document.text.encode())
+            writers[split].append(np.append(tokens, np.uint32(end_of_text)))
+    _check_splits(documents, config.heldout_fraction, least_draw)
+
+    train = TokenSequence([folder / name for name in writers["train"].files], dtype)
+    np.save(folder / UNIGRAM_COUNTS, _unigram_counts(train, vocab_size))
+    (folder / TOKENIZER).write_bytes(tokenizer.to_str(pretty=True).encode())
+    files = {name: _file_info(folder / name) for name in (TOKENIZER, UNIGRAM_COUNTS)}
+    for writer in writers.values():
+        files |= writer.files
+    Manifest(
+        made_of=made_of,
+        fingerprint=corpus.fingerprint,
+        vocab_size=vocab_size,
+        end_of_text=end_of_text,
+        dtype=dtype.str,
+        empty_documents=empty,
+        invalid_documents=invalid,
+        splits={
+            split: SplitInfo(documents[split], writer.tokens, text_bytes[split], list(writer.files))
+            for split, writer in writers.items()
+        },
+        files=files,
+    ).write(folder)
+    for path in [*folder.iterdir(), folder]:
+        _sync(path)
+
+
+def _tokenizer(config: DataConfig, corpus: Corpus) -> Tokenizer:
+    """The tokenizer given, or one trained on the training documents."""
+    if config.tokenizer is not None:
+        return tokenization.load(Path(config.tokenizer).expanduser())
+    texts = (document.text for document in _shown(corpus, "training the tokenizer"))
+    in_training = (text for text in texts if heldout_draw(text) >= config.heldout_fraction)
+    return tokenization.train(in_training, config.tokenizer_vocab_size)
+
+
+def _tokenized(
+    documents: Iterable[Document], tokenizer: Tokenizer
+) -> Iterator[tuple[Document, np.ndarray]]:
+    """Each document with its tokens, in order; reading, tokenizing and the caller run at once."""
+    with ThreadPoolExecutor(_BATCHES_AHEAD) as pool:
+        pending: deque[tuple[list[Document], Any]] = deque()
+        for batch in _batches(documents):
+            texts = [document.text for document in batch]
+            pending.append((batch, pool.submit(tokenization.encode, tokenizer, texts)))
+            if len(pending) > _BATCHES_AHEAD:
+                done, tokens = pending.popleft()
+                yield from zip(done, tokens.result(), strict=True)
+        for done, tokens in pending:
+            yield from zip(done, tokens.result(), strict=True)
+
+
+def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
+    batch: list[Document] = []
+    characters = 0
+    for document in documents:
+        batch.append(document)
+        characters += len(document.text)
+        if characters >= _BATCH_CHARACTERS:
+            yield batch
+            batch, characters = [], 0
+    yield batch
+
+
+def _unigram_counts(tokens: TokenSequence, vocab_size: int) -> np.ndarray:
+    """How often each token occurs, int64 [vocab_size]."""
+    counts = np.zeros(vocab_size, np.int64)
+    for start in range(0, len(tokens), _COUNTED_TOKENS):
+        counts += np.bincount(tokens[start : start + _COUNTED_TOKENS], minlength=vocab_size)
+    return counts
+
+
+def _check_splits(documents: Counter[str], heldout_fraction: float, least_draw: float) -> None:
+    """Raises `UserError` where there is nothing to train on, or nothing held out that should be."""
+    if documents.total() == 0:
+        raise UserError("config.data: the corpus holds no text")
+    if documents["heldout"] or heldout_fraction == 0:
+        if not documents["train"]:
+            raise UserError(
+                f"config.data.heldout_fraction={heldout_fraction} holds out all "
+                f"{documents.total()} documents of the corpus; more documents are needed"
+            )
+        return
+    enough = math.ceil(least_draw * 1e4 + 1) / 1e4
+    advice = f"take at least {enough}" if enough <= 0.5 else "more documents are needed"
+    raise UserError(
+        f"config.data.heldout_fraction={heldout_fraction} holds out none of the "
+        f"{documents.total()} documents of the corpus; {advice}"
+    )
+
+
+def _shown(corpus: Corpus, what: str) -> Generator[Document, None, None]:
+    """The documents of a corpus, with a progress bar, or a line now and then without a terminal."""
+    console = rich.console.Console(stderr=True)
+    total = max(corpus.fingerprint.bytes, 1)
+    started = spoke = time.monotonic()
+    with rich.progress.Progress(
+        rich.progress.TextColumn(what),
+        rich.progress.BarColumn(),
+        rich.progress.DownloadColumn(),
+        rich.progress.TransferSpeedColumn(),
+        rich.progress.TimeRemainingColumn(),
+        console=console,
+        transient=True,
+        disable=not console.is_terminal,
+    ) as bar:
+        task = bar.add_task(what, total=total)
+        for document in corpus.documents():
+            yield document
+            bar.update(task, completed=document.position)
+            now = time.monotonic()
+            if not console.is_terminal and now - spoke > _SECONDS_BETWEEN_LINES:
+                spoke = now
+                print(
+                    f"{what}: {document.position / total:.0%} after {now - started:.0f} s",
+                    file=sys.stderr,
+                )
+
+
+def _file_info(path: Path) -> FileInfo:
+    contents = path.read_bytes()
+    return FileInfo(len(contents), hashlib.sha256(contents).hexdigest())
+
+
+def _sync(path: Path) -> None:
+    """Sees to it that a file or folder is on the disk before it gets its final name."""
+    descriptor = os.open(path, os.O_RDONLY)
+    try:
+        os.fsync(descriptor)
+    finally:
+        os.close(descriptor)

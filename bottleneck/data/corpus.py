@@ -22,13 +22,12 @@ from bottleneck.config import DataConfig, suggestion
 from bottleneck.data.documents import SUFFIXES, Document, document, read_documents, text_of
 from bottleneck.errors import UserError
 
-# Of the standard library, what every distribution of Python ships and what is prose or code: Debian
-# and slim images leave out the tests, idlelib and tkinter, releases differ in distutils and lib2to3,
-# and the encodings are tables of characters. Packages that are installed beside it are not part of it.
-_LEFT_OUT = frozenset(
-    "__pycache__ dist-packages distutils encodings ensurepip idlelib lib-dynload lib2to3 msilib "
-    "pydoc_data site-packages test tests tkinter turtledemo".split()
-)
+# Folders of the standard library that not every Python ships (Debian's and slim images lack the
+# tests, idlelib and tkinter; distutils and lib2to3 depend on the release), that are tables rather
+# than text (encodings), or that do not belong to it (site-packages).
+_LEFT_OUT = frozenset({"__pycache__", "site-packages", "dist-packages", "lib-dynload", "encodings"})
+_LEFT_OUT |= {"test", "tests", "idlelib", "tkinter", "turtledemo", "ensurepip", "msilib"}
+_LEFT_OUT |= {"distutils", "lib2to3", "pydoc_data"}
 
 # A corpus of at most so many bytes is recognised by its contents, a larger one by the names, sizes
 # and times of its files.
@@ -53,11 +52,8 @@ class Corpus:
     name: str  # short, fit for a file name
     description: dict[str, Any]  # what was asked for, as plain values
     fingerprint: Fingerprint
-    read: Callable[[], Iterator[Document]]
-
-    def documents(self) -> Iterator[Document]:
-        """All documents, in the same order every time, the empty ones among them."""
-        return self.read()
+    # All documents, the same each time, the empty ones among them.
+    documents: Callable[[], Iterator[Document]]
 
 
 def open_corpus(config: DataConfig) -> Corpus:
@@ -92,7 +88,7 @@ def _stdlib(config: DataConfig) -> Corpus:
         raise UserError(f"config.data.corpus='stdlib': {root} holds no source; use corpus='text'")
     topics = _help_topics()
 
-    def read() -> Iterator[Document]:
+    def documents() -> Iterator[Document]:
         before = 0
         for found in _concatenated(files, field=""):
             before = found.position
@@ -101,13 +97,15 @@ def _stdlib(config: DataConfig) -> Corpus:
             before += len(text.encode())
             yield document(f"help/{name}", text, before)
 
-    contents = [(str(file.relative_to(root)), file.read_bytes()) for file in files]
-    contents += [(f"help/{name}", text.encode()) for name, text in topics]
-    fingerprint = _fingerprint((name, len(raw), raw) for name, raw in contents)
+    entries = [(str(f.relative_to(root)), f.stat().st_size, _sha256(f)) for f in files]
+    for name, text in topics:
+        raw = text.encode()
+        entries.append((f"help/{name}", len(raw), hashlib.sha256(raw).hexdigest().encode()))
+    fingerprint = _fingerprint(entries)
     version = platform.python_version()
     # Two builds of one release may differ in patches: each has its own tokens.
     description = {"corpus": "stdlib", "python": version, "sha256": fingerprint.sha256}
-    return Corpus(f"stdlib-{version}", description, fingerprint, read)
+    return Corpus(f"stdlib-{version}", description, fingerprint, documents)
 
 
 def _help_topics() -> list[tuple[str, str]]:
@@ -123,7 +121,7 @@ def _text(config: DataConfig) -> Corpus:
     files = list(dict.fromkeys(file for path in paths for file in _text_files(path)))
     status = [file.stat() for file in files]
     if sum(s.st_size for s in status) <= _HASHED_IN_FULL:
-        marks: Iterable[bytes] = (file.read_bytes() for file in files)
+        marks: Iterable[bytes] = map(_sha256, files)
     else:
         marks = (b"%d" % s.st_mtime for s in status)
     return Corpus(
@@ -157,10 +155,14 @@ def _text_files(path: Path) -> list[Path]:
 def _visible_files(folder: Path) -> list[Path]:
     """All files below a folder but the hidden ones and those in hidden folders, such as .git."""
     found = []
-    for parent, subfolders, names in os.walk(folder):
+    for parent, subfolders, names in os.walk(folder, onerror=_raise):
         subfolders[:] = [name for name in subfolders if not name.startswith(".")]
         found += [Path(parent, name) for name in names if not name.startswith(".")]
     return found
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def _names_in(folder: Path) -> list[str]:
@@ -176,13 +178,18 @@ def _concatenated(files: list[Path], field: str) -> Iterator[Document]:
 
 
 def _fingerprint(entries: Iterable[tuple[str, int, bytes]]) -> Fingerprint:
-    """The fingerprint of (name, bytes, contents or time) of every file."""
+    """The fingerprint of (name, bytes, hash or time) of every file."""
     digest, files, total = hashlib.sha256(), 0, 0
     for name, size, mark in entries:
-        digest.update(hashlib.sha256(name.encode(errors="surrogateescape")).digest())
-        digest.update(b"%d " % size + hashlib.sha256(mark).digest())
+        # A NUL cannot be in a name, so no two lists of files are the same bytes.
+        digest.update(b"%s\0%d\0%s\0" % (os.fsencode(name), size, mark))
         files, total = files + 1, total + size
     return Fingerprint(files, total, digest.hexdigest())
+
+
+def _sha256(file: Path) -> bytes:
+    with file.open("rb") as stream:
+        return hashlib.file_digest(stream, "sha256").hexdigest().encode()
 
 
 def _tfds(config: DataConfig) -> Corpus:
@@ -202,7 +209,9 @@ def _tfds(config: DataConfig) -> Corpus:
         known = tfds.list_builders(with_community_datasets=False)
         near = difflib.get_close_matches(name.partition("/")[0], known, n=1)
         advice = f"did you mean {near[0]}?" if near else "see tensorflow.org/datasets/catalog"
-        raise UserError(f"config.data.tfds_name={name!r} is not a TFDS data set; {advice}") from error
+        raise UserError(
+            f"config.data.tfds_name={name!r} is not a TFDS data set; {advice}"
+        ) from error
     # What builders, and the servers that they download from, raise is not confined to any class.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
@@ -219,7 +228,7 @@ def _tfds(config: DataConfig) -> Corpus:
     status = [(file.name, file.stat()) for file in files]
     fingerprint = _fingerprint((file, s.length, b"%d" % s.mtime) for file, s in status)
 
-    def read() -> Iterator[Document]:
+    def documents() -> Iterator[Document]:
         for start in range(0, len(source), _TFDS_ROWS):
             rows = range(start, min(start + _TFDS_ROWS, len(source)))
             for row, example in zip(rows, source.__getitems__(rows), strict=True):
@@ -228,4 +237,4 @@ def _tfds(config: DataConfig) -> Corpus:
                 yield document(key, text_of(example[field], key, field), position)
 
     description = {"corpus": "tfds", "name": full_name, "text_field": field}
-    return Corpus(f"tfds-{full_name}", description, fingerprint, read)
+    return Corpus(f"tfds-{full_name}", description, fingerprint, documents)

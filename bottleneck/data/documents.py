@@ -1,8 +1,8 @@
 """A document, and the reading of documents out of text files.
 
-A plain file (.txt, .md, .py) is a document; every record of a .jsonl (also .gz and .zst) or .parquet
-file is one. Files are read as streams: what is held in memory is one record, or one passage of a
-plain file that is too long to be a document.
+A plain file (.txt, .md, .py) is a document; so is every record of a .jsonl (also .gz and .zst) or
+.parquet file. Files are read as streams: in memory is one record, or one passage of a plain file
+that is too long to be a document.
 """
 
 from __future__ import annotations
@@ -88,7 +88,7 @@ def _read_plain(path: Path) -> Iterator[Document]:
 
 
 def _passages(stream: IO[bytes]) -> Iterator[bytes]:
-    """The stream in pieces that end, as far as possible, with a line, else a word or a character."""
+    """The stream in pieces that end with a line where possible, else with a word or a character."""
     rest = b""
     while block := stream.read(PASSAGE):
         block = rest + block
@@ -117,7 +117,7 @@ def _read_json_lines(path: Path, field: str) -> Iterator[Document]:
             except (ValueError, RecursionError) as error:
                 raise UserError(f"{where}: not a JSON object: {error}") from error
             if not isinstance(record, dict):
-                raise UserError(f"{where}: a {type(record).__name__}, not a JSON object")
+                raise UserError(f"{where}: of type {type(record).__name__}, not a JSON object")
             if field not in record:
                 raise UserError(f"{where}: {_missing('key', field, list(record))}")
             text = document(where, text_of(record[field], where, field), found.position)
@@ -159,7 +159,7 @@ def text_of(value: Any, where: str, field: str) -> bytes | str:
     if value is None:
         return ""
     if not isinstance(value, (str, bytes)):
-        raise UserError(f"{where}: {field!r} is a {type(value).__name__}, not a text")
+        raise UserError(f"{where}: {field!r} is of type {type(value).__name__}, not a text")
     return value
 
 

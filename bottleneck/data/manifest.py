@@ -17,7 +17,7 @@ MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 UNIGRAM_COUNTS = "unigram-counts.npy"
 
-REBUILD = "run `python -m bottleneck prepare --rebuild` with the same config"
+REBUILD = "make it anew with `python -m bottleneck prepare --rebuild` and the same --config"
 
 
 @dataclass(frozen=True)

@@ -8,7 +8,6 @@ from __future__ import annotations
 import bisect
 import hashlib
 import itertools
-import os
 from collections.abc import Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -57,15 +56,12 @@ class ShardWriter:
                 self.close()
 
     def close(self) -> None:
-        """Completes the last file, down to the disk."""
-        if self._file is None:
-            return
-        with self._file as file:
-            file.flush()
-            os.fsync(file.fileno())
-            name = Path(file.name).name
-            self.files[name] = FileInfo(file.tell(), self._digest.hexdigest())
-        self._file = None
+        """Completes the last file."""
+        file, self._file = self._file, None
+        if file is not None:
+            with file:
+                info = FileInfo(file.tell(), self._digest.hexdigest())
+            self.files[Path(file.name).name] = info
 
 
 class TokenSequence:

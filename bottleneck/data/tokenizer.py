@@ -21,17 +21,16 @@ _END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")
 # The merges of a vocabulary settle long before this; it bounds the time and the memory.
 TRAINING_BYTES = 2**29
 
-# Characters encoded in one piece. An encoding takes some hundred times the memory of its ids, and
-# one piece is the work of one core.
-_PIECE = 2**17
+# Characters encoded in one piece, which is the work of one core.
+_PIECE = 2**16
 
 
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """A byte-level BPE of the first TRAINING_BYTES of the texts, the same each time.
 
     Args:
-      vocab_size: at least 257, the bytes and the end of text; what is trained is smaller if the
-        texts have no more pairs to merge.
+        vocab_size: at least 257, the bytes and the end of text; the vocabulary is smaller where
+            the texts have no more pairs to merge.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -48,10 +47,9 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 def load(path: Path) -> Tokenizer:
     """The tokenizer of a `tokenizer.json`; raises `UserError` where there is no valid one."""
+    contents = read_file(path)
     try:
-        return _for_plain_text(Tokenizer.from_str(_contents(path).decode()))
-    except UserError:
-        raise
+        return _for_plain_text(Tokenizer.from_str(contents.decode()))
     except Exception as error:  # the library raises no narrower class
         raise UserError(f"config.data.tokenizer: {path} is no tokenizer.json: {error}") from error
 
@@ -61,8 +59,9 @@ def vocab_size_in_file(path: Path) -> int:
 
     Reads the JSON alone, in milliseconds. Raises `UserError` where there is none.
     """
+    raw = read_file(path)
     try:
-        contents = json.loads(_contents(path))
+        contents = json.loads(raw)
         vocabulary = contents["model"]["vocab"]
         # A unigram model lists its tokens by id, the others map them to ids.
         by_id = range(len(vocabulary)) if isinstance(vocabulary, list) else vocabulary.values()
@@ -72,7 +71,8 @@ def vocab_size_in_file(path: Path) -> int:
         raise UserError(f"config.data.tokenizer: {path} is no tokenizer.json: {reason}") from error
 
 
-def _contents(path: Path) -> bytes:
+def read_file(path: Path) -> bytes:
+    """The contents of a `tokenizer.json`; raises `UserError` where it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -127,7 +127,7 @@ def _first_bytes(texts: Iterable[str], limit: int) -> Iterator[str]:
         if limit <= 0:
             return
         limit -= len(text.encode())
-        yield text
+        yield from _pieces(text)
 
 
 def _for_plain_text(tokenizer: Tokenizer) -> Tokenizer:

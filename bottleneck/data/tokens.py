@@ -1,19 +1,211 @@
-"""The token cache: a corpus that was tokenised once, as memory-mapped shards with a manifest.
+"""The token cache: a corpus, tokenized once, in memory-mapped shards with a manifest.
 
-A cache appears under its name only when it is whole, is recognised by its corpus and tokenizer, and
-is refused when it does not match its manifest.
+A cache appears under its name only when it is whole. It is refused where its files do not match its
+manifest, and where the corpus is no longer the one that it was made from.
 """
 
 from __future__ import annotations
 
-import dataclasses
+import contextlib
+import fcntl
+import functools
 import hashlib
 import json
+import re
+import shutil
+import sys
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
+from typing import Any, Literal
 
 import numpy as np
 from tokenizers import Tokenizer
 
-from bottleneck.data import tokenizer as tokenizers_
+from bottleneck.config import DataConfig
+from bottleneck.data import tokenizer as tokenization
+from bottleneck.data.cache_writer import write_cache
+from bottleneck.data.corpus import Corpus, open_corpus
+from bottleneck.data.manifest import REBUILD, TOKENIZER, UNIGRAM_COUNTS, Manifest, read_manifest
+from bottleneck.data.shards import TokenSequence
+from bottleneck.errors import UserError
+
+FORMAT = 1  # of the cache; after a change of it nothing made before is found
+
+Split = Literal["train", "heldout"]
+
+
+@dataclass(frozen=True)
+class TokenCache:
+    """The tokens of a corpus; `open_cache` makes one. Every document ends with `end_of_text`."""
+
+    path: Path
+    manifest: Manifest
+
+    def tokens(self, split: Split) -> TokenSequence:
+        """The tokens of a split, memory-mapped, uint16 or uint32."""
+        shards = self.manifest.splits[split].shards
+        return TokenSequence([self.path / name for name in shards], np.dtype(self.manifest.dtype))
+
+    def n_tokens(self, split: Split) -> int:
+        return self.manifest.splits[split].tokens
+
+    def tokenizer(self) -> Tokenizer:
+        return tokenization.load(self.path / TOKENIZER)
+
+    @property
+    def vocab_size(self) -> int:
+        """One more than the greatest id of the tokenizer."""
+        return self.manifest.vocab_size
+
+    @property
+    def end_of_text(self) -> int:
+        return self.manifest.end_of_text
+
+    @property
+    def digest(self) -> str:
+        """A hash of all tokens and the tokenizer: two caches with the same one train the same."""
+        return self.manifest.digest
+
+    @property
+    def bytes_per_token(self) -> float:
+        """Bytes of text for each token of the training split, end-of-text tokens counted."""
+        train = self.manifest.splits["train"]
+        return train.text_bytes / train.tokens
+
+    def unigram_counts(self) -> np.ndarray:
+        """How often each token occurs in the training split, int64 [vocab_size]."""
+        return np.load(self.path / UNIGRAM_COUNTS, allow_pickle=False)
+
+    @functools.cached_property
+    def unigram_entropy(self) -> float:
+        """−Σ p·log p over the frequencies p of the training split, in nats per token."""
+        counts = self.unigram_counts()
+        p = counts[counts > 0] / counts.sum()
+        return float(-np.sum(p * np.log(p)))
+
+    def verify(self) -> None:
+        """Reads every file whole; raises `UserError` naming the first that has changed."""
+        for name, info in self.manifest.files.items():
+            try:
+                with (self.path / name).open("rb") as file:
+                    found = hashlib.file_digest(file, "sha256").hexdigest()
+            except OSError as error:
+                raise UserError(f"cannot read {self.path / name}: {error.strerror}") from error
+            if found != info.sha256:
+                raise UserError(
+                    f"{self.path / name} is damaged: its sha256 is not the manifest's; {REBUILD}"
+                )
+
+
+def prepare(config: DataConfig, *, rebuild: bool = False) -> TokenCache:
+    """The token cache of a corpus, made if it is not there; processes that start at once make one.
+
+    Args:
+        rebuild: make it anew.
+    Raises:
+        UserError: where there is no such corpus, it has changed since the cache was made, the cache
+            is damaged, or it cannot be written.
+    """
+    corpus = open_corpus(config)
+    made_of = {
+        "format": FORMAT,
+        "corpus": corpus.description,
+        "tokenizer": _tokenizer_identity(config),
+        "heldout_fraction": config.heldout_fraction,
+    }
+    path = Path(config.cache_dir).expanduser().absolute() / _name(corpus, config, made_of)
+    is_found = path.exists() and not rebuild
+    if not is_found:
+        try:
+            with _lock(path):
+                if rebuild or not path.exists():
+                    _make(path, config, corpus, made_of)
+        except OSError as error:
+            raise UserError(
+                f"cannot write {path}: {error.strerror or error}; config.data.cache_dir must be a "
+                f"folder that can be written, with room for some {corpus.fingerprint.bytes:,} bytes"
+            ) from error
+    cache = open_cache(path)
+    _check_corpus(cache, corpus)
+    _say(
+        f"tokens: {'found' if is_found else 'made'} {path}, "
+        f"{cache.n_tokens('train'):,} for training, {cache.n_tokens('heldout'):,} held out"
+    )
+    return cache
+
+
+def open_cache(path: Path) -> TokenCache:
+    """The cache in a folder; raises `UserError` where a file has not the size in the manifest."""
+    manifest = read_manifest(path)
+    for name, info in manifest.files.items():
+        file = path / name
+        size = file.stat().st_size if file.exists() else 0
+        if size != info.bytes:
+            raise UserError(
+                f"{file} is damaged: it has {size:,} bytes instead of {info.bytes:,}; {REBUILD}"
+            )
+    return TokenCache(path, manifest)
+
+
+def _check_corpus(cache: TokenCache, corpus: Corpus) -> None:
+    was, now = cache.manifest.fingerprint, corpus.fingerprint
+    if was == now:
+        return
+    if (was.files, was.bytes) == (now.files, now.bytes):
+        difference = "a file has other contents, or a new name or time"
+    else:
+        difference = (
+            f"{was.files:,} files of {was.bytes:,} bytes are now {now.files:,} of {now.bytes:,}"
+        )
+    raise UserError(f"the corpus has changed since {cache.path} was made: {difference}; {REBUILD}")
+
+
+def _tokenizer_identity(config: DataConfig) -> str:
+    if config.tokenizer is None:
+        return f"byte-level BPE, {config.tokenizer_vocab_size} tokens"
+    contents = tokenization.read_file(Path(config.tokenizer).expanduser())
+    return hashlib.sha256(contents).hexdigest()
+
+
+def _name(corpus: Corpus, config: DataConfig, made_of: dict[str, Any]) -> str:
+    """A folder name that says what is in it, and is different for everything different."""
+    digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+    tokens = "given" if config.tokenizer else f"bpe{config.tokenizer_vocab_size}"
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", corpus.name)[:60]
+    return f"{readable}-{tokens}-{digest[:12]}"
+
+
+def _make(path: Path, config: DataConfig, corpus: Corpus, made_of: dict[str, Any]) -> None:
+    """Makes a cache beside its place, then moves it there."""
+    folder = path.with_name(f".{path.name}.unfinished")
+    old = path.with_name(f".{path.name}.old")
+    for left_behind in (folder, old):  # by a process that was killed
+        shutil.rmtree(left_behind, ignore_errors=True)
+    _say(f"tokens: making {path} from {corpus.fingerprint.bytes / 1e6:,.1f} MB of {corpus.name}")
+    try:
+        folder.mkdir()
+        write_cache(folder, config, corpus, made_of)
+        if path.exists():
+            path.rename(old)  # who reads it goes on doing so
+        folder.rename(path)
+    finally:
+        shutil.rmtree(folder, ignore_errors=True)
+        shutil.rmtree(old, ignore_errors=True)
+
+
+@contextlib.contextmanager
+def _lock(path: Path) -> Iterator[None]:
+    """Only one process at a time is in the block for a path; the lock dies with the process."""
+    path.parent.mkdir(parents=True, exist_ok=True)
+    with path.with_name(f".{path.name}.lock").open("w") as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            _say(f"tokens: waiting for another process, which makes {path}")
+            fcntl.flock(file, fcntl.LOCK_EX)
+        yield
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

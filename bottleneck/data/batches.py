@@ -1,0 +1,126 @@
+"""Tokens to batches: windows over a whole split, in an order that is new in every epoch.
+
+Window i reads tokens i·L to i·L + L, the first as input only and the last as target only, so that
+windows share no target. The batch of a step depends on the seed and the step alone: nothing is
+stored to resume, and what one host reads does not depend on how many there are.
+
+B: sequences in a batch. L: tokens in a sequence. n: held-out windows.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+
+import numpy as np
+
+from bottleneck.data.shards import TokenSequence
+from bottleneck.data.tokens import TokenCache
+from bottleneck.errors import UserError
+
+_STEPS_AHEAD = 2  # read in the background
+_BLOCK = 2**16  # tokens read at a time in search of one
+
+
+class Batches:
+    """The training batches, at random access."""
+
+    def __init__(
+        self, cache: TokenCache, *, batch_size: int, sequence_length: int, seed: int
+    ) -> None:
+        """Raises `UserError` where the training split is shorter than one window."""
+        import grain  # here, as it imports jax, which a wrong config need not wait for
+
+        self.batch_size = batch_size
+        self.sequence_length = sequence_length
+        self._tokens = cache.tokens("train")
+        self.n_windows = (len(self._tokens) - 1) // sequence_length
+        if self.n_windows < 1:
+            raise UserError(
+                f"the training split has {len(self._tokens):,} tokens, fewer than a window of "
+                f"config.train.sequence_length + 1 = {sequence_length + 1:,}"
+            )
+        # grain shuffles epoch e with the seed plus e, so neighbouring seeds would go through the
+        # same orders one epoch apart.
+        mixed_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
+        self._order = grain.MapDataset.range(self.n_windows).shuffle(mixed_seed).repeat()
+
+    def batch(self, step: int, rows: slice = slice(None)) -> dict[str, np.ndarray]:
+        """The batch of a step, or some of its rows.
+
+        A batch goes on into the next epoch where the windows of one run out.
+
+        Returns:
+            inputs, targets: int32 [B, L], the targets one token further on.
+            weights: float32 [B, L], all 1.
+        """
+        length = self.sequence_length
+        places = range(step * self.batch_size, (step + 1) * self.batch_size)[rows]
+        starts = [self._order[place] * length for place in places]
+        tokens = [self._tokens[start : start + length + 1] for start in starts]
+        windows_Bx1pL = np.array(tokens, np.int32).reshape(len(places), length + 1)
+        return {
+            "inputs": windows_Bx1pL[:, :-1],
+            "targets": windows_Bx1pL[:, 1:],
+            "weights": np.ones((len(places), length), np.float32),
+        }
+
+    def iterate(
+        self, start: int, stop: int, rows: slice = slice(None)
+    ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        """(step, batch) for the steps from `start` to before `stop`, read ahead in the background.
+
+        Closing the iterator, or leaving it to be collected, ends the reading.
+        """
+        import grain
+
+        steps = grain.MapDataset.range(start, stop).map(lambda step: (step, self.batch(step, rows)))
+        options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_STEPS_AHEAD)
+        yield from steps.to_iter_dataset(options)
+
+
+def held_out(cache: TokenCache, n_tokens: int, sequence_length: int) -> dict[str, np.ndarray]:
+    """Fixed windows for evaluation, spread evenly over the held-out split.
+
+    There are as many as n_tokens hold whole; of a smaller split all tokens are taken, and the last
+    window is filled up with targets of weight 0.
+
+    Returns:
+        inputs, targets: int32 [n, L].
+        weights: float32 [n, L], 1 for a token of the split, 0 for filling.
+        documents: int32 [n, L], the document of each target, numbered from 0 in order, so that
+            standard errors can be clustered; 0 for filling.
+    Raises:
+        UserError: where the split has no target.
+    """
+    tokens = cache.tokens("heldout")
+    n_targets, length = len(tokens) - 1, sequence_length
+    if n_targets < 1:
+        raise UserError("the held-out split is empty; config.data.heldout_fraction must be larger")
+    n = min(max(n_tokens // length, 1), -(-n_targets // length))
+    # Where all windows are taken, the last may be in part; else n of the whole ones are.
+    starts = [length * (i * max(n_targets // length, n) // n) for i in range(n)]
+    windows_nx1pL = np.zeros((n, length + 1), np.int32)
+    weights_nxL = np.zeros((n, length), np.float32)
+    documents_nxL = np.zeros((n, length), np.int32)
+    document, end = 0, 0  # of the last target so far, and its place
+    for i, start in enumerate(starts):
+        window = tokens[start : start + length + 1]
+        document += _contains(tokens, cache.end_of_text, end, start)
+        of_targets = document + np.cumsum(window[:-1] == cache.end_of_text)
+        document, end = of_targets[-1], start + length
+        windows_nx1pL[i, : len(window)] = window
+        weights_nxL[i, : len(of_targets)] = 1
+        documents_nxL[i, : len(of_targets)] = of_targets
+    numbered = np.unique(documents_nxL, return_inverse=True)[1]
+    return {
+        "inputs": windows_nx1pL[:, :-1],
+        "targets": windows_nx1pL[:, 1:],
+        "weights": weights_nxL,
+        "documents": numbered.reshape(n, length).astype(np.int32),
+    }
+
+
+def _contains(tokens: TokenSequence, token: int, start: int, stop: int) -> bool:
+    """Whether a token is among those from `start` to before `stop`; reads until it is found."""
+    blocks = (tokens[i : min(i + _BLOCK, stop)] for i in range(start, stop, _BLOCK))
+    return any((block == token).any() for block in blocks)

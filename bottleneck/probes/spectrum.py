@@ -1,0 +1,226 @@
+"""Singular values of the head, without an SVD on the device and without moving the head.
+
+V: rows of the head, `vocab_size` of them real; D: hidden width; R: rank; W = A @ B, A [V, R] or
+[V, D], B [R, D] or absent; v: vocab_size. The device reduces A to a few R×R arrays by Cholesky-QR;
+the host finishes in float64. What is made of singular values stands in `spectral_metrics`.
+"""
+
+from __future__ import annotations
+
+import functools
+import itertools
+from dataclasses import dataclass
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+from jax.sharding import PartitionSpec
+
+from bottleneck.model.head import HeadFactors
+from bottleneck.probes.vocabulary import EXACT, Axes, RowBlocks, on_mesh, real_rows, widest_row_axes
+
+_EPSILON = float(jnp.finfo(jnp.float32).eps)
+_BLOCK_ROWS = 1536  # a block, its product and their Gram matrix stay in a core's cache at D = 512
+_SUBSET_ROWS = 4  # times R: rows that show the conditioning of all, where no few rows dominate
+_SUBSET_PASSES = 3  # each takes a condition number κ to about κ/100
+_MAX_PASSES = 4  # over all rows; one is enough unless a few rows dominate
+_ILL_CONDITIONED = 4.0
+_PANEL_WIDTH, _MAX_PANELS = 128, 4
+
+_matmul = functools.partial(jnp.matmul, precision=EXACT)
+
+
+class ReducedHead(NamedTuple):
+    """What is left of a head on the way to its spectrum; float32, replicated.
+
+    With X the preconditioner and A_c the rows of A less their mean: gram = (A_c X)ᵀ (A_c X).
+
+    gram: [R, R], of condition number near 1.
+    preconditioner: [R, R], upper triangular.
+    mean: [R], √v times the mean row, so that AᵀA = A_cᵀA_c + mean·meanᵀ.
+    basis: [R, D] or None, as in the head's factors.
+    """
+
+    gram: jax.Array
+    preconditioner: jax.Array
+    mean: jax.Array
+    basis: jax.Array | None
+
+
+@dataclass(frozen=True)
+class Spectrum:
+    """Singular values of a head.
+
+    values: float64 [min(vocab_size, D)], descending; from a factored head's rank on, zeros.
+    first_bounded_index: from here on a value is not the singular value, but a bound that it does
+        not exceed: float32 cannot resolve it beside the largest. The number of values if all are
+        exact (to about 1e-5 relative).
+    """
+
+    values: np.ndarray
+    first_bounded_index: int
+
+
+def head_spectrum(factors: HeadFactors, *, vocab_size: int, centred: bool = False) -> np.ndarray:
+    """float64 [min(vocab_size, D)] singular values of the head, descending; see `Spectrum`."""
+    return spectrum(_reduce_head(factors, vocab_size), vocab_size, centred=centred).values
+
+
+def reduce_head(factors: HeadFactors, vocab_size: int) -> ReducedHead:
+    """The head's factor that the host needs, of size R×R: the device's part of the work.
+
+    Preconditioned Cholesky-QR (Fukaya et al. 2020, shifted CholeskyQR3; Garrison & Ipsen 2024, with
+    a preconditioner from a few rows). A Gram matrix squares the condition number, so float32 loses
+    small singular values in it. But any triangular X that makes A X nearly orthonormal makes the
+    Gram matrix of A X harmless, and X itself, however it was rounded, is undone exactly on the host.
+
+    Args:
+        factors: the head; on a mesh its rows are dealt out to as many devices as divide them.
+        vocab_size: rows from here on are padding and do not count.
+    """
+    axes = widest_row_axes(factors.rows.shape[0])
+    reduce_rows = on_mesh(
+        functools.partial(_reduce_rows, vocab_size=vocab_size, axes=axes),
+        in_specs=PartitionSpec(axes),
+        out_specs=PartitionSpec(),
+    )
+    gram, preconditioner, mean = reduce_rows(factors.rows)
+    return ReducedHead(gram, preconditioner, mean, factors.basis)
+
+
+_reduce_head = jax.jit(reduce_head, static_argnums=1)
+
+
+def head_core(reduced: ReducedHead, *, centred: bool = False) -> np.ndarray:
+    """float64 [R or R+1, D] array with the head's WᵀW, hence its singular values and right vectors.
+
+    Args:
+        centred: of W − 1·w̄ᵀ, whose softmax is that of W, instead of W.
+    """
+    gram, preconditioner, mean = (np.asarray(a, np.float64) for a in reduced[:3])
+    core = np.linalg.solve(preconditioner.T, _square_root(gram).T).T
+    if not centred:
+        core = np.vstack([core, mean])
+    return core if reduced.basis is None else core @ np.asarray(reduced.basis, np.float64)
+
+
+def spectrum(reduced: ReducedHead, vocab_size: int, *, centred: bool = False) -> Spectrum:
+    """The singular values, by a float64 SVD of the core on the host: the other part of the work."""
+    core = head_core(reduced, centred=centred)
+    values = np.zeros(min(vocab_size, core.shape[1]))
+    rank = min(len(reduced.gram), len(values))
+    found = np.linalg.svd(core, compute_uv=False)[:rank]
+    floor = _resolution(vocab_size) * found[0]
+    values[:rank] = np.maximum(found, floor)
+    return Spectrum(values, len(values) if found[-1] > floor else int(np.sum(found > floor)))
+
+
+def _resolution(vocab_size: int) -> float:
+    """σ_i/σ_0 down to which σ_i is within 1e-5: rounding in the rows averages out over them."""
+    return 6e-3 / np.sqrt(vocab_size)
+
+
+def _square_root(gram: np.ndarray) -> np.ndarray:
+    """An array S with SᵀS = gram, positive semi-definite up to rounding."""
+    try:
+        return np.linalg.cholesky(gram).T
+    except np.linalg.LinAlgError:  # singular: columns of the head that are zero, or equal
+        eigenvalues, vectors = np.linalg.eigh(gram)
+        return np.sqrt(np.maximum(eigenvalues, 0.0))[:, None] * vectors.T
+
+
+def _reduce_rows(
+    rows: jax.Array, *, vocab_size: int, axes: Axes
+) -> tuple[jax.Array, jax.Array, jax.Array]:
+    """gram, preconditioner and mean of `ReducedHead`, from this device's rows."""
+    width = rows.shape[1]
+    real = real_rows(rows.shape[0], vocab_size, axes)
+    all_rows = RowBlocks(rows, real, _BLOCK_ROWS)
+
+    def add_rows(index: jax.Array, total: jax.Array) -> jax.Array:
+        block, counts = all_rows(index)
+        return total + jnp.sum(jnp.where(counts, block, 0.0), axis=0)
+
+    total = jax.lax.fori_loop(0, all_rows.number, add_rows, jnp.zeros(width))
+    mean = jax.lax.psum(total, axes) / vocab_size
+
+    def gram(blocks: RowBlocks, preconditioner: jax.Array) -> jax.Array:
+        return jax.lax.psum(_gram(blocks, mean, preconditioner), axes)
+
+    # Any X serves that makes the rows nearly orthonormal, and a few rows, evenly taken, suffice to
+    # find one. Where they do not (a few other rows are far longer), more passes over all rows do.
+    stride = max(1, vocab_size // (_SUBSET_ROWS * width))
+    subset = RowBlocks(rows[::stride], real[::stride], _BLOCK_ROWS)
+    preconditioner = jnp.eye(width)
+    for _ in range(_SUBSET_PASSES):
+        preconditioner = _refine(preconditioner, gram(subset, preconditioner))
+
+    def is_unfinished(state: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
+        n_passes, _, current = state
+        return (n_passes == 0) | ((n_passes < _MAX_PASSES) & _is_ill_conditioned(current))
+
+    def one_pass(
+        state: tuple[jax.Array, jax.Array, jax.Array],
+    ) -> tuple[jax.Array, jax.Array, jax.Array]:
+        n_passes, preconditioner, current = state
+        preconditioner = _refine(preconditioner, current)
+        return n_passes + 1, preconditioner, gram(all_rows, preconditioner)
+
+    start = (jnp.int32(0), preconditioner, jnp.eye(width))
+    _, preconditioner, result = jax.lax.while_loop(is_unfinished, one_pass, start)
+    return result, preconditioner, mean * np.sqrt(vocab_size)
+
+
+def _gram(blocks: RowBlocks, mean: jax.Array, preconditioner: jax.Array) -> jax.Array:
+    """[R, R] Gram matrix of (rows − mean) @ preconditioner, where that is upper triangular.
+
+    By panels of columns, so that the zeros of the one and half of the other cost nothing.
+    """
+    width = len(preconditioner)
+    edges = np.linspace(0, width, 1 + max(1, min(_MAX_PANELS, width // _PANEL_WIDTH))).astype(int)
+    panels = list(itertools.pairwise(edges.tolist()))
+
+    def add_block(index: jax.Array, sums: list[jax.Array]) -> list[jax.Array]:
+        block, counts = blocks(index)
+        block = jnp.where(counts, block - mean, 0.0)
+        product = jnp.zeros((blocks.size, 0))
+        results = []
+        for (start, stop), total in zip(panels, sums, strict=True):
+            panel = _matmul(block[:, :stop], preconditioner[:stop, start:stop])
+            product = jnp.concatenate([product, panel], axis=1)
+            results.append(total + _matmul(product.T, panel))
+        return results
+
+    zeros = [jnp.zeros((stop, stop - start)) for start, stop in panels]
+    sums = jax.lax.fori_loop(0, blocks.number, add_block, zeros)
+    columns = [jnp.pad(total, ((0, width - len(total)), (0, 0))) for total in sums]
+    upper = jnp.triu(jnp.concatenate(columns, axis=1))
+    return upper + jnp.triu(upper, 1).T
+
+
+def _refine(preconditioner: jax.Array, gram: jax.Array) -> jax.Array:
+    """X S⁻¹ with SᵀS = gram + shift: the rows times this are closer to orthonormal."""
+    return _matmul(preconditioner, _inverse_square_root(gram))
+
+
+def _inverse_square_root(gram: jax.Array) -> jax.Array:
+    """Upper triangular S⁻¹, SᵀS = gram scaled to a unit diagonal, shifted, and scaled back.
+
+    The shift exceeds what rounding can do to the eigenvalues of a D×D Gram matrix, so that
+    Cholesky does not fail; directions under it come closer to the others with every pass.
+    """
+    diagonal = jnp.diagonal(gram)
+    scale = jnp.where(diagonal > 0, jax.lax.rsqrt(jnp.where(diagonal > 0, diagonal, 1.0)), 1.0)
+    identity = jnp.eye(len(gram))
+    shifted = gram * scale[:, None] * scale + 4 * len(gram) * _EPSILON * identity
+    factor = jnp.linalg.cholesky(shifted)
+    inverse = jax.lax.linalg.triangular_solve(factor, identity, left_side=True, lower=True)
+    return inverse.T * scale[:, None]
+
+
+def _is_ill_conditioned(gram: jax.Array) -> jax.Array:
+    """Whether ‖G‖·‖G⁻¹‖/D, Frobenius norms, is large: 1 for the identity."""
+    root = _inverse_square_root(gram)
+    inverse = _matmul(root, root.T)
+    return jnp.linalg.norm(gram) * jnp.linalg.norm(inverse) > _ILL_CONDITIONED * len(gram)
