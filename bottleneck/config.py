@@ -405,6 +405,14 @@ def suggestion(name: str, known: list[str]) -> str:
     return f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(known))}"
 
 
+def list_item_type(name: str) -> type | None:
+    """Of a field that holds a list, such as "probe.ranks", what its items are; None for others."""
+    hint: Any = Config
+    for part in name.split("."):
+        hint = _type_hints(hint)[part]
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else None
+
+
 @functools.cache
 def _type_hints(cls: type) -> dict[str, Any]:
     return typing.get_type_hints(cls)

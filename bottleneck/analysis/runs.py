@@ -27,6 +27,7 @@ from bottleneck.training.run_folder import CONFIG, METRICS, is_complete
 class Corpus:
     """What the run's text is like, as counted when it was tokenised."""
 
+    digest: str  # the same for the same tokens
     train_tokens: int
     heldout_tokens: int
     unigram_entropy: float  # nats per token

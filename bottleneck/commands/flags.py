@@ -9,6 +9,7 @@ import argparse
 import re
 import traceback
 from pathlib import Path
+from typing import Any
 
 from absl import flags
 from ml_collections import config_dict, config_flags
@@ -25,9 +26,13 @@ A config file is Python and is run: open only those that you trust.
 
 
 def parse_command(
-    parser: argparse.ArgumentParser, argv: list[str]
+    parser: argparse.ArgumentParser, argv: list[str], *, needs_data: bool = True
 ) -> tuple[argparse.Namespace, config_lib.Config]:
-    """The parsed flags of a verb and its validated config; adds `--config` to the parser's flags."""
+    """The parsed flags of a verb and its validated config; adds `--config` to the parser's flags.
+
+    Args:
+        needs_data: whether the verb reads data, so that a given tokenizer must be there and fit.
+    """
     parser.add_argument(
         "--config", required=True, metavar="FILE.py", help="config file, such as configs/nano.py"
     )
@@ -36,7 +41,24 @@ def parse_command(
     overrides = [argument for argument in argv if argument.startswith("--config.")]
     assigned = dict(_parse_override(override) for override in overrides)
     arguments = parser.parse_args([a for a in argv if not a.startswith("--config.")])
-    return arguments, load_config(arguments.config, assigned)
+    config = load_config(arguments.config, assigned)
+    if needs_data:
+        _check_vocabulary(config)
+    return arguments, config
+
+
+def _check_vocabulary(config: config_lib.Config) -> None:
+    """Raises `UserError` where a given tokenizer has more tokens than the model has rows for."""
+    if config.data.tokenizer is None:
+        return
+    from bottleneck.data.tokenizer import vocab_size_in_file
+
+    size = vocab_size_in_file(Path(config.data.tokenizer))
+    if size > config.model.vocab_size:
+        raise UserError(
+            f"config.model.vocab_size={config.model.vocab_size} is not allowed; it must be at least "
+            f"the {size} tokens of config.data.tokenizer={config.data.tokenizer}"
+        )
 
 
 def load_config(path: str, assigned: dict[str, str]) -> config_lib.Config:
@@ -49,9 +71,10 @@ def load_config(path: str, assigned: dict[str, str]) -> config_lib.Config:
     for name in assigned:
         if name not in known:
             raise UserError(f"config.{name} is not a field; {_nearest(name, known)}")
-    # ml_collections has no way to write None on a command line, so those are left for afterwards.
-    cleared = [name for name, value in assigned.items() if value.lower() == "none"]
-    typed = [f"--config.{k}={v}" for k, v in assigned.items() if k not in cleared]
+    # ml_collections has no way to write None on a command line, and takes commas for parts of a
+    # path, so None and lists are put in afterwards.
+    later = {name: _late_value(name, value) for name, value in assigned.items() if _is_late(name, value)}
+    typed = [f"--config.{k}={v}" for k, v in assigned.items() if k not in later]
     values = flags.FlagValues()
     config_flags.DEFINE_config_dict("config", fields, flag_values=values, sys_argv=["", *typed])
     try:
@@ -59,10 +82,26 @@ def load_config(path: str, assigned: dict[str, str]) -> config_lib.Config:
     except flags.IllegalFlagValueError as error:
         raise UserError(str(error).splitlines()[0].removeprefix("flag --")) from error
     plain = fields.to_dict()
-    for name in cleared:
+    for name, value in later.items():
         group, _, key = name.rpartition(".")
-        (plain[group] if group else plain)[key] = None
+        (plain[group] if group else plain)[key] = value
     return config_lib.parse(plain)
+
+
+def _is_late(name: str, value: str) -> bool:
+    return value.lower() == "none" or config_lib.list_item_type(name) is not None
+
+
+def _late_value(name: str, value: str) -> list[Any] | None:
+    """None, or the items of "a,b", "(a, b)" or "['a', 'b']"."""
+    if value.lower() == "none":
+        return None
+    items = [item.strip(" '\"") for item in value.strip(" ()[]").split(",")]
+    item_type = config_lib.list_item_type(name) or str
+    try:
+        return [item_type(item) for item in items if item]
+    except ValueError as error:
+        raise UserError(f"config.{name}={value} is not allowed; {error}") from error
 
 
 def _parse_override(override: str) -> tuple[str, str]:

@@ -5,8 +5,15 @@ B: sequences; L: tokens; H: heads; G: key-value heads (a divisor of H); K: size 
 
 from __future__ import annotations
 
+from collections.abc import Callable
+
 import jax
 import jax.numpy as jnp
+
+from bottleneck.parallel.mesh import partition_spec
+
+_LANES = 128  # of a TPU's vector unit; the Pallas kernel works in blocks that are multiples of it
+_BLOCKS = (512, 384, 256, _LANES)  # positions that a block of scores may have, the best first
 
 
 def rotate(x_BxLxHxK: jax.Array, rotary_size: int, theta: float) -> jax.Array:
@@ -33,16 +40,77 @@ def causal_attention(
     """softmax(q kᵀ/√K, over the tokens up to each one) v: [B, L, H, K].
 
     Args:
-        implementation: "xla"; "cudnn", flash attention on CUDA in half precision; "auto", the
-            fastest that this backend and type have.
+        implementation: "xla", everywhere; "cudnn", flash attention on CUDA in half precision;
+            "splash", flash attention on TPU, L a multiple of 128; "auto", the fastest that the
+            devices of the mesh in context, the type and the length allow.
     """
     if implementation == "auto":
-        half = query_BxLxHxK.dtype in (jnp.bfloat16, jnp.float16)
-        implementation = "cudnn" if jax.default_backend() == "gpu" and half else "xla"
+        implementation = _fastest(query_BxLxHxK)
+    if implementation == "splash":
+        return _on_mesh(splash_attention)(query_BxLxHxK, key_BxLxGxK, value_BxLxGxK)
     return jax.nn.dot_product_attention(
         query_BxLxHxK,
         key_BxLxGxK,
         value_BxLxGxK,
         is_causal=True,
         implementation=implementation,  # type: ignore[arg-type]
+    )
+
+
+def _fastest(query_BxLxHxK: jax.Array) -> str:
+    # Programs are also compiled for devices that are not here: those of the mesh count, if any.
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    platform = jax.default_backend() if device is None else device.platform
+    if platform in ("gpu", "cuda") and query_BxLxHxK.dtype in (jnp.bfloat16, jnp.float16):
+        return "cudnn"
+    if platform == "tpu" and query_BxLxHxK.shape[1] % _LANES == 0:
+        return "splash"
+    return "xla"
+
+
+def splash_attention(
+    query_BxLxHxK: jax.Array,
+    key_BxLxGxK: jax.Array,
+    value_BxLxGxK: jax.Array,
+    *,
+    interpret: bool = False,
+) -> jax.Array:
+    """Causal attention by jax's Pallas TPU kernel, on one device's heads and sequences: [B, L, H, K].
+
+    The scores are never in memory: forward and backward take a block of them at a time.
+
+    Args:
+        interpret: emulate the kernel on another backend, slowly.
+    """
+    # Imported here because importing Pallas takes a second, which only a TPU's programs need.
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    _, length, n_heads, size = query_BxLxHxK.shape
+    block = next(b for b in _BLOCKS if length % b == 0)
+    attend = kernels.make_splash_mha_single_device(
+        masks.MultiHeadMask([masks.CausalMask((length, length))] * n_heads),
+        block_sizes=kernels.BlockSizes(
+            block_q=block,
+            block_kv=block,
+            block_q_dkv=block,
+            block_kv_dkv=block,
+            block_kv_dkv_compute=block,
+            block_q_dq=block,
+            block_kv_dq=block,
+        ),
+        interpret=interpret,
+    )
+    by_head = (jnp.swapaxes(x, 1, 2) for x in (query_BxLxHxK * size**-0.5, key_BxLxGxK, value_BxLxGxK))
+    return jnp.swapaxes(jax.vmap(attend)(*by_head), 1, 2)
+
+
+def _on_mesh(attend: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """The function on every device with its sequences and heads; a Pallas kernel asks for it."""
+    if jax.sharding.get_abstract_mesh().size <= 1:
+        return attend
+    heads = partition_spec(["batch", None, "heads", None])
+    kv_heads = partition_spec(["batch", None, "kv_heads", None])
+    return jax.shard_map(
+        attend, in_specs=(heads, kv_heads, kv_heads), out_specs=heads, check_vma=False
     )

@@ -145,16 +145,19 @@ def _reduce_rows(
     total = jax.lax.fori_loop(0, all_rows.number, add_rows, jnp.zeros(width))
     mean = jax.lax.psum(total, axes) / vocab_size
 
-    def gram(blocks: RowBlocks, preconditioner: jax.Array) -> jax.Array:
-        return jax.lax.psum(_gram(blocks, mean, preconditioner), axes)
+    def gram(blocks: RowBlocks, preconditioner: jax.Array, split: bool = False) -> jax.Array:
+        return jax.lax.psum(_gram(blocks, mean, preconditioner, split), axes)
 
     # Any X serves that makes the rows nearly orthonormal, and a few rows, evenly taken, suffice to
     # find one. Where they do not (a few other rows are far longer), more passes over all rows do.
     stride = max(1, vocab_size // (_SUBSET_ROWS * width))
     subset = RowBlocks(rows[::stride], real[::stride], _BLOCK_ROWS)
     preconditioner = jnp.eye(width)
+    subset_gram = gram(subset, preconditioner)
+    square_norm = jnp.trace(subset_gram)
     for _ in range(_SUBSET_PASSES):
-        preconditioner = _refine(preconditioner, gram(subset, preconditioner))
+        preconditioner = _refine(preconditioner, subset_gram)
+        subset_gram = gram(subset, preconditioner)
 
     def is_unfinished(state: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
         n_passes, _, current = state
@@ -165,14 +168,23 @@ def _reduce_rows(
     ) -> tuple[jax.Array, jax.Array, jax.Array]:
         n_passes, preconditioner, current = state
         preconditioner = _refine(preconditioner, current)
-        return n_passes + 1, preconditioner, gram(all_rows, preconditioner)
+        longest = jnp.max(jnp.linalg.norm(preconditioner, axis=0)) * jnp.sqrt(square_norm)
+        result = jax.lax.cond(
+            _EPSILON * longest > 1e-6 * np.sqrt(vocab_size),
+            functools.partial(gram, all_rows, split=True),
+            functools.partial(gram, all_rows),
+            preconditioner,
+        )
+        return n_passes + 1, preconditioner, result
 
     start = (jnp.int32(0), preconditioner, jnp.eye(width))
     _, preconditioner, result = jax.lax.while_loop(is_unfinished, one_pass, start)
     return result, preconditioner, mean * np.sqrt(vocab_size)
 
 
-def _gram(blocks: RowBlocks, mean: jax.Array, preconditioner: jax.Array) -> jax.Array:
+def _gram(
+    blocks: RowBlocks, mean: jax.Array, preconditioner: jax.Array, split: bool
+) -> jax.Array:
     """[R, R] Gram matrix of (rows − mean) @ preconditioner, where that is upper triangular.
 
     By panels of columns, so that the zeros of the one and half of the other cost nothing.
@@ -180,6 +192,7 @@ def _gram(blocks: RowBlocks, mean: jax.Array, preconditioner: jax.Array) -> jax.
     width = len(preconditioner)
     edges = np.linspace(0, width, 1 + max(1, min(_MAX_PANELS, width // _PANEL_WIDTH))).astype(int)
     panels = list(itertools.pairwise(edges.tolist()))
+    product_of = _split_matmul if split else _matmul
 
     def add_block(index: jax.Array, sums: list[jax.Array]) -> list[jax.Array]:
         block, counts = blocks(index)
@@ -187,7 +200,7 @@ def _gram(blocks: RowBlocks, mean: jax.Array, preconditioner: jax.Array) -> jax.
         product = jnp.zeros((blocks.size, 0))
         results = []
         for (start, stop), total in zip(panels, sums, strict=True):
-            panel = _matmul(block[:, :stop], preconditioner[:stop, start:stop])
+            panel = product_of(block[:, :stop], preconditioner[:stop, start:stop])
             product = jnp.concatenate([product, panel], axis=1)
             results.append(total + _matmul(product.T, panel))
         return results
@@ -197,6 +210,20 @@ def _gram(blocks: RowBlocks, mean: jax.Array, preconditioner: jax.Array) -> jax.
     columns = [jnp.pad(total, ((0, width - len(total)), (0, 0))) for total in sums]
     upper = jnp.triu(jnp.concatenate(columns, axis=1))
     return upper + jnp.triu(upper, 1).T
+
+
+def _split_matmul(left: jax.Array, right: jax.Array) -> jax.Array:
+    """left @ right for products that nearly cancel: the leading bits, which do, without rounding."""
+    bits = (24 - (left.shape[1] - 1).bit_length()) // 2  # a sum of so many products is exact
+    coarse_left, coarse_right = _coarse(left, 1, bits), _coarse(right, 0, bits)
+    rest = _matmul(left - coarse_left, right) + _matmul(coarse_left, right - coarse_right)
+    return _matmul(coarse_left, coarse_right) + rest
+
+
+def _coarse(array: jax.Array, axis: int, bits: int) -> jax.Array:
+    """The array as integers of so many bits and a sign, times one power of two along the axis."""
+    _, exponent = jnp.frexp(jnp.max(jnp.abs(array), axis=axis, keepdims=True))
+    return jnp.ldexp(jnp.round(jnp.ldexp(array, bits - exponent)), exponent - bits)
 
 
 def _refine(preconditioner: jax.Array, gram: jax.Array) -> jax.Array:

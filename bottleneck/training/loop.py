@@ -10,12 +10,12 @@ from __future__ import annotations
 from pathlib import Path
 
 import jax
+from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from bottleneck.config import Config, check_batch_divides
 from bottleneck.data.batches import Batches, held_out
 from bottleneck.data.tokens import TokenCache, prepare
-from bottleneck.errors import UserError
 from bottleneck.model.accounting import count_parameters
 from bottleneck.parallel.mesh import make_mesh
 from bottleneck.training import run_folder
@@ -34,6 +34,8 @@ def train(config: Config, workdir: str | Path) -> None:
         UserError: where the folder, the data or the devices do not fit the config.
     """
     workdir = Path(workdir)
+    is_writer = jax.process_index() == 0
+    console.quiet = not is_writer
     run_folder.check_continues(workdir, config)
     if run_folder.is_complete(workdir):
         console.print(f"{workdir} holds this run, complete; nothing to do")
@@ -41,13 +43,10 @@ def train(config: Config, workdir: str | Path) -> None:
     mesh = make_mesh(config.mesh)
     check_batch_divides(config, dict(mesh.shape))
     cache = prepare(config.data)
-    if cache.vocab_size > config.model.vocab_size:
-        raise UserError(
-            f"config.model.vocab_size={config.model.vocab_size} is not allowed; the tokenizer of "
-            f"the data has {cache.vocab_size} tokens"
-        )
+    run_folder.check_same_corpus(workdir, cache.digest)
     parameters = count_parameters(config.model)
-    is_writer = jax.process_index() == 0
+    # No process writes before all have looked at what is there.
+    multihost_utils.sync_global_devices("run folder checked")
     if is_writer:
         workdir.mkdir(parents=True, exist_ok=True)
         facts = {
@@ -57,6 +56,7 @@ def train(config: Config, workdir: str | Path) -> None:
                 "non_embedding": parameters.non_embedding,
             },
             "corpus": {
+                "digest": cache.digest,
                 "train_tokens": cache.n_tokens("train"),
                 "heldout_tokens": cache.n_tokens("heldout"),
                 "unigram_entropy": cache.unigram_entropy,

@@ -13,17 +13,16 @@ console = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
 
 
 class Progress:
-    """Steps done, with the newest numbers; silent in all processes but one."""
+    """Steps done, with the newest numbers."""
 
-    def __init__(self, start: int, steps: int, *, is_shown: bool):
+    def __init__(self, start: int, steps: int):
         self._steps = steps
-        self._is_shown = is_shown
         self._bar = rich.progress.Progress(
             rich.progress.TextColumn("step {task.completed:,}/{task.total:,}"),
             rich.progress.BarColumn(bar_width=24),
             rich.progress.TextColumn("{task.fields[numbers]}"),
             console=console,
-            disable=not (is_shown and console.is_terminal),
+            disable=console.quiet or not console.is_terminal,
         )
         self._task = self._bar.add_task("", total=steps, completed=start, numbers="compiling")
 
@@ -40,8 +39,7 @@ class Progress:
 
     def say(self, line: str) -> None:
         """A line that stays."""
-        if self._is_shown:
-            self._bar.console.print(line)
+        self._bar.console.print(line)
 
     def __enter__(self) -> Self:
         self._bar.start()

@@ -32,10 +32,10 @@ class Reporter:
 
     def __init__(self, config: Config, workdir: Path, start: int):
         self._config = config
-        self._is_writer = jax.process_index() == 0
-        self._writer = MetricsWriter(workdir, start) if self._is_writer else None
+        # One process of many writes; the consoles of the others are quiet.
+        self._writer = MetricsWriter(workdir, start) if jax.process_index() == 0 else None
         self._probes = workdir / PROBES
-        self._progress = Progress(start, config.train.steps, is_shown=self._is_writer)
+        self._progress = Progress(start, config.train.steps)
         self._schedule = learning_rate_schedule(config.optimizer, config.train.steps)
         self._flops_per_token = flops_per_token(config.model, config.train.sequence_length).training(
             causal_halved=True

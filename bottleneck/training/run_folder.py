@@ -43,6 +43,16 @@ def check_continues(workdir: Path, config: Config) -> None:
         )
 
 
+def check_same_corpus(workdir: Path, digest: str) -> None:
+    """Raises `UserError` where the run was begun on other tokens."""
+    path = workdir / CONFIG
+    if path.exists() and json.loads(path.read_text())["corpus"]["digest"] != digest:
+        raise UserError(
+            f"--workdir={workdir} holds a run on other tokens, though its config is the same: the "
+            "corpus or its tokenizer has changed; choose a new folder"
+        )
+
+
 def is_complete(workdir: Path) -> bool:
     return (workdir / COMPLETE).exists()
 

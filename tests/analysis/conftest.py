@@ -46,6 +46,7 @@ def write_run(
         "git_revision": "0123456789abcdef0123456789abcdef01234567",
         "parameters": {"total": 8192 * d_model + inner + head, "non_embedding": inner + head},
         "corpus": {
+            "digest": "0" * 64,
             "train_tokens": 4_812_340,
             "heldout_tokens": 98_765,
             "unigram_entropy": 6.8412,

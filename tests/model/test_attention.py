@@ -5,7 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
-from bottleneck.model.attention import causal_attention, rotate
+from bottleneck.model.attention import causal_attention, rotate, splash_attention
 
 B, L, K = 2, 9, 8
 
@@ -51,3 +51,24 @@ def test_scores_of_rotated_vectors_depend_on_distance_alone():
     scores = np.asarray(q @ k.T)
     for distance in range(L):
         np.testing.assert_allclose(np.diag(scores, -distance), scores[distance, 0], atol=1e-5)
+
+
+@pytest.mark.parametrize(("n_heads", "n_kv_heads"), [(2, 2), (4, 2)])
+def test_the_tpu_kernel_equals_the_reference_and_so_do_its_gradients(n_heads, n_kv_heads):
+    query = random(0, 1, 256, n_heads, 64)
+    key, value = random(1, 1, 256, n_kv_heads, 64), random(2, 1, 256, n_kv_heads, 64)
+    target = random(3, 1, 256, n_heads, 64)
+
+    def product(attend):
+        def loss(*arrays):
+            return jnp.vdot(attend(*arrays), target)
+
+        return jax.value_and_grad(loss, argnums=(0, 1, 2))(query, key, value)
+
+    mixed = splash_attention(query, key, value, interpret=True)
+    expected = causal_attention(query, key, value, "xla")
+    np.testing.assert_allclose(mixed, expected, atol=2e-5)
+    _, gradients = product(lambda *arrays: splash_attention(*arrays, interpret=True))
+    _, expected_gradients = product(lambda *arrays: causal_attention(*arrays, "xla"))
+    for ours, theirs in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=5e-5)
