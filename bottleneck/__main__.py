@@ -1,4 +1,4 @@
-"""`python -m bottleneck VERB …`: finds the verb, runs it, and turns a user's mistake into one line."""
+"""`python -m bottleneck VERB …`: runs a verb, and turns a user's mistake into one line."""
 
 from __future__ import annotations
 

@@ -11,7 +11,6 @@ from __future__ import annotations
 
 import dataclasses
 import difflib
-import functools
 import math
 import types
 import typing
@@ -33,7 +32,7 @@ def _positive(default: Any) -> Any:
 
 
 class _Section:
-    """A part of the config: checks every field against its type and bounds, then what `check` adds."""
+    """A part of the config: checks every field's type and bounds, then what `check` adds."""
 
     prefix: ClassVar[str] = ""  # what stands before a field's name on the command line
 
@@ -43,8 +42,8 @@ class _Section:
             value = getattr(self, entry.name)
             coerced = _coerce(value, hints[entry.name], self.prefix + entry.name)
             object.__setattr__(self, entry.name, coerced)
-            low, high = entry.metadata.get("low"), entry.metadata.get("high")
-            if coerced is not None and low is not None:
+            if coerced is not None and entry.metadata:
+                low, high = entry.metadata["low"], entry.metadata["high"]
                 allowed = f"at least {low}" if math.isinf(high) else f"between {low} and {high}"
                 _require(low <= coerced <= high, self.prefix + entry.name, coerced, allowed)
         self.check()
@@ -73,9 +72,13 @@ class DataConfig(_Section):
 
     def check(self) -> None:
         if self.corpus == "text":
-            _require(bool(self.paths), "data.paths", self.paths, "at least one file, folder or glob")
+            _require(
+                bool(self.paths), "data.paths", self.paths, "at least one file, folder or glob"
+            )
         if self.corpus == "tfds":
-            _require(bool(self.tfds_name), "data.tfds_name", self.tfds_name, "the name of a data set")
+            _require(
+                bool(self.tfds_name), "data.tfds_name", self.tfds_name, "the name of a data set"
+            )
 
 
 @dataclass(frozen=True)
@@ -92,7 +95,7 @@ class ModelConfig(_Section):
     n_kv_heads: int | None = _positive(None)  # None: as many as n_heads
     d_ff: int | None = _positive(None)  # F; None: 4·D
     head_rank: int | None = _positive(None)  # R; None: full
-    # "matched": logits with the variance of a full head's; "normal": N(0, 1) factors, as in the paper.
+    # "matched": logits with the variance of a full head's; "normal": N(0, 1) factors (the paper).
     head_init: Literal["matched", "normal"] = "matched"
     tie_embeddings: bool = False
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
@@ -333,7 +336,7 @@ def check_batch_divides(config: Config, mesh_sizes: dict[str, int]) -> None:
 
 
 def base() -> config_dict.ConfigDict:
-    """Every field with its default, for a config file to change; its spelling is checked on the way."""
+    """Every field with its default, for a config file to change; it takes no other names."""
 
     def section(cls: type) -> config_dict.ConfigDict:
         hints = _type_hints(cls)
@@ -381,7 +384,7 @@ def differences(old: Config, new: Config) -> list[str]:
     return [f"{k}: {before[k]!r} → {after[k]!r}" for k in before if before[k] != after[k]]
 
 
-def _build(cls: type, values: Any) -> Any:
+def _build(cls: Any, values: Any) -> Any:
     prefix = cls.prefix
     if not isinstance(values, dict):
         raise UserError(f"config.{prefix.rstrip('.')} is {values!r}; a group of fields is expected")
@@ -413,13 +416,12 @@ def list_item_type(name: str) -> type | None:
     return typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else None
 
 
-@functools.cache
-def _type_hints(cls: type) -> dict[str, Any]:
+def _type_hints(cls: Any) -> dict[str, Any]:
     return typing.get_type_hints(cls)
 
 
 def _coerce(value: Any, hint: Any, name: str) -> Any:
-    """The value as the hinted type (an int where a float is due, a list for a tuple), or an error."""
+    """The value as the hinted type; an int will do for a float, a list for a tuple."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         if value is None:
@@ -430,7 +432,9 @@ def _coerce(value: Any, hint: Any, name: str) -> Any:
         _require(value in arguments, name, value, "one of " + ", ".join(map(repr, arguments)))
         return value
     if origin is tuple:
-        _require(isinstance(value, (tuple, list)), name, value, f"a list of {arguments[0].__name__}")
+        _require(
+            isinstance(value, (tuple, list)), name, value, f"a list of {arguments[0].__name__}"
+        )
         return tuple(_coerce(item, arguments[0], name) for item in value)
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)

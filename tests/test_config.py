@@ -61,7 +61,9 @@ def test_a_bad_value_is_one_line_with_field_value_and_what_is_allowed(changes, n
 
 
 def test_an_unknown_field_names_the_nearest():
-    with pytest.raises(UserError, match=r"config\.model\.head_rnk is not a field; did you mean head_rank"):
+    with pytest.raises(
+        UserError, match=r"config\.model\.head_rnk is not a field; did you mean head_rank"
+    ):
         parse_with(model__head_rnk=3)
 
 

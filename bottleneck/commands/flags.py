@@ -1,4 +1,4 @@
-"""`--config=FILE.py[:ARGUMENT]` and its `--config.FIELD=VALUE` overrides, for every verb that has them.
+"""`--config=FILE.py[:ARGUMENT]` and its `--config.FIELD=VALUE` overrides, for the verbs with them.
 
 `ml_collections` loads the file and types the overrides; every mistake leaves here as one line.
 """
@@ -56,14 +56,14 @@ def _check_vocabulary(config: config_lib.Config) -> None:
     size = vocab_size_in_file(Path(config.data.tokenizer))
     if size > config.model.vocab_size:
         raise UserError(
-            f"config.model.vocab_size={config.model.vocab_size} is not allowed; it must be at least "
-            f"the {size} tokens of config.data.tokenizer={config.data.tokenizer}"
+            f"config.model.vocab_size={config.model.vocab_size} is not allowed; it must be at "
+            f"least the {size} tokens of config.data.tokenizer={config.data.tokenizer}"
         )
 
 
 def load_config(path: str, assigned: dict[str, str]) -> config_lib.Config:
     """The validated config of a file, its fields overridden as assigned; raises `UserError`."""
-    file, _, argument = path.partition(":")
+    file = path.partition(":")[0]
     if not Path(file).is_file():
         raise UserError(f"--config={path}: there is no file {file}")
     fields = _read_file(path)
@@ -73,7 +73,9 @@ def load_config(path: str, assigned: dict[str, str]) -> config_lib.Config:
             raise UserError(f"config.{name} is not a field; {_nearest(name, known)}")
     # ml_collections has no way to write None on a command line, and takes commas for parts of a
     # path, so None and lists are put in afterwards.
-    later = {name: _late_value(name, value) for name, value in assigned.items() if _is_late(name, value)}
+    later = {
+        name: _late_value(name, value) for name, value in assigned.items() if _is_late(name, value)
+    }
     typed = [f"--config.{k}={v}" for k, v in assigned.items() if k not in later]
     values = flags.FlagValues()
     config_flags.DEFINE_config_dict("config", fields, flag_values=values, sys_argv=["", *typed])
@@ -129,7 +131,9 @@ def _read_file(path: str) -> config_dict.ConfigDict:
         where = f"{Path(place.filename).name}:{place.lineno}"
         raise UserError(f"--config={path}: {type(error).__name__} at {where}: {what}") from error
     if not isinstance(fields, config_dict.ConfigDict):
-        raise UserError(f"--config={path}: get_config() must return a ConfigDict, see configs/nano.py")
+        raise UserError(
+            f"--config={path}: get_config() must return a ConfigDict, see configs/nano.py"
+        )
     return fields
 
 

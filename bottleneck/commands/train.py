@@ -12,7 +12,9 @@ from bottleneck.errors import UserError
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser("python -m bottleneck train", description=__doc__.splitlines()[0])
+    parser = argparse.ArgumentParser(
+        "python -m bottleneck train", description=__doc__.splitlines()[0]
+    )
     parser.add_argument("--workdir", required=True, help="the run folder; made if it is not there")
     many = parser.add_argument_group(
         "many processes",

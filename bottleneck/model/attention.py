@@ -6,18 +6,21 @@ B: sequences; L: tokens; H: heads; G: key-value heads (a divisor of H); K: size 
 from __future__ import annotations
 
 from collections.abc import Callable
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
 from bottleneck.parallel.mesh import partition_spec
 
+Implementation = Literal["auto", "xla", "cudnn", "splash"]
+
 _LANES = 128  # of a TPU's vector unit; the Pallas kernel works in blocks that are multiples of it
 _BLOCKS = (512, 384, 256, _LANES)  # positions that a block of scores may have, the best first
 
 
 def rotate(x_BxLxHxK: jax.Array, rotary_size: int, theta: float) -> jax.Array:
-    """The vectors with their first `rotary_size` entries turned by an angle that grows with position.
+    """The vectors, their first `rotary_size` entries turned by an angle that grows with position.
 
     Entry i is paired with entry i + rotary_size/2 and turned by position·theta^(−2i/rotary_size).
 
@@ -35,7 +38,10 @@ def rotate(x_BxLxHxK: jax.Array, rotary_size: int, theta: float) -> jax.Array:
 
 
 def causal_attention(
-    query_BxLxHxK: jax.Array, key_BxLxGxK: jax.Array, value_BxLxGxK: jax.Array, implementation: str
+    query_BxLxHxK: jax.Array,
+    key_BxLxGxK: jax.Array,
+    value_BxLxGxK: jax.Array,
+    implementation: Implementation,
 ) -> jax.Array:
     """softmax(q kᵀ/√K, over the tokens up to each one) v: [B, L, H, K].
 
@@ -53,11 +59,11 @@ def causal_attention(
         key_BxLxGxK,
         value_BxLxGxK,
         is_causal=True,
-        implementation=implementation,  # type: ignore[arg-type]
+        implementation="cudnn" if implementation == "cudnn" else "xla",
     )
 
 
-def _fastest(query_BxLxHxK: jax.Array) -> str:
+def _fastest(query_BxLxHxK: jax.Array) -> Implementation:
     # Programs are also compiled for devices that are not here: those of the mesh count, if any.
     device = jax.sharding.get_abstract_mesh().abstract_device
     platform = jax.default_backend() if device is None else device.platform
@@ -75,7 +81,7 @@ def splash_attention(
     *,
     interpret: bool = False,
 ) -> jax.Array:
-    """Causal attention by jax's Pallas TPU kernel, on one device's heads and sequences: [B, L, H, K].
+    """Causal attention by jax's Pallas TPU kernel, for one device's heads and sequences.
 
     The scores are never in memory: forward and backward take a block of them at a time.
 
@@ -101,7 +107,9 @@ def splash_attention(
         ),
         interpret=interpret,
     )
-    by_head = (jnp.swapaxes(x, 1, 2) for x in (query_BxLxHxK * size**-0.5, key_BxLxGxK, value_BxLxGxK))
+    by_head = (
+        jnp.swapaxes(x, 1, 2) for x in (query_BxLxHxK * size**-0.5, key_BxLxGxK, value_BxLxGxK)
+    )
     return jnp.swapaxes(jax.vmap(attend)(*by_head), 1, 2)
 
 

@@ -30,7 +30,7 @@ class HeadFactors(NamedTuple):
         return hidden if self.basis is None else hidden @ self.basis.T.astype(hidden.dtype)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """float32 [..., V] logits, padded rows included; only for inputs small enough to hold them."""
+        """float32 [..., V] logits, padded rows included, for inputs small enough to hold them."""
         projected = self.project(hidden)
         return jnp.einsum(
             "...r,vr->...v",
@@ -41,7 +41,7 @@ class HeadFactors(NamedTuple):
 
 
 class FullHead(nnx.Module):
-    """W [V, D]: V·D parameters, 2·V·D FLOPs a token forward; rank at most D."""
+    """W [V, D]: V·D parameters, twice that in FLOPs a token forward; rank ≤ D."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         shape = (config.padded_vocab_size, config.d_model)
@@ -53,7 +53,7 @@ class FullHead(nnx.Module):
 
 
 class FactoredHead(nnx.Module):
-    """A [V, R] @ B [R, D]: R·(V + D) parameters, 2·R·(V + D) FLOPs a token forward; rank at most R."""
+    """A [V, R] @ B [R, D]: R·(V + D) parameters, twice that in FLOPs a token forward; rank ≤ R."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         assert config.head_rank is not None
@@ -83,7 +83,7 @@ class TiedHead(FullHead):
 
 
 class TiedFactoredHead(FactoredHead):
-    """A factored head that is the embedding too, of rank R as well: R·(V + D) parameters for both."""
+    """A factored head that is the embedding too, also of rank R: R·(V + D) parameters for both."""
 
     def embed(self, tokens: jax.Array) -> jax.Array:
         """The rows [..., D] of A @ B of these tokens."""

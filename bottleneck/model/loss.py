@@ -13,7 +13,6 @@ from collections.abc import Callable
 from typing import Any
 
 import jax
-import jax.numpy as jnp
 from jax.sharding import PartitionSpec
 
 from bottleneck.model import loss_chunks
@@ -88,7 +87,11 @@ def _sums(
     is_full: bool,
 ) -> tuple[jax.Array, jax.Array]:
     def local(
-        layout: Layout, projected: jax.Array, rows: jax.Array, targets: jax.Array, weights: jax.Array
+        layout: Layout,
+        projected: jax.Array,
+        rows: jax.Array,
+        targets: jax.Array,
+        weights: jax.Array,
     ) -> tuple[jax.Array, jax.Array]:
         lse, target_logits = loss_chunks.statistics(layout, chunking, projected, rows, targets)
         return loss_chunks.sums(layout, lse, target_logits, weights, z_loss)

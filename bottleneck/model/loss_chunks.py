@@ -50,6 +50,9 @@ class Layout:
         return jax.lax.axis_index(self.vocab) * n_rows if self.vocab else 0
 
 
+_Running = tuple[jax.Array, jax.Array, jax.Array]
+
+
 class _Logits(NamedTuple):
     values: jax.Array  # float32 [b, c, rows]
     is_target: jax.Array  # bool [b, c, rows]
@@ -108,9 +111,7 @@ def sums_and_gradients(
         lse, target_logits = _reduce(logits, layout)
         gradient = _logits_gradient(logits, lse, w, z_loss).astype(h.dtype)
         h_gradient = jnp.einsum("blv,vk->blk", gradient, rows)
-        rows_gradient += jnp.einsum(
-            "blv,blk->vk", gradient, h, preferred_element_type=jnp.float32
-        )
+        rows_gradient += jnp.einsum("blv,blk->vk", gradient, h, preferred_element_type=jnp.float32)
         return rows_gradient, (h_gradient, lse, target_logits)
 
     arrays = tuple(_split(array, chunk_length) for array in (projected, targets, weights))
@@ -132,14 +133,17 @@ def _statistics_by_rows(
     first_row = layout.first_row(rows.shape[0])
     blocks, starts = _row_blocks(layout, chunking, projected, rows)
 
-    def one_block(
-        carry: tuple[jax.Array, ...], block: tuple[jax.Array, jax.Array]
-    ) -> tuple[tuple[jax.Array, ...], None]:
+    def one_block(carry: _Running, block: tuple[jax.Array, jax.Array]) -> tuple[_Running, None]:
         top, total, target_logits = carry
         shard, start = block
         gathered = _gather_columns(layout, shard, projected.dtype)
         logits = _logits(
-            projected, gathered, targets, first_row + start, chunking.vocab_size, rows.shape[0] - start
+            projected,
+            gathered,
+            targets,
+            first_row + start,
+            chunking.vocab_size,
+            rows.shape[0] - start,
         )
         new_top = jnp.maximum(top, jnp.max(logits.values, axis=-1))
         total = total * jnp.exp(top - new_top)
@@ -172,7 +176,12 @@ def _gradients_by_rows(
         shard, start = block
         gathered = _gather_columns(layout, shard, projected.dtype)
         logits = _logits(
-            projected, gathered, targets, first_row + start, chunking.vocab_size, rows.shape[0] - start
+            projected,
+            gathered,
+            targets,
+            first_row + start,
+            chunking.vocab_size,
+            rows.shape[0] - start,
         )
         gradient = _logits_gradient(logits, lse, weights, z_loss).astype(projected.dtype)
         h_gradient += jnp.einsum(
@@ -244,7 +253,7 @@ def _logits_gradient(
 def _row_blocks(
     layout: Layout, chunking: Chunking, projected: jax.Array, rows: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """This device's columns of all its rows, [n_blocks, block, K/shards], and each block's first row."""
+    """This device's rows in blocks, [n_blocks, block, K/shards], and each block's first row."""
     n_rows, n_tokens = rows.shape[0], projected.shape[0] * projected.shape[1]
     wanted = max(_ROW_UNIT, chunking.chunk * n_rows // n_tokens)
     block = min(n_rows, -(-wanted // _ROW_UNIT) * _ROW_UNIT)
@@ -254,7 +263,7 @@ def _row_blocks(
 
 
 def _gather_columns(layout: Layout, shard: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """The rows of a block whole, in the type of the products: half the bytes on the wire for bfloat16."""
+    """The rows of a block whole, sent in the type of the products."""
     return jax.lax.all_gather(shard.astype(dtype), layout.columns, axis=1, tiled=True)
 
 

@@ -1,6 +1,6 @@
 """A decoder-only transformer whose families (Pythia, GPT-2, Llama) differ by fields of the config.
 
-B: sequences; L: tokens; D: hidden width; H: heads, G: key-value heads, K: size of one; F: MLP width.
+B: sequences; L: tokens; D: hidden width; H, G: heads, key-value heads; K: size of one.
 Layers are stacked, [n_layers, ...], and scanned, so that compile time does not grow with depth.
 Every parameter carries the logical names of its own axes (without the stacking one).
 """
@@ -165,7 +165,7 @@ class Transformer(nnx.Module):
                 leading axis [n_layers + 1, ...]. The second value returned is None without it.
         """
         config = self.config
-        embedding = self.head if config.tie_embeddings else self.embedding
+        embedding: Any = self.head if config.tie_embeddings else self.embedding
         hidden_BxLxD = embedding.embed(tokens_BxL)
         if config.position == "learned":
             hidden_BxLxD = hidden_BxLxD + self.positions[: tokens_BxL.shape[1]]
@@ -193,7 +193,7 @@ def _split(config: ModelConfig, key: jax.Array) -> tuple[nnx.GraphDef, nnx.State
 
 
 def init_params(config: ModelConfig, key: jax.Array) -> Params:
-    """Fresh float32 parameters as a nested dict; jit it with output shardings to make only shards."""
+    """Fresh float32 parameters, a nested dict; jit it with output shardings to make shards."""
     return nnx.to_pure_dict(_split(config, key)[1])
 
 

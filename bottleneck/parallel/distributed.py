@@ -1,4 +1,4 @@
-"""Starting `jax.distributed` from what the environment gives: TPU metadata, SLURM, MPI, or flags."""
+"""Starting `jax.distributed` from what there is: TPU metadata, SLURM, Open MPI, or flags."""
 
 from __future__ import annotations
 
@@ -38,7 +38,9 @@ class Processes:
             )
         host, _, port = self.coordinator.rpartition(":")
         if not host or not port.isdigit():
-            raise UserError(f"--coordinator={self.coordinator} is not allowed; it must be HOST:PORT")
+            raise UserError(
+                f"--coordinator={self.coordinator} is not allowed; it must be HOST:PORT"
+            )
 
 
 def start(processes: Processes | None = None) -> None:

@@ -35,7 +35,7 @@ LOGICAL_AXES: dict[str, str | tuple[str, ...] | None] = {
 
 
 def mesh_sizes(config: MeshConfig, n_devices: int) -> dict[str, int]:
-    """Devices along each axis, with a -1 filled in; raises `UserError` where they do not multiply out."""
+    """Devices along each axis, -1 filled in; `UserError` where they do not multiply out."""
     sizes = config.sizes
     known = math.prod(size for size in sizes.values() if size > 0)
     if n_devices % known:
@@ -87,7 +87,7 @@ def batch_sharding(mesh: Mesh) -> NamedSharding:
 
 
 def constrain(array: jax.Array, *axes: str | None) -> jax.Array:
-    """The array, held to these logical axes on the mesh in context; unchanged where there is none."""
+    """The array, held to these logical axes on the mesh in context, if there is one."""
     if jax.sharding.get_abstract_mesh().empty:
         return array
     return jax.lax.with_sharding_constraint(array, partition_spec(axes))

@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 
 import jax
+import numpy as np
 from jax.sharding import Mesh
 
 from bottleneck.data.batches import Batches
@@ -18,17 +19,16 @@ def device_batches(
     sharding = batch_sharding(mesh)
     shape = (batches.batch_size, batches.sequence_length)
     rows = local_rows(sharding, shape)
+
+    def put(array: np.ndarray) -> jax.Array:
+        return jax.make_array_from_process_local_data(sharding, array, shape)
+
     for step, local in batches.iterate(start, stop, rows):
-        yield (
-            step,
-            {
-                name: jax.make_array_from_process_local_data(sharding, array, shape)
-                for name, array in local.items()
-            },
-        )
+        yield step, {name: put(array) for name, array in local.items()}
 
 
 def local_rows(sharding: jax.sharding.Sharding, shape: tuple[int, ...]) -> slice:
     """The rows of an array of this global shape that the devices of this process hold."""
-    held = [index[0].indices(shape[0]) for index in sharding.addressable_devices_indices_map(shape).values()]
+    indices = sharding.addressable_devices_indices_map(shape).values()
+    held = [index[0].indices(shape[0]) for index in indices if index is not None]
     return slice(min(start for start, _, _ in held), max(stop for _, stop, _ in held))

@@ -1,4 +1,4 @@
-"""AdamW as Pythia's: decay on matrices only, the gradient's norm clipped, warm-up, then a cosine."""
+"""AdamW as Pythia's: decay on matrices only, clipping, warm-up, then a cosine."""
 
 from __future__ import annotations
 
@@ -17,7 +17,7 @@ def learning_rate_schedule(config: OptimizerConfig, steps: int) -> optax.Schedul
         max(1, steps - config.warmup_steps - 1),
         alpha=config.final_fraction,
     )
-    # Update i of the warm-up has (i + 1)/(warmup_steps + 1) of the peak, so that none is wasted on 0.
+    # Update i of the warm-up has (i + 1)/(warmup_steps + 1) of the peak: none is wasted on 0.
     unit = config.learning_rate / (config.warmup_steps + 1)
     warmup = optax.linear_schedule(unit, config.learning_rate, max(1, config.warmup_steps))
     return optax.join_schedules([warmup, cosine], [config.warmup_steps])
@@ -32,7 +32,11 @@ def make_optimizer(
         logical_axes,
         is_leaf=lambda node: isinstance(node, tuple),
     )
-    clip = optax.identity() if config.clip_norm is None else optax.clip_by_global_norm(config.clip_norm)
+    clip = (
+        optax.identity()
+        if config.clip_norm is None
+        else optax.clip_by_global_norm(config.clip_norm)
+    )
     return optax.chain(
         clip,
         optax.adamw(

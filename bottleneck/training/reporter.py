@@ -37,9 +37,9 @@ class Reporter:
         self._probes = workdir / PROBES
         self._progress = Progress(start, config.train.steps)
         self._schedule = learning_rate_schedule(config.optimizer, config.train.steps)
-        self._flops_per_token = flops_per_token(config.model, config.train.sequence_length).training(
-            causal_halved=True
-        )
+        self._flops_per_token = flops_per_token(
+            config.model, config.train.sequence_length
+        ).training(causal_halved=True)
         self._peak = jax.device_count() * (
             config.train.peak_flops or peak_flops(jax.local_devices()[0])
         )

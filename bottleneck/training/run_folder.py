@@ -28,13 +28,13 @@ def check_continues(workdir: Path, config: Config) -> None:
     path = workdir / CONFIG
     if not path.exists():
         if workdir.exists() and any(workdir.iterdir()):
-            raise UserError(f"--workdir={workdir} is not empty and holds no run; choose a new folder")
+            raise UserError(
+                f"--workdir={workdir} is not empty and holds no run; choose a new folder"
+            )
         return
     old = config_lib.parse(json.loads(path.read_text())["config"])
     changed = [
-        line
-        for line in config_lib.differences(old, config)
-        if not line.startswith(_FREE_TO_CHANGE)
+        line for line in config_lib.differences(old, config) if not line.startswith(_FREE_TO_CHANGE)
     ]
     if changed:
         raise UserError(
@@ -58,7 +58,7 @@ def is_complete(workdir: Path) -> bool:
 
 
 def write_config(workdir: Path, config: Config, facts: dict[str, Any]) -> None:
-    """Writes config.json: the config, the libraries' versions, the git revision, and the facts given."""
+    """Writes config.json: the config, the libraries' versions, the git revision, other facts."""
     description = {
         "config": config_lib.to_dict(config),
         "versions": {name: importlib.metadata.version(name) for name in _VERSIONED},

@@ -37,7 +37,7 @@ class TrainProgram:
 
     mesh: Mesh
     init: Callable[[], tuple[Params, optax.OptState]]
-    step: Callable[[Params, optax.OptState, Batch], tuple[Params, optax.OptState, Batch]]
+    step: Any  # the jitted function
     abstract_state: tuple[Any, Any]  # shapes, types and shardings of (params, opt_state)
 
     def compile(self, batch_size: int, sequence_length: int) -> Any:
@@ -51,7 +51,7 @@ class TrainProgram:
 
 
 def make_loss(config: Config) -> Callable[[Params, Batch], tuple[jax.Array, jax.Array]]:
-    """(params, batch) → sums over tokens of the objective and of the cross-entropy alone, in nats."""
+    """(params, batch) → sums over tokens of the objective and of the cross-entropy, in nats."""
     graph = transformer.graph(config.model)
 
     def loss(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -71,7 +71,7 @@ def make_loss(config: Config) -> Callable[[Params, Batch], tuple[jax.Array, jax.
 
 
 def make_gradient(config: Config) -> Callable[[Params, Batch], tuple[jax.Array, Params]]:
-    """(params, batch) → mean cross-entropy over the batch's weights, and the mean objective's gradient.
+    """(params, batch) → mean cross-entropy of the batch, and the mean objective's gradient.
 
     With accumulation the batch is worked off in micro-batches; the sums over their tokens are added
     up and divided once, so that a micro-batch counts for as many tokens as it has.

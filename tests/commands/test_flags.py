@@ -67,8 +67,14 @@ def test_an_error_inside_a_config_file_is_one_line(tmp_path, source, message):
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (["--config.model.head_rnk=4"], "config.model.head_rnk is not a field; did you mean model.head_rank"),
-        (["--config.modl.d_model=4"], "config.modl.d_model is not a field; did you mean model.d_model"),
+        (
+            ["--config.model.head_rnk=4"],
+            "config.model.head_rnk is not a field; did you mean model.head_rank",
+        ),
+        (
+            ["--config.modl.d_model=4"],
+            "config.modl.d_model is not a field; did you mean model.d_model",
+        ),
         (["--config.model.d_model=abc"], "config.model.d_model=abc"),
         (["--config.model.d_model", "4"], "the form --config.FIELD=VALUE"),
         (["--config.model.d_model=None"], "config.model.d_model=None"),

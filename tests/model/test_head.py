@@ -73,7 +73,12 @@ def test_normal_factors_are_standard_normal():
 
 @pytest.mark.parametrize(
     ("tied", "rank", "kind"),
-    [(False, None, FullHead), (False, 4, FactoredHead), (True, None, TiedHead), (True, 4, TiedFactoredHead)],
+    [
+        (False, None, FullHead),
+        (False, 4, FactoredHead),
+        (True, None, TiedHead),
+        (True, 4, TiedFactoredHead),
+    ],
 )
 def test_the_config_chooses_the_kind(tied, rank, kind):
     head = make_head(ModelConfig(**SMALL, tie_embeddings=tied, head_rank=rank), nnx.Rngs(0))

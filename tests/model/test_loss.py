@@ -18,9 +18,7 @@ def inputs(seed=0, dtype=jnp.float32):
     targets = jax.random.randint(keys[3], (B, L), 0, VOCAB)
     weights = jax.random.uniform(keys[4], (B, L)).at[0, 3:9].set(0.0)
     full = HeadFactors(jax.random.normal(keys[1], (V, D)), None)
-    factored = HeadFactors(
-        jax.random.normal(keys[2], (V, R)), jax.random.normal(keys[5], (R, D))
-    )
+    factored = HeadFactors(jax.random.normal(keys[2], (V, R)), jax.random.normal(keys[5], (R, D)))
     return hidden, targets, weights, {"full": full, "factored": factored}
 
 
@@ -52,11 +50,15 @@ def assert_close(actual, expected, rtol):
 
 
 @pytest.mark.parametrize("kind", ["full", "factored"])
-@pytest.mark.parametrize("chunk", [1, B * 10, B * 12, 10_000])  # one column, many, 37 = 3·12 + 1, all
+@pytest.mark.parametrize(
+    "chunk", [1, B * 10, B * 12, 10_000]
+)  # one column, many, 37 = 3·12 + 1, all
 @pytest.mark.parametrize("cotangent", [1.0, -2.5])
 def test_sums_and_gradients_equal_the_plain_loss(kind, chunk, cotangent):
     hidden, targets, weights, heads = inputs()
-    expected, expected_loss, _, expected_gradients = reference(heads[kind], hidden, targets, weights)
+    expected, expected_loss, _, expected_gradients = reference(
+        heads[kind], hidden, targets, weights
+    )
 
     def objective(factors, hidden):
         total, loss = cross_entropy(
@@ -159,7 +161,9 @@ def test_large_logits_neither_overflow_nor_become_nan():
     hidden, targets, weights, heads = inputs()
 
     def objective(hidden):
-        return cross_entropy(heads["full"], 1e3 * hidden, targets, weights, vocab_size=VOCAB, chunk=30)[0]
+        return cross_entropy(
+            heads["full"], 1e3 * hidden, targets, weights, vocab_size=VOCAB, chunk=30
+        )[0]
 
     value, gradient = jax.value_and_grad(objective)(hidden)
     _, expected, _, _ = reference(heads["full"], 1e3 * hidden, targets, weights, z_loss=0.0)

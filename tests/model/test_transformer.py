@@ -23,7 +23,9 @@ FAMILIES = {
         tie_embeddings=True,
     ),
     "gpt2 factored": PYTHIA
-    | dict(parallel_residual=False, position="learned", max_length=40, tie_embeddings=True, head_rank=6),
+    | dict(
+        parallel_residual=False, position="learned", max_length=40, tie_embeddings=True, head_rank=6
+    ),
     "llama": PYTHIA
     | dict(
         norm="rmsnorm",
@@ -61,7 +63,7 @@ def test_counted_flops_are_those_of_the_compiled_forward_pass():
     # XLA counts a scan's body once, so one layer; it also counts norms, softmax and rotation,
     # which are small beside the matrices at this width.
     config = ModelConfig(vocab_size=2048, d_model=256, n_heads=4, n_layers=1)
-    model, params = build(config)
+    _, params = build(config)
     batch = tokens(2, 128)
 
     def logits(params, batch):

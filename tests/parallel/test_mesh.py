@@ -36,5 +36,7 @@ def test_a_mesh_that_does_not_use_all_devices_is_an_error(config, n_devices, mes
 
 
 def test_the_table_places_logical_axes():
-    assert partition_spec(["batch", "length", None]) == PartitionSpec(("replica", "fsdp"), None, None)
+    assert partition_spec(["batch", "length", None]) == PartitionSpec(
+        ("replica", "fsdp"), None, None
+    )
     assert partition_spec([None, "embed", "mlp"]) == PartitionSpec(None, "fsdp", "tensor")

@@ -150,9 +150,7 @@ def test_another_config_is_refused_and_the_fields_named(command, undisturbed):
 
 def test_a_folder_that_is_no_run_is_refused(command, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    result = subprocess.run(
-        [*command, f"--workdir={tmp_path}"], capture_output=True, text=True
-    )
+    result = subprocess.run([*command, f"--workdir={tmp_path}"], capture_output=True, text=True)
     assert result.returncode == 2
     assert "is not empty and holds no run" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
