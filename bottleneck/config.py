@@ -58,13 +58,18 @@ class DataConfig(_Section):
 
     prefix: ClassVar[str] = "data."
 
-    # "stdlib": the running Python's own standard library; "text": files; "tfds": a TFDS data set.
-    corpus: Literal["stdlib", "text", "tfds"] = "stdlib"
+    # "stdlib": the running Python's own standard library; "text": files; "tfds": a TFDS data set;
+    # "known_rank": a made-up language whose logits have a rank that is known.
+    corpus: Literal["stdlib", "text", "tfds", "known_rank"] = "stdlib"
     paths: tuple[str, ...] = ()  # corpus="text": files, folders and globs
     text_field: str = "text"  # name of the column or key that holds the text of a record
     tfds_name: str = ""
     tfds_split: str = "train"
     tfds_data_dir: str | None = None
+    language_rank: int = _positive(8)  # ρ of corpus="known_rank"
+    language_tokens: int = _bounded(128, low=2, high=2**14)  # its vocabulary, end of text included
+    language_documents: int = _positive(2**15)
+    language_seed: int = _bounded(0, low=0)
     tokenizer: str | None = None  # path of a tokenizer.json; None trains a byte-level BPE
     tokenizer_vocab_size: int = _bounded(8192, low=257)  # of the BPE trained here
     heldout_fraction: float = _bounded(0.02, low=0.0, high=0.5)  # of the documents
@@ -79,6 +84,26 @@ class DataConfig(_Section):
             _require(
                 bool(self.tfds_name), "data.tfds_name", self.tfds_name, "the name of a data set"
             )
+        if self.corpus == "known_rank":
+            _require(
+                self.language_rank < self.language_tokens,
+                "data.language_rank",
+                self.language_rank,
+                f"below data.language_tokens={self.language_tokens}",
+            )
+            _require(
+                self.tokenizer is None,
+                "data.tokenizer",
+                self.tokenizer,
+                "None, as data.corpus='known_rank' has its own",
+            )
+
+    @property
+    def vocabulary(self) -> tuple[str, int]:
+        """The field that bounds the tokenizer's vocabulary, and its value; 0 where a file does."""
+        if self.corpus == "known_rank":
+            return "data.language_tokens", self.language_tokens
+        return "data.tokenizer_vocab_size", 0 if self.tokenizer else self.tokenizer_vocab_size
 
 
 @dataclass(frozen=True)
@@ -301,12 +326,12 @@ class Config(_Section):
             self.probe.tokens,
             f"at least train.sequence_length={train.sequence_length}",
         )
-        known = self.data.tokenizer_vocab_size if self.data.tokenizer is None else 0
+        field_of_known, known = self.data.vocabulary
         _require(
             model.vocab_size >= known,
             "model.vocab_size",
             model.vocab_size,
-            f"at least data.tokenizer_vocab_size={known}",
+            f"at least {field_of_known}={known}",
         )
 
     @property

@@ -94,7 +94,9 @@ def write_cache(folder: Path, config: DataConfig, corpus: Corpus, made_of: dict[
 
 
 def _tokenizer(config: DataConfig, corpus: Corpus) -> Tokenizer:
-    """The tokenizer given, or one trained on the training documents."""
+    """The corpus's own tokenizer, the one given, or one trained on the training documents."""
+    if corpus.tokenizer is not None:
+        return corpus.tokenizer
     if config.tokenizer is not None:
         return tokenization.load(Path(config.tokenizer).expanduser())
     texts = (document.text for document in _shown(corpus, "training the tokenizer"))

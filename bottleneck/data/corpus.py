@@ -1,4 +1,4 @@
-"""Where text comes from: the standard library's source, files, or a TFDS data set.
+"""Where text comes from: the standard library's source, files, TFDS, or a language of known rank.
 
 A corpus is a stream of documents in a fixed order, together with a fingerprint that tells whether
 it is still the one it was. Its documents are split into training and held-out ones by their
@@ -18,7 +18,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from tokenizers import Tokenizer
+
 from bottleneck.config import DataConfig, suggestion
+from bottleneck.data import known_rank
 from bottleneck.data.documents import SUFFIXES, Document, document, read_documents, text_of
 from bottleneck.errors import UserError
 
@@ -54,11 +57,13 @@ class Corpus:
     fingerprint: Fingerprint
     # All documents, the same each time, the empty ones among them.
     documents: Callable[[], Iterator[Document]]
+    tokenizer: Tokenizer | None = None  # its own, where it has one
 
 
 def open_corpus(config: DataConfig) -> Corpus:
     """The corpus that the config names; raises `UserError` where there is none."""
-    opener = {"stdlib": _stdlib, "text": _text, "tfds": _tfds}[config.corpus]
+    openers = {"stdlib": _stdlib, "text": _text, "tfds": _tfds, "known_rank": _known_rank}
+    opener = openers[config.corpus]
     try:
         return opener(config)
     except OSError as error:
@@ -238,3 +243,24 @@ def _tfds(config: DataConfig) -> Corpus:
 
     description = {"corpus": "tfds", "name": full_name, "text_field": field}
     return Corpus(f"tfds-{full_name}", description, fingerprint, documents)
+
+
+def _known_rank(config: DataConfig) -> Corpus:
+    """A language drawn from its seed; there is no file, so nothing that could change."""
+    rank, n_tokens, n = config.language_rank, config.language_tokens, config.language_documents
+    description = {
+        "corpus": "known_rank",
+        "version": known_rank.VERSION,
+        "rank": rank,
+        "tokens": n_tokens,
+        "documents": n,
+        "seed": config.language_seed,
+    }
+    language = known_rank.make_language(n_tokens, rank, config.language_seed)
+    return Corpus(
+        f"known-rank-{rank}",
+        description,
+        Fingerprint(0, known_rank.expected_bytes(language, n), "made by this program"),
+        lambda: known_rank.documents(language, n, config.language_seed),
+        known_rank.tokenizer(n_tokens),
+    )

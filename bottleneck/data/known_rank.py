@@ -24,6 +24,8 @@ from bottleneck.data.tokenizer import END_OF_TEXT
 # dimensions over a tenth of a nat: far above the standard error of a measured loss.
 LOGIT_STD = 2.0
 
+VERSION = 1  # of what is drawn from a seed; after a change of it no corpus made before is found
+
 _FIRST_SYMBOL = 0x4E00  # token i is this code point plus i, a letter in over 20,000 alike
 MAX_TOKENS = 2**14
 
@@ -90,6 +92,13 @@ def documents(language: Language, n_documents: int, seed: int) -> Iterator[Docum
             text = f"{number} {symbols}"
             position += len(text.encode())
             yield Document(str(number), text, position)
+
+
+def expected_bytes(language: Language, n_documents: int) -> int:
+    """About how many bytes the documents have, to show progress by."""
+    symbols = 1 / language.stationary[0] - 1  # of a document: the chain's mean time of return, less one
+    bytes_each = len(f"{n_documents} ") + symbols * len(chr(_FIRST_SYMBOL).encode())
+    return round(n_documents * bytes_each)
 
 
 def tokenizer(n_tokens: int) -> Tokenizer:

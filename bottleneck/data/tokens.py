@@ -111,7 +111,7 @@ def prepare(config: DataConfig, *, rebuild: bool = False) -> TokenCache:
     made_of = {
         "format": FORMAT,
         "corpus": corpus.description,
-        "tokenizer": _tokenizer_identity(config),
+        "tokenizer": _tokenizer_identity(config, corpus),
         "heldout_fraction": config.heldout_fraction,
     }
     path = Path(config.cache_dir).expanduser().absolute() / _name(corpus, config, made_of)
@@ -161,7 +161,9 @@ def _check_corpus(cache: TokenCache, corpus: Corpus) -> None:
     raise UserError(f"the corpus has changed since {cache.path} was made: {difference}; {REBUILD}")
 
 
-def _tokenizer_identity(config: DataConfig) -> str:
+def _tokenizer_identity(config: DataConfig, corpus: Corpus) -> str:
+    if corpus.tokenizer is not None:
+        return "the corpus's own"
     if config.tokenizer is None:
         return f"byte-level BPE, {config.tokenizer_vocab_size} tokens"
     contents = tokenization.read_file(Path(config.tokenizer).expanduser())
@@ -172,6 +174,7 @@ def _name(corpus: Corpus, config: DataConfig, made_of: dict[str, Any]) -> str:
     """A folder name that says what is in it, and is different for everything different."""
     digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
     tokens = "given" if config.tokenizer else f"bpe{config.tokenizer_vocab_size}"
+    tokens = tokens if corpus.tokenizer is None else "own"
     readable = re.sub(r"[^A-Za-z0-9._-]+", "-", corpus.name)[:60]
     return f"{readable}-{tokens}-{digest[:12]}"
 

@@ -1,27 +1,59 @@
-"""What accelerators can do at best: dense half-precision floating-point operations a second.
+"""What accelerators can do at best: arithmetic, memory and network of each, in one table.
 
-Sources: Google Cloud's TPU system architecture pages; NVIDIA's data sheets, without sparsity.
+Sources: Google Cloud's pages on TPU v5e, v5p, v6e and TPU7x (2026): peak, HBM, "ICI bandwidth per
+chip", halved where both directions are added up, and "DCN bandwidth per chip", which for v5e and v6e
+is that of a pod over its 256 chips. v4: Jouppi et al. 2023, table 4, with six links of 50 GB/s; its
+DCN from Austin et al. 2025, "How to Scale Your Model", part 2. NVIDIA's data sheets, without sparsity.
 """
 
 from __future__ import annotations
 
 import time
+from dataclasses import dataclass
 
 import jax
 import jax.numpy as jnp
 
-# Beginning of `jax.Device.device_kind` → bfloat16 FLOP/s of one such device.
-PEAK_FLOPS = {
-    "TPU v4": 275e12,
-    "TPU v5 lite": 197e12,
-    "TPU v5e": 197e12,
-    "TPU v5": 459e12,
-    "TPU v6 lite": 918e12,
-    "TPU v6e": 918e12,
-    "NVIDIA A100": 312e12,
-    "NVIDIA H100": 989e12,
-    "NVIDIA H200": 989e12,
+from bottleneck.config import suggestion
+from bottleneck.errors import UserError
+
+
+@dataclass(frozen=True)
+class Chip:
+    """One device of a TPU, as jax shows it. Bandwidths are bytes a second."""
+
+    device_kinds: tuple[str, ...]  # how `jax.Device.device_kind` begins
+    peak_flops: float  # a second; dense, bfloat16
+    hbm_bytes: int
+    hbm_bandwidth: float
+    ici_bandwidth: float  # out of the device, over all its links to others of its slice
+    dcn_bandwidth: float  # out of the device to other slices: its part of its host's network
+    # What makes the compiler take both cores of a chip for one device, where it has to be told.
+    compiler_config: str | None = None
+
+
+# Name as in the topology "v5e:16x16" → one device. A chip of TPU7x is two.
+CHIPS = {
+    "v4": Chip(("TPU v4",), 275e12, 32 * 2**30, 1.2e12, 300e9, 6.25e9, "megacore"),
+    "v5e": Chip(("TPU v5 lite", "TPU v5e"), 197e12, 16 * 2**30, 0.8e12, 200e9, 3.125e9),
+    "v5p": Chip(("TPU v5",), 459e12, 95 * 2**30, 2.765e12, 600e9, 6.25e9),
+    "v6e": Chip(("TPU v6 lite", "TPU v6e"), 918e12, 32 * 2**30, 1.638e12, 400e9, 12.5e9),
+    "tpu7x": Chip(("TPU7x",), 2307e12 / 2, 96 * 2**30, 7.38e12 / 2, 600e9 / 2, 12.5e9 / 2),
 }
+
+_PEAK_FLOPS = {"NVIDIA A100": 312e12, "NVIDIA H100": 989e12, "NVIDIA H200": 989e12} | {
+    kind: chip.peak_flops for chip in CHIPS.values() for kind in chip.device_kinds
+}
+
+
+def chip_of(topology: str) -> Chip:
+    """A device of a topology such as "v5e:16x16"; raises `UserError` where its chip is not known."""
+    name = topology.partition(":")[0]
+    if name not in CHIPS:
+        raise UserError(
+            f"--topology={topology}: {name!r} is no known chip; {suggestion(name, list(CHIPS))}"
+        )
+    return CHIPS[name]
 
 
 def peak_flops(device: jax.Device) -> float:
@@ -30,9 +62,9 @@ def peak_flops(device: jax.Device) -> float:
     The measured figure is the best of a few large float32 matrix products; on a host whose cores
     show up as several devices it is that of all of them, shared out.
     """
-    matches = [kind for kind in PEAK_FLOPS if device.device_kind.startswith(kind)]
+    matches = [kind for kind in _PEAK_FLOPS if device.device_kind.startswith(kind)]
     if matches:
-        return PEAK_FLOPS[max(matches, key=len)]
+        return _PEAK_FLOPS[max(matches, key=len)]
     return _measured_flops(device) / jax.local_device_count()
 
 

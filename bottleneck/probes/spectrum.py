@@ -26,7 +26,11 @@ _SUBSET_ROWS = 4  # times R: rows that show the conditioning of all, where no fe
 _SUBSET_PASSES = 3  # each takes a condition number κ to about κ/100
 _MAX_PASSES = 4  # over all rows; one is enough unless a few rows dominate
 _ILL_CONDITIONED = 4.0
+_PRODUCT_NOISE = 1e-6
+_RESOLUTION = 6e-4
 _PANEL_WIDTH, _MAX_PANELS = 128, 4
+
+_State = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
 
 _matmul = functools.partial(jnp.matmul, precision=EXACT)
 
@@ -98,10 +102,9 @@ def head_core(reduced: ReducedHead, *, centred: bool = False) -> np.ndarray:
     Args:
         centred: of W − 1·w̄ᵀ, whose softmax is that of W, instead of W.
     """
-    gram, preconditioner, mean = (np.asarray(a, np.float64) for a in reduced[:3])
-    core = np.linalg.solve(preconditioner.T, _square_root(gram).T).T
+    core = _row_core(reduced)
     if not centred:
-        core = np.vstack([core, mean])
+        core = np.vstack([core, np.asarray(reduced.mean, np.float64)])
     return core if reduced.basis is None else core @ np.asarray(reduced.basis, np.float64)
 
 
@@ -111,14 +114,20 @@ def spectrum(reduced: ReducedHead, vocab_size: int, *, centred: bool = False) ->
     values = np.zeros(min(vocab_size, core.shape[1]))
     rank = min(len(reduced.gram), len(values))
     found = np.linalg.svd(core, compute_uv=False)[:rank]
-    floor = _resolution(vocab_size) * found[0]
+    # Rounding of each row's products shifts a singular value by about that over √v, for the errors
+    # of the rows are independent.
+    size = np.linalg.norm(_row_core(reduced)) / np.sqrt(vocab_size)
+    size *= 1.0 if reduced.basis is None else np.linalg.norm(np.asarray(reduced.basis), 2)
+    floor = _RESOLUTION * size
     values[:rank] = np.maximum(found, floor)
     return Spectrum(values, len(values) if found[-1] > floor else int(np.sum(found > floor)))
 
 
-def _resolution(vocab_size: int) -> float:
-    """σ_i/σ_0 down to which σ_i is within 1e-5: rounding in the rows averages out over them."""
-    return 6e-3 / np.sqrt(vocab_size)
+def _row_core(reduced: ReducedHead) -> np.ndarray:
+    """float64 [R, R] with the Gram matrix of A less its mean row."""
+    preconditioner = np.asarray(reduced.preconditioner, np.float64)
+    root = _square_root(np.asarray(reduced.gram, np.float64))
+    return np.linalg.solve(preconditioner.T, root.T).T
 
 
 def _square_root(gram: np.ndarray) -> np.ndarray:
@@ -138,12 +147,13 @@ def _reduce_rows(
     real = real_rows(rows.shape[0], vocab_size, axes)
     all_rows = RowBlocks(rows, real, _BLOCK_ROWS)
 
-    def add_rows(index: jax.Array, total: jax.Array) -> jax.Array:
+    def add_rows(index: jax.Array, sums: jax.Array) -> jax.Array:
         block, counts = all_rows(index)
-        return total + jnp.sum(jnp.where(counts, block, 0.0), axis=0)
+        block = jnp.where(counts, block, 0.0)
+        return sums + jnp.stack([jnp.sum(block, axis=0), jnp.sum(block**2, axis=0)])
 
-    total = jax.lax.fori_loop(0, all_rows.number, add_rows, jnp.zeros(width))
-    mean = jax.lax.psum(total, axes) / vocab_size
+    sums = jax.lax.fori_loop(0, all_rows.number, add_rows, jnp.zeros((2, width)))
+    mean, square = jax.lax.psum(sums, axes) / vocab_size
 
     def gram(blocks: RowBlocks, preconditioner: jax.Array, split: bool = False) -> jax.Array:
         return jax.lax.psum(_gram(blocks, mean, preconditioner, split), axes)
@@ -152,39 +162,39 @@ def _reduce_rows(
     # find one. Where they do not (a few other rows are far longer), more passes over all rows do.
     stride = max(1, vocab_size // (_SUBSET_ROWS * width))
     subset = RowBlocks(rows[::stride], real[::stride], _BLOCK_ROWS)
-    preconditioner = jnp.eye(width)
-    subset_gram = gram(subset, preconditioner)
-    square_norm = jnp.trace(subset_gram)
-    for _ in range(_SUBSET_PASSES):
-        preconditioner = _refine(preconditioner, subset_gram)
-        subset_gram = gram(subset, preconditioner)
 
-    def is_unfinished(state: tuple[jax.Array, jax.Array, jax.Array]) -> jax.Array:
-        n_passes, _, current = state
-        return (n_passes == 0) | ((n_passes < _MAX_PASSES) & _is_ill_conditioned(current))
+    def refine_on_subset(_: jax.Array, preconditioner: jax.Array) -> jax.Array:
+        return _matmul(preconditioner, _inverse_root(gram(subset, preconditioner)))
 
-    def one_pass(
-        state: tuple[jax.Array, jax.Array, jax.Array],
-    ) -> tuple[jax.Array, jax.Array, jax.Array]:
-        n_passes, preconditioner, current = state
-        preconditioner = _refine(preconditioner, current)
-        longest = jnp.max(jnp.linalg.norm(preconditioner, axis=0)) * jnp.sqrt(square_norm)
+    identity = jnp.eye(width)
+    preconditioner = jax.lax.fori_loop(0, _SUBSET_PASSES, refine_on_subset, identity)
+
+    norm = jnp.sqrt(vocab_size * jnp.sum(square - mean**2))
+
+    def one_pass(state: _State) -> _State:
+        n_passes, preconditioner, _, inverse_root = state
+        preconditioner = _matmul(preconditioner, inverse_root)
+        longest = norm * jnp.max(jnp.linalg.norm(preconditioner, axis=0))
         result = jax.lax.cond(
-            _EPSILON * longest > 1e-6 * np.sqrt(vocab_size),
+            longest * _EPSILON > _PRODUCT_NOISE * np.sqrt(vocab_size),
             functools.partial(gram, all_rows, split=True),
             functools.partial(gram, all_rows),
             preconditioner,
         )
-        return n_passes + 1, preconditioner, result
+        return n_passes + 1, preconditioner, result, _inverse_root(result)
 
-    start = (jnp.int32(0), preconditioner, jnp.eye(width))
-    _, preconditioner, result = jax.lax.while_loop(is_unfinished, one_pass, start)
+    def is_unfinished(state: _State) -> jax.Array:
+        n_passes, _, result, inverse_root = state
+        inverse_norm = jnp.linalg.norm(_matmul(inverse_root, inverse_root.T))
+        is_ill_conditioned = jnp.linalg.norm(result) * inverse_norm > _ILL_CONDITIONED * width
+        return (n_passes == 0) | ((n_passes < _MAX_PASSES) & is_ill_conditioned)
+
+    start = (jnp.int32(0), preconditioner, identity, identity)
+    _, preconditioner, result, _ = jax.lax.while_loop(is_unfinished, one_pass, start)
     return result, preconditioner, mean * np.sqrt(vocab_size)
 
 
-def _gram(
-    blocks: RowBlocks, mean: jax.Array, preconditioner: jax.Array, split: bool
-) -> jax.Array:
+def _gram(blocks: RowBlocks, mean: jax.Array, preconditioner: jax.Array, split: bool) -> jax.Array:
     """[R, R] Gram matrix of (rows − mean) @ preconditioner, where that is upper triangular.
 
     By panels of columns, so that the zeros of the one and half of the other cost nothing.
@@ -226,12 +236,7 @@ def _coarse(array: jax.Array, axis: int, bits: int) -> jax.Array:
     return jnp.ldexp(jnp.round(jnp.ldexp(array, bits - exponent)), exponent - bits)
 
 
-def _refine(preconditioner: jax.Array, gram: jax.Array) -> jax.Array:
-    """X S⁻¹ with SᵀS = gram + shift: the rows times this are closer to orthonormal."""
-    return _matmul(preconditioner, _inverse_square_root(gram))
-
-
-def _inverse_square_root(gram: jax.Array) -> jax.Array:
+def _inverse_root(gram: jax.Array) -> jax.Array:
     """Upper triangular S⁻¹, SᵀS = gram scaled to a unit diagonal, shifted, and scaled back.
 
     The shift exceeds what rounding can do to the eigenvalues of a D×D Gram matrix, so that
@@ -244,10 +249,3 @@ def _inverse_square_root(gram: jax.Array) -> jax.Array:
     factor = jnp.linalg.cholesky(shifted)
     inverse = jax.lax.linalg.triangular_solve(factor, identity, left_side=True, lower=True)
     return inverse.T * scale[:, None]
-
-
-def _is_ill_conditioned(gram: jax.Array) -> jax.Array:
-    """Whether ‖G‖·‖G⁻¹‖/D, Frobenius norms, is large: 1 for the identity."""
-    root = _inverse_square_root(gram)
-    inverse = _matmul(root, root.T)
-    return jnp.linalg.norm(gram) * jnp.linalg.norm(inverse) > _ILL_CONDITIONED * len(gram)

@@ -1,0 +1,58 @@
+"""How hidden states lie in their space: anisotropy and second moment, from sums over tokens.
+
+N: tokens; D: hidden width. Sums are float32 whatever the hidden states, and add up over batches.
+"""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import jax
+import jax.numpy as jnp
+
+
+class UnitSum(NamedTuple):
+    """Of unit vectors h/‖h‖: their sum [..., D] and their number [...], weighted tokens only."""
+
+    total: jax.Array
+    count: jax.Array
+
+
+def unit_sum(hidden: jax.Array, weights: jax.Array) -> UnitSum:
+    """The sums over all tokens that count.
+
+    Args:
+        hidden: [..., D] hidden states; rows of zeros leave no trace in the total.
+        weights: [...], 0 for a token that does not count, else 1.
+    """
+    hidden = hidden.astype(jnp.float32).reshape(-1, hidden.shape[-1])
+    weights = weights.reshape(-1)
+    norms = jnp.linalg.norm(hidden, axis=-1)
+    scales = jnp.where(norms > 0, weights / jnp.where(norms > 0, norms, 1.0), 0.0)
+    total = jnp.einsum("nd,n->d", hidden, scales, precision=jax.lax.Precision.HIGHEST)
+    return UnitSum(total, jnp.sum(weights))
+
+
+def anisotropy_of(sums: UnitSum) -> jax.Array:
+    """Mean cosine similarity over all pairs of distinct tokens, float32 in [−1/(N−1), 1].
+
+    Uses Σ_{i≠j} u_i·u_j = ‖Σ_i u_i‖² − N, so it costs O(N·D), not O(N²·D).
+
+    Source: Godey et al. 2024, section 4.1.
+    """
+    square = jnp.sum(sums.total**2, axis=-1)
+    return (square - sums.count) / (sums.count * (sums.count - 1))
+
+
+def anisotropy(hidden: jax.Array, weights: jax.Array | None = None) -> jax.Array:
+    """`anisotropy_of` hidden states [..., D]; all count where there are no weights [...]."""
+    weights = jnp.ones(hidden.shape[:-1]) if weights is None else weights
+    return anisotropy_of(unit_sum(hidden, weights))
+
+
+def second_moment(hidden: jax.Array, weights: jax.Array) -> jax.Array:
+    """C = Σ w h hᵀ / Σ w, float32 [D, D]."""
+    hidden = hidden.astype(jnp.float32).reshape(-1, hidden.shape[-1])
+    weighted = hidden * weights.reshape(-1, 1)
+    gram = jnp.matmul(weighted.T, hidden, precision=jax.lax.Precision.HIGHEST)
+    return gram / jnp.sum(weights)

@@ -1,0 +1,250 @@
+"""The collectives of a compiled program, read from the text of its HLO.
+
+A program is a list of computations that call each other; a collective runs as often as its
+computation is reached, loops multiplied. Devices are numbered by their place in the mesh's flattened
+list. Understood are the texts of XLA for TPU, GPU and CPU.
+"""
+
+from __future__ import annotations
+
+import functools
+import math
+import re
+from collections import defaultdict
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+
+import numpy as np
+
+OPS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
+
+_INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?(\S+) = (.*?) ([a-z][a-z0-9-]*)\((.*)$")
+_COMPUTATION = re.compile(r"^(ENTRY )?%?([^\s(]+) .*\{$")
+_CALLED = re.compile(
+    r"(?:calls|to_apply|body|condition|branch_computations|true_computation|false_computation)"
+    r"=(\{[^}]*\}|%?[^\s,)}]+)"
+)
+_SHAPE = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
+
+
+@dataclass(frozen=True)
+class Shape:
+    """A dense array as HLO writes it, such as bf16[8,128]."""
+
+    dtype: str
+    dimensions: tuple[int, ...]
+    bytes: int
+
+
+@dataclass(frozen=True)
+class Collective:
+    """One collective operation of a program, as one device sees it."""
+
+    op: str  # one of OPS
+    shapes: tuple[Shape, ...]  # of its results
+    axes: tuple[str, ...]  # of the mesh, along which those differ that exchange something
+    group_size: int  # devices that exchange
+    count: int  # times it runs when the program runs once
+
+    @property
+    def bytes_sent(self) -> float:
+        """Bytes that a device sends when it runs once, by the algorithms that send the least.
+
+        Source: Thakur, Rabenseifner and Gropp 2005, sections 4.1 and 4.5 (rings).
+        """
+        result = sum(shape.bytes for shape in self.shapes)
+        others = self.group_size - 1
+        if self.op == "collective-permute":
+            return result
+        if self.op == "reduce-scatter":  # the operand is group_size times the result
+            return result * others
+        return (2 if self.op == "all-reduce" else 1) * result * others / self.group_size
+
+
+@dataclass(frozen=True)
+class _Instruction:
+    name: str
+    result: str
+    op: str
+    rest: str  # operands and attributes
+
+
+def collectives(text: str, mesh_shape: Mapping[str, int]) -> list[Collective]:
+    """Every collective of a program's HLO text that moves data, in the order of the text.
+
+    An asynchronous one, which TPUs take in pieces inside other computations, counts where it starts.
+    A loop counts as often as the text says or as the constant that its condition compares with; one
+    that ends otherwise counts once.
+
+    Args:
+        mesh_shape: axis → devices along it, in the order of the mesh.
+    """
+    program = _Program(text)
+    found = []
+    for computation, instructions in program.computations.items():
+        starts = any('custom_call_target="AsyncCollectiveStart"' in i.rest for i in instructions)
+        for instruction in instructions:
+            op = instruction.op.removesuffix("-start")
+            is_piece = "chain_id=" in instruction.rest and not starts
+            if op not in OPS or is_piece:
+                continue
+            members = _members(instruction.rest, math.prod(mesh_shape.values()))
+            axes = _axes(members, mesh_shape)
+            if axes:
+                shapes = tuple(_shapes(_result(instruction)))
+                times = program.executions(computation)
+                found.append(Collective(op, shapes, axes, members.shape[1], times))
+    return found
+
+
+class _Program:
+    """The computations of an HLO text, and how often each runs."""
+
+    def __init__(self, text: str):
+        self.computations: dict[str, list[_Instruction]] = {}
+        self._entry = ""
+        for line in text.splitlines():
+            if not line.startswith((" ", "}")) and (header := _COMPUTATION.match(line)):
+                is_entry, name = header.groups()
+                current = self.computations[name] = []
+                if is_entry:
+                    self._entry = name
+            elif self.computations and (match := _INSTRUCTION.match(line)):
+                current.append(_Instruction(*match.groups()))
+        self._callers: dict[str, list[tuple[str, int]]] = defaultdict(list)
+        for name, instructions in self.computations.items():
+            for instruction in instructions:
+                times = self._trips(instruction) if instruction.op == "while" else 1
+                for called in _called(instruction.rest):
+                    self._callers[called].append((name, times))
+        self.executions = functools.cache(self._executions)
+
+    def _executions(self, name: str) -> int:
+        if name == self._entry:
+            return 1
+        return sum(self.executions(caller) * times for caller, times in self._callers[name])
+
+    def _trips(self, loop: _Instruction) -> int:
+        if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest):
+            return int(known[1])
+        condition = re.search(r"condition=%?([^\s,]+)", loop.rest)
+        assert condition is not None, loop
+        limits = [
+            int(instruction.rest.split(")")[0])
+            for instruction in self.computations[condition[1]]
+            if instruction.op == "constant" and re.match(r"[su]\d+\[\]", instruction.result)
+        ]
+        return max(limits, default=1)
+
+
+def _called(rest: str) -> Iterator[str]:
+    for names in _CALLED.findall(rest):
+        yield from (name.strip(" %") for name in names.strip("{}").split(","))
+
+
+def _result(instruction: _Instruction) -> str:
+    """The part of the result's type that arrives: the start of an asynchronous one has operands too."""
+    if instruction.op in ("all-gather-start", "collective-permute-start"):
+        return _tuple_parts(instruction.result)[1]
+    return instruction.result
+
+
+def _tuple_parts(text: str) -> list[str]:
+    """The types in a tuple's type, at its outermost level."""
+    parts, depth, start = [], 0, 1
+    for position, character in enumerate(text):
+        depth += (character in "([{") - (character in ")]}")
+        if (character == "," and depth == 1) or depth == 0:
+            parts.append(text[start:position])
+            start = position + 1
+    return parts
+
+
+def _shapes(text: str) -> Iterator[Shape]:
+    for dtype, bits, dimensions in _SHAPE.findall(text):
+        sizes = tuple(int(size) for size in dimensions.split(",") if size)
+        yield Shape(dtype, sizes, math.prod(sizes) * int(bits or 8) // 8)
+
+
+def _axes(members: np.ndarray, mesh_shape: Mapping[str, int]) -> tuple[str, ...]:
+    """The mesh axes along which the members of a group lie apart."""
+    coordinates = np.unravel_index(members, tuple(mesh_shape.values()))
+    return tuple(
+        axis
+        for axis, along in zip(mesh_shape, coordinates, strict=True)
+        if (along != along[:, :1]).any()
+    )
+
+
+def _members(rest: str, n_devices: int) -> np.ndarray:
+    """int [groups, members]: the devices that exchange with each other."""
+    if pairs := re.search(r"source_target_pairs=\{(.*?)\}\}", rest):
+        return _integers(pairs[1]).reshape(-1, 2)
+    groups = re.search(
+        r"replica_groups=(mesh\[[^\]]*\].*? \{.*?\}|\S+?(?:\}\}|\{\}|(?=,\s|$)))", rest
+    )
+    assert groups is not None, rest
+    text = groups[1]
+    if text.startswith("mesh"):
+        return _mesh_groups(text)
+    if "<=" in text:
+        return _iota(text)
+    members = [_integers(group) for group in text.strip("{}").split("},{")]
+    return np.stack(members) if members[0].size else np.arange(n_devices)[None]
+
+
+def _iota(text: str) -> np.ndarray:
+    """[4,2]<=[2,4]T(1,0): the devices laid out as [2,4], transposed, then shaped [4,2]."""
+    shape, source, order = re.fullmatch(r"\[(.*?)\]<=\[(.*?)\](?:T\((.*?)\))?", text).groups()  # type: ignore[union-attr]
+    dimensions = _integers(source)
+    devices = np.arange(dimensions.prod()).reshape(dimensions)
+    return devices.transpose(_integers(order) if order else None).reshape(_integers(shape))
+
+
+def _mesh_groups(text: str) -> np.ndarray:
+    """mesh['a'=2,'b'=8], device_ids=(…) {'a','b':(2)4}: groups along axes or parts of axes.
+
+    'b':(2)4 is the part of b that has 4 devices inside blocks of which there are 2.
+    """
+    mesh, devices, chosen = re.fullmatch(  # type: ignore[union-attr]
+        r"mesh\[(.*?)\](?:, device_ids=\((.*?)\))? \{(.*)\}", text
+    ).groups()
+    wanted = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", chosen)
+    names: list[
+        tuple[str, int]
+    ] = []  # of each dimension: the axis, and the devices before this part
+    sizes: list[int] = []
+    for axis, size in re.findall(r"'([^']+)'=(\d+)", mesh):
+        cuts = {1, int(size)}
+        for name, before, part in wanted:
+            if name == axis and part:
+                cuts |= {int(before), int(before) * int(part)}
+        bounds = sorted(cuts)
+        for low, high in zip(bounds, bounds[1:], strict=False):
+            names.append((axis, low))
+            sizes.append(high // low)
+    inside = [_parts_of(names, sizes, *part) for part in wanted]
+    last = [dimension for dimensions in inside for dimension in dimensions]
+    first = [dimension for dimension in range(len(sizes)) if dimension not in last]
+    if devices and "<=" in devices:
+        order = _iota(devices).reshape(sizes)
+    else:
+        order = (_integers(devices) if devices else np.arange(math.prod(sizes))).reshape(sizes)
+    return order.transpose(first + last).reshape(-1, math.prod(sizes[i] for i in last))
+
+
+def _parts_of(
+    names: list[tuple[str, int]], sizes: list[int], axis: str, before: str, part: str
+) -> list[int]:
+    """The dimensions that an axis, or the part of it that begins after `before` devices, was cut into."""
+    low = int(before or 1)
+    high = low * int(part) if part else math.inf
+    return [
+        index
+        for index, (name, start) in enumerate(names)
+        if name == axis and low <= start and start * sizes[index] <= high
+    ]
+
+
+def _integers(text: str) -> np.ndarray:
+    return np.array([int(number) for number in re.findall(r"\d+", text)], dtype=int)

@@ -1,0 +1,151 @@
+"""A whole probe against float64 numpy written out plainly, from the same hidden states."""
+
+import dataclasses
+
+import jax
+import numpy as np
+import pytest
+from flax import nnx
+
+from bottleneck.config import Config, DataConfig, MeshConfig, ModelConfig, ProbeConfig, TrainConfig
+from bottleneck.model import transformer
+from bottleneck.parallel.mesh import make_mesh
+from bottleneck.training.probing import Prober
+
+D, VOCAB, RANKS = 32, 300, (1, 4, 16, 32)
+CONFIG = Config(
+    data=DataConfig(tokenizer_vocab_size=VOCAB),
+    # The vocabulary is padded to 384 rows, and no chunk of tokens divides the windows.
+    model=ModelConfig(vocab_size=VOCAB, d_model=D, n_heads=4, n_layers=2, loss_chunk=35),
+    mesh=MeshConfig(1, 1, 1),
+    train=TrainConfig(batch_size=4, sequence_length=16),
+    probe=ProbeConfig(tokens=160, ranks=RANKS),
+)
+
+
+def held_out():
+    """Ten windows, which micro-batches of four do not divide, the last in part filling."""
+    source = np.random.default_rng(0)
+    windows = source.integers(0, VOCAB, (10, 17), dtype=np.int32)
+    weights = np.ones((10, 16), np.float32)
+    weights[-1, 5:] = 0
+    documents = np.sort(source.integers(0, 7, (10, 16)).reshape(-1)).reshape(10, 16)
+    return {
+        "inputs": windows[:, :-1],
+        "targets": windows[:, 1:],
+        "weights": weights,
+        "documents": documents.astype(np.int32),
+    }
+
+
+@pytest.fixture(scope="module", params=[None, 6], ids=["full", "rank 6"])
+def probed(request):
+    """(record, W [VOCAB, D], hidden states of each depth, held-out tokens), arrays in float64."""
+    config = dataclasses.replace(
+        CONFIG, model=dataclasses.replace(CONFIG.model, head_rank=request.param)
+    )
+    params = jax.jit(lambda: transformer.init_params(config.model, jax.random.key(1)))()
+    # A mean row and a strong direction, as trained heads have; centring must matter.
+    params["head"]["rows"] = params["head"]["rows"] + 0.3
+    params["final_norm"]["bias"] = params["final_norm"]["bias"] + 0.5
+    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    tokens = held_out()
+    with jax.set_mesh(mesh):
+        record = Prober(config, mesh, tokens).measure(params)
+    model = nnx.merge(transformer.graph(config.model), params)
+    _, depths = jax.jit(lambda inputs: model(inputs, observe=lambda h: h))(tokens["inputs"])
+    factors = model.head.factors()
+    W = np.asarray(factors.rows, np.float64)
+    if factors.basis is not None:
+        W = W @ np.asarray(factors.basis, np.float64)
+    return record, W[:VOCAB], np.asarray(depths, np.float64), tokens
+
+
+def cross_entropies(logits, targets):
+    top = logits.max(axis=1, keepdims=True)
+    lse = np.log(np.exp(logits - top).sum(axis=1)) + top[:, 0]
+    return lse - logits[np.arange(len(targets)), targets]
+
+
+def counted(tokens, array):
+    """The rows of an array [10, 16, ...] whose token counts."""
+    return array[tokens["weights"] > 0]
+
+
+def test_singular_values_and_what_is_made_of_them(probed):
+    record, W, _, _ = probed
+    rank = np.linalg.matrix_rank(W)
+    for suffix, matrix in (("", W), ("_centred", W - W.mean(axis=0))):
+        sigma = np.linalg.svd(matrix, compute_uv=False)
+        found = record.arrays[f"singular_values{suffix}"]
+        np.testing.assert_allclose(found[:rank], sigma[:rank], rtol=1e-5)
+        np.testing.assert_allclose(found[rank:], 0, atol=1e-6 * sigma[0])
+        p = sigma[:rank] ** 2 / (sigma**2).sum()
+        entropy = np.log(D) + (p * np.log(p)).sum()
+        assert record.scalars[f"singular_entropy{suffix}"] == pytest.approx(entropy, rel=1e-5)
+    sigma = np.linalg.svd(W, compute_uv=False)[:rank]
+    q = sigma / sigma.sum()
+    assert record.scalars["effective_rank"] == pytest.approx(
+        np.exp(-(q * np.log(q)).sum()), rel=1e-5
+    )
+    assert record.scalars["stable_rank"] == pytest.approx(
+        (sigma**2).sum() / sigma[0] ** 2, rel=1e-5
+    )
+    for r in RANKS:
+        error = np.sqrt((sigma[r:] ** 2).sum() / (sigma**2).sum())
+        assert record.scalars[f"w_error/{r}"] == pytest.approx(error, rel=1e-5, abs=1e-6)
+
+
+def test_losses_of_the_truncated_heads(probed):
+    record, W, depths, tokens = probed
+    hidden, targets = counted(tokens, depths[-1]), counted(tokens, tokens["targets"])
+    full = cross_entropies(hidden @ W.T, targets)
+    assert record.evaluation["loss"] == pytest.approx(full.mean(), rel=1e-6)
+    left, sigma, right = np.linalg.svd(W, full_matrices=False)
+    for i, r in enumerate(RANKS):
+        truncated = (left[:, :r] * sigma[:r]) @ right[:r]
+        losses = cross_entropies(hidden @ truncated.T, targets)
+        assert record.arrays["loss_at_rank"][i] == pytest.approx(losses.mean(), rel=1e-5)
+        gap = (losses - full).mean()
+        assert record.scalars[f"gap/plain/{r}"] == pytest.approx(gap, rel=1e-5, abs=2e-6)
+
+
+def test_the_whitened_truncation_is_the_best_in_mean_square_and_its_losses_are_right(probed):
+    record, W, depths, tokens = probed
+    hidden, targets = counted(tokens, depths[-1]), counted(tokens, tokens["targets"])
+    # Independently: the best rank-r approximation of the matrix of logits itself.
+    left, sigma, right = np.linalg.svd(hidden @ W.T, full_matrices=False)
+    full = cross_entropies(hidden @ W.T, targets)
+    for r in RANKS:
+        losses = cross_entropies((left[:, :r] * sigma[:r]) @ right[:r], targets)
+        gap = (losses - full).mean()
+        assert record.scalars[f"gap/whitened/{r}"] == pytest.approx(gap, rel=1e-4, abs=5e-6)
+
+
+def test_the_gap_at_full_rank_is_zero(probed):
+    record = probed[0]
+    for kind in ("plain", "whitened"):
+        assert abs(record.scalars[f"gap/{kind}/{D}"]) < 1e-6
+
+
+def test_standard_errors_are_those_of_document_means(probed):
+    record, W, depths, tokens = probed
+    hidden, targets = counted(tokens, depths[-1]), counted(tokens, tokens["targets"])
+    documents = counted(tokens, tokens["documents"])
+    losses = cross_entropies(hidden @ W.T, targets)
+    residuals = losses - losses.mean()
+    sums = np.array([residuals[documents == d].sum() for d in np.unique(documents)])
+    variance = len(sums) / (len(sums) - 1) * (sums**2).sum()
+    assert record.evaluation["loss_se"] == pytest.approx(variance**0.5 / len(losses), rel=1e-5)
+
+
+def test_anisotropy_of_every_depth_is_the_mean_cosine(probed):
+    record, _, depths, tokens = probed
+    assert len(depths) == 3
+    for depth, hidden in enumerate(depths):
+        units = counted(tokens, hidden)
+        units = units / np.linalg.norm(units, axis=1, keepdims=True)
+        cosines = units @ units.T
+        n = len(units)
+        mean = (cosines.sum() - np.trace(cosines)) / (n * (n - 1))
+        assert record.scalars[f"anisotropy/{depth}"] == pytest.approx(mean, rel=1e-5, abs=1e-7)
