@@ -251,6 +251,7 @@ def _known_rank(config: DataConfig) -> Corpus:
     description = {
         "corpus": "known_rank",
         "version": known_rank.VERSION,
+        "logit_std": known_rank.LOGIT_STD,
         "rank": rank,
         "tokens": n_tokens,
         "documents": n,

@@ -22,7 +22,7 @@ from bottleneck.data.tokenizer import END_OF_TEXT
 
 # Standard deviation of the logits. At 2 nats a context is worth about 1.5 nats, and each of ten
 # dimensions over a tenth of a nat: far above the standard error of a measured loss.
-LOGIT_STD = 2.0
+LOGIT_STD = 1.5
 
 VERSION = 1  # of what is drawn from a seed; after a change of it no corpus made before is found
 

@@ -11,7 +11,7 @@ import functools
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -38,27 +38,48 @@ class Shape:
 
 @dataclass(frozen=True)
 class Collective:
-    """One collective operation of a program, as one device sees it."""
+    """One collective operation of a program, as one device sees it.
+
+    The bytes are those of the algorithms that send the least: rings inside a slice, and between
+    slices a ring of the devices that have the same place in theirs.
+
+    Source: Thakur, Rabenseifner and Gropp 2005, sections 4.1 and 4.5.
+    """
 
     op: str  # one of OPS
     shapes: tuple[Shape, ...]  # of its results
     axes: tuple[str, ...]  # of the mesh, along which those differ that exchange something
     group_size: int  # devices that exchange
+    n_slices: int  # to which these belong
     count: int  # times it runs when the program runs once
 
     @property
-    def bytes_sent(self) -> float:
-        """Bytes that a device sends when it runs once, by the algorithms that send the least.
-
-        Source: Thakur, Rabenseifner and Gropp 2005, sections 4.1 and 4.5 (rings).
-        """
-        result = sum(shape.bytes for shape in self.shapes)
-        others = self.group_size - 1
+    def ici_bytes(self) -> float:
+        """Bytes that a device sends to others of its slice when it runs once."""
         if self.op == "collective-permute":
-            return result
-        if self.op == "reduce-scatter":  # the operand is group_size times the result
-            return result * others
-        return (2 if self.op == "all-reduce" else 1) * result * others / self.group_size
+            return self._whole if self.n_slices == 1 else 0.0
+        members = self.group_size / self.n_slices
+        if self.op == "all-to-all":
+            return self._whole * (members - 1) / self.group_size
+        return self._rounds * self._whole * (members - 1) / members
+
+    @property
+    def dcn_bytes(self) -> float:
+        """Bytes that it sends to other slices: what is left after its own slice has reduced it."""
+        if self.op == "collective-permute":
+            return self._whole if self.n_slices > 1 else 0.0
+        members = 1 if self.op == "all-to-all" else self.group_size / self.n_slices
+        return self._rounds * self._whole / members * (self.n_slices - 1) / self.n_slices
+
+    @property
+    def _rounds(self) -> int:
+        return 2 if self.op == "all-reduce" else 1
+
+    @property
+    def _whole(self) -> float:
+        """Bytes of the array that is gathered, reduced or exchanged."""
+        result = sum(shape.bytes for shape in self.shapes)
+        return result * (self.group_size if self.op == "reduce-scatter" else 1)
 
 
 @dataclass(frozen=True)
@@ -69,7 +90,9 @@ class _Instruction:
     rest: str  # operands and attributes
 
 
-def collectives(text: str, mesh_shape: Mapping[str, int]) -> list[Collective]:
+def collectives(
+    text: str, mesh_shape: Mapping[str, int], slices: Sequence[int] | None = None
+) -> list[Collective]:
     """Every collective of a program's HLO text that moves data, in the order of the text.
 
     An asynchronous one, which TPUs take in pieces inside other computations, counts where it starts.
@@ -78,8 +101,11 @@ def collectives(text: str, mesh_shape: Mapping[str, int]) -> list[Collective]:
 
     Args:
         mesh_shape: axis → devices along it, in the order of the mesh.
+        slices: for each device the slice that it belongs to; None: there is one.
     """
     program = _Program(text)
+    n_devices = math.prod(mesh_shape.values())
+    slice_of = np.zeros(n_devices, int) if slices is None else np.asarray(slices)
     found = []
     for computation, instructions in program.computations.items():
         starts = any('custom_call_target="AsyncCollectiveStart"' in i.rest for i in instructions)
@@ -88,12 +114,13 @@ def collectives(text: str, mesh_shape: Mapping[str, int]) -> list[Collective]:
             is_piece = "chain_id=" in instruction.rest and not starts
             if op not in OPS or is_piece:
                 continue
-            members = _members(instruction.rest, math.prod(mesh_shape.values()))
+            members = _members(instruction.rest, n_devices)
             axes = _axes(members, mesh_shape)
             if axes:
                 shapes = tuple(_shapes(_result(instruction)))
+                n_slices = max(len(set(group)) for group in slice_of[members].tolist())
                 times = program.executions(computation)
-                found.append(Collective(op, shapes, axes, members.shape[1], times))
+                found.append(Collective(op, shapes, axes, members.shape[1], n_slices, times))
     return found
 
 

@@ -17,6 +17,7 @@ from bottleneck.config import Config, check_batch_divides
 from bottleneck.data.batches import Batches, held_out
 from bottleneck.data.tokens import TokenCache, prepare
 from bottleneck.model.accounting import count_parameters
+from bottleneck.parallel.chips import peak_flops
 from bottleneck.parallel.mesh import make_mesh
 from bottleneck.training import run_folder
 from bottleneck.training.checkpoint import Checkpointer
@@ -65,14 +66,24 @@ def train(config: Config, workdir: str | Path) -> None:
         }
         run_folder.write_config(workdir, config, facts)
 
-    with jax.set_mesh(mesh), Checkpointer(workdir / "checkpoints", config.checkpoint) as saved:
-        _train_from(saved, config, workdir, mesh, cache)
+    # Measured, where it is not known, before the mesh is in context and the devices are at work.
+    peak = jax.device_count() * (config.train.peak_flops or peak_flops(jax.local_devices()[0]))
+    with (
+        jax.set_mesh(mesh),
+        Checkpointer(workdir / "checkpoints", config.checkpoint) as saved,
+    ):
+        _train_from(saved, config, workdir, mesh, cache, peak)
     if is_writer:
         run_folder.write_text(workdir / run_folder.COMPLETE, "")
 
 
 def _train_from(
-    saved: Checkpointer, config: Config, workdir: Path, mesh: Mesh, cache: TokenCache
+    saved: Checkpointer,
+    config: Config,
+    workdir: Path,
+    mesh: Mesh,
+    cache: TokenCache,
+    peak_flops: float,
 ) -> None:
     steps, batch_size, length = (
         config.train.steps,
@@ -89,7 +100,7 @@ def _train_from(
         console.print(f"continuing from step {start:,} in {workdir}")
         params, opt_state = saved.restore(start, program.abstract_state)
 
-    with Reporter(config, workdir, start or 0) as report:
+    with Reporter(config, workdir, start or 0, peak_flops) as report:
         with report.booked("compile"):
             train_step = program.compile(batch_size, length)
         if start is None:

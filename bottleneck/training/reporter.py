@@ -14,7 +14,6 @@ import numpy as np
 
 from bottleneck.config import Config
 from bottleneck.model.accounting import flops_per_token
-from bottleneck.parallel.chips import peak_flops
 from bottleneck.training.metrics import MetricsWriter, Stopwatch
 from bottleneck.training.optimizer import learning_rate_schedule
 from bottleneck.training.probing import ProbeRecord
@@ -30,7 +29,8 @@ class Reporter:
     work. `settle` reads what is still waiting, before a probe or a save.
     """
 
-    def __init__(self, config: Config, workdir: Path, start: int):
+    def __init__(self, config: Config, workdir: Path, start: int, peak_flops: float):
+        """`peak_flops` are those of all devices together, a second."""
         self._config = config
         # One process of many writes; the consoles of the others are quiet.
         self._writer = MetricsWriter(workdir, start) if jax.process_index() == 0 else None
@@ -40,9 +40,7 @@ class Reporter:
         self._flops_per_token = flops_per_token(
             config.model, config.train.sequence_length
         ).training(causal_halved=True)
-        self._peak = jax.device_count() * (
-            config.train.peak_flops or peak_flops(jax.local_devices()[0])
-        )
+        self._peak_flops = peak_flops
         self._stopwatch = Stopwatch()
         self._start, self._started = start, time.perf_counter()
         self._read_step, self._read_seconds = start, 0.0
@@ -77,7 +75,7 @@ class Reporter:
             # The schedule counts updates from 0; this is the one that step `step` made.
             "learning_rate": float(self._schedule(step - 1)),
             "tokens_per_second": rate,
-            "mfu": rate * self._flops_per_token / self._peak,
+            "mfu": rate * self._flops_per_token / self._peak_flops,
         }
         self._write(step, "train", values)
         elapsed = time.perf_counter() - self._started

@@ -1,6 +1,7 @@
 """A run that is killed and started again ends as one that was left alone, to the last bit."""
 
 import json
+import os
 import random
 import signal
 import subprocess
@@ -42,6 +43,15 @@ def get_config():
 """
 
 
+# One device, as on a user's machine.
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+
+
+def start(command, *more):
+    """The finished process of a command that runs to its end."""
+    return subprocess.run([*command, *more], capture_output=True, text=True, env=ENVIRONMENT)
+
+
 @pytest.fixture(scope="module")
 def command(tmp_path_factory):
     """What starts the run, but for its folder."""
@@ -60,7 +70,8 @@ def command(tmp_path_factory):
 @pytest.fixture(scope="module")
 def undisturbed(command, tmp_path_factory):
     workdir = tmp_path_factory.mktemp("undisturbed") / "run"
-    subprocess.run([*command, f"--workdir={workdir}"], check=True, capture_output=True)
+    result = start(command, f"--workdir={workdir}")
+    assert result.returncode == 0, result.stderr
     return workdir
 
 
@@ -73,7 +84,10 @@ def last_step(workdir):
 def kill_after_step(command, workdir, step):
     """Starts the run and kills it at some moment once `step` is on record."""
     process = subprocess.Popen(
-        [*command, f"--workdir={workdir}"], stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+        [*command, f"--workdir={workdir}"],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        env=ENVIRONMENT,
     )
     deadline = time.monotonic() + 120
     while last_step(workdir) < step:
@@ -125,7 +139,7 @@ def test_a_run_killed_twice_ends_bit_identical(command, undisturbed, tmp_path):
     workdir = tmp_path / "run"
     kill_after_step(command, workdir, 12)  # between the saves at 7 and 14
     kill_after_step(command, workdir, 40)  # at the probe of 40
-    result = subprocess.run([*command, f"--workdir={workdir}"], capture_output=True, text=True)
+    result = start(command, f"--workdir={workdir}")
     assert result.returncode == 0, result.stderr
     assert "continuing from step" in result.stderr
     assert_same_run(workdir, undisturbed)
@@ -133,7 +147,7 @@ def test_a_run_killed_twice_ends_bit_identical(command, undisturbed, tmp_path):
 
 def test_a_finished_run_says_so_and_does_nothing(command, undisturbed):
     before = {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")}
-    result = subprocess.run([*command, f"--workdir={undisturbed}"], capture_output=True, text=True)
+    result = start(command, f"--workdir={undisturbed}")
     assert result.returncode == 0
     assert "complete; nothing to do" in result.stderr.replace("\n", " ")
     assert {path: path.stat().st_mtime_ns for path in undisturbed.rglob("*")} == before
@@ -141,16 +155,14 @@ def test_a_finished_run_says_so_and_does_nothing(command, undisturbed):
 
 def test_another_config_is_refused_and_the_fields_named(command, undisturbed):
     changed = ["--config.model.head_rank=None", "--config.train.steps=61"]
-    result = subprocess.run(
-        [*command, f"--workdir={undisturbed}", *changed], capture_output=True, text=True
-    )
+    result = start(command, f"--workdir={undisturbed}", *changed)
     assert result.returncode == 2
     assert "model.head_rank: 6 → None; train.steps: 60 → 61" in result.stderr
 
 
 def test_a_folder_that_is_no_run_is_refused(command, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
-    result = subprocess.run([*command, f"--workdir={tmp_path}"], capture_output=True, text=True)
+    result = start(command, f"--workdir={tmp_path}")
     assert result.returncode == 2
     assert "is not empty and holds no run" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]

@@ -1,0 +1,134 @@
+"""The least time that a train step can take on given devices, and the MFU that this allows.
+
+D: hidden width; F: MLP width; V: rows of the head; K: columns of its rows, D or R; N: parameters.
+Four things take time: arithmetic, HBM, and the networks inside a slice (ICI) and between slices
+(DCN). Each is taken at its peak and all at once, so a real step takes longer. Bytes and FLOPs are of
+one device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from bottleneck.config import Config
+from bottleneck.model.accounting import count_parameters, flops_per_token, layer_matrix_parameters
+from bottleneck.parallel.chips import Chip
+from bottleneck.training.hlo import Collective
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """What a step of one device needs at the least, and how long each part takes at its peak."""
+
+    model_flops: float  # as MFU counts: 3 × forward, causal attention halved
+    hardware_flops: float  # with what is computed again
+    hbm_bytes: float
+    ici_bytes: float
+    dcn_bytes: float
+    seconds: dict[str, float]  # by what it is that takes them
+    peak_flops: float
+
+    @property
+    def step_seconds(self) -> float:
+        return max(self.seconds.values())
+
+    @property
+    def binds(self) -> str:
+        """What takes longest: "compute", "HBM", "ICI" or "DCN"."""
+        return max(self.seconds, key=self.seconds.__getitem__)
+
+    @property
+    def mfu_ceiling(self) -> float:
+        return self.model_flops / self.peak_flops / self.step_seconds
+
+
+def roofline(
+    config: Config,
+    mesh_shape: Mapping[str, int],
+    chip: Chip,
+    collectives: Iterable[Collective],
+    *,
+    flash_attention: bool,
+) -> Roofline:
+    """The roofline of a train step.
+
+    Args:
+        collectives: of the compiled step.
+        flash_attention: whether the step has a kernel that leaves out the masked half of the scores
+            and computes the others again in its backward pass.
+    """
+    n_devices = mesh_shape["replica"] * mesh_shape["fsdp"] * mesh_shape["tensor"]
+    tokens = config.tokens_per_step / n_devices
+    flops = flops_per_token(config.model, config.train.sequence_length)
+    hardware_flops = tokens * _hardware_flops_per_token(config, mesh_shape, flash_attention)
+    hbm_bytes = hbm_traffic(config, mesh_shape)
+    found = list(collectives)
+    ici_bytes = sum(each.count * each.ici_bytes for each in found)
+    dcn_bytes = sum(each.count * each.dcn_bytes for each in found)
+    return Roofline(
+        model_flops=tokens * flops.training(causal_halved=True),
+        hardware_flops=hardware_flops,
+        hbm_bytes=hbm_bytes,
+        ici_bytes=ici_bytes,
+        dcn_bytes=dcn_bytes,
+        seconds={
+            "compute": hardware_flops / chip.peak_flops,
+            "HBM": hbm_bytes / chip.hbm_bandwidth,
+            "ICI": ici_bytes / chip.ici_bandwidth,
+            "DCN": dcn_bytes / chip.dcn_bandwidth,
+        },
+        peak_flops=chip.peak_flops,
+    )
+
+
+def _hardware_flops_per_token(
+    config: Config, mesh_shape: Mapping[str, int], flash_attention: bool
+) -> float:
+    """Forward, backward, and what remat, the loss and flash attention compute again."""
+    flops = flops_per_token(config.model, config.train.sequence_length)
+    remat = config.model.remat
+    layers = 4 if remat == "full" else 3
+    # The backward pass of flash attention is two kernels with 3 and 4 products of the size of the
+    # square; the forward pass has 2. "dots" keeps the products with weights, not those of attention.
+    attention = (0.5 * (1 + 7 / 2) if flash_attention else 3.0) + (
+        0 if remat == "none" else (0.5 if flash_attention else 1.0)
+    )
+    head = 2 + _head_passes(config, mesh_shape)
+    return layers * flops.layers + attention * flops.attention + head * flops.head
+
+
+def _head_passes(config: Config, mesh_shape: Mapping[str, int]) -> int:
+    """How often the logits are computed: twice where the head's columns are split."""
+    return 2 if config.model.head_rank is None and mesh_shape["fsdp"] > 1 else 1
+
+
+def hbm_traffic(config: Config, mesh_shape: Mapping[str, int]) -> float:
+    """Bytes that cannot but go through one device's HBM in a step.
+
+    Weights are read in each pass over the layers, by every micro-batch; gradients are added up in
+    float32; AdamW reads and writes parameters and both moments; the layers' inputs are kept for the
+    backward pass; logits are written and read in each pass, their gradient is written and read by
+    two products; and what the loss adds up over its chunks, the gradient of the head's rows, or that
+    of the hidden states where the columns are split, is read and written with each chunk. Left out,
+    since at best it stays on the chip: everything inside a layer.
+    """
+    model, n_micro = config.model, config.train.accumulation_steps
+    width = 2 if model.compute_dtype == "bfloat16" else 4
+    tensor, shards = mesh_shape["tensor"], mesh_shape["fsdp"] * mesh_shape["tensor"]
+    tokens = config.tokens_per_step / (mesh_shape["replica"] * mesh_shape["fsdp"])
+    own_parameters = count_parameters(model).total / shards
+    passes = 3 if model.remat == "full" else 2
+    layer_weights = model.n_layers * layer_matrix_parameters(model) / tensor
+    weights = n_micro * passes * width * layer_weights
+    gradients = 4 * own_parameters * (2 * n_micro - 1)
+    optimizer = 4 * own_parameters * 7  # gradient, and parameters and two moments in and out
+    kept = 2 * width * tokens * model.n_layers * model.d_model
+    rows, head_passes = model.padded_vocab_size / tensor, _head_passes(config, mesh_shape)
+    logits = tokens * rows * (8 * head_passes + 3 * width)
+    chunks = max(n_micro, tokens / model.loss_chunk)
+    if head_passes == 2:
+        added_up = 8 * chunks * (tokens / n_micro) * model.d_model
+    else:
+        added_up = 8 * chunks * rows * (model.head_rank or model.d_model)
+    return weights + gradients + optimizer + kept + logits + added_up
