@@ -18,6 +18,8 @@ SOUND := $(shell $(PY) -c '' 2>/dev/null && cat $(BASE) $(TEST) 2>/dev/null | gr
 # What the tests need includes all that the demo needs.
 STAMP := $(if $(filter test lint format,$(MAKECMDGOALS))$(wildcard $(TEST)),$(TEST),$(BASE))
 
+TRAIN := $(PY) -m bottleneck train --config=configs/nano.py
+
 .DEFAULT_GOAL := help
 .PHONY: help demo test lint format clean FORCE
 
@@ -25,7 +27,10 @@ help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
 
 demo: $(STAMP) ## Train a small model with three head ranks and write a report.
-	@$(PY) -m bottleneck demo --workdir=runs/demo
+	$(TRAIN) --workdir=runs/demo/rank-4 --config.model.head_rank=4
+	$(TRAIN) --workdir=runs/demo/rank-32 --config.model.head_rank=32
+	$(TRAIN) --workdir=runs/demo/full
+	$(PY) -m bottleneck analyze runs/demo
 
 test: lint ## Lint, then run the tests; PYTEST_ARGS="-m slow" and the like go to pytest.
 	$(PY) -m pytest $(PYTEST_ARGS)

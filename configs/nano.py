@@ -20,13 +20,14 @@ def get_config():
     config.model.max_length = 256
 
     config.optimizer.learning_rate = 3e-3
-    config.optimizer.warmup_steps = 40
+    config.optimizer.warmup_steps = 20
 
-    config.train.steps = 400
-    config.train.batch_size = 16
+    config.train.steps = 200
+    config.train.batch_size = 8
     config.train.sequence_length = 256
 
-    config.probe.every = 100
-    config.probe.ranks = (1, 2, 4, 8, 16, 32, 64, 96)
-    config.checkpoint.every = 100
+    config.probe.every = 25
+    config.probe.tokens = 8192
+    config.probe.ranks = (1, 2, 4, 8, 16, 32, 64)
+    config.checkpoint.every = 50
     return config

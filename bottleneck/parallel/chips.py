@@ -1,9 +1,10 @@
 """What accelerators can do at best: arithmetic, memory and network of each, in one table.
 
 Sources: Google Cloud's pages on TPU v5e, v5p, v6e and TPU7x (2026): peak, HBM, "ICI bandwidth per
-chip", halved where both directions are added up, and "DCN bandwidth per chip", which for v5e and v6e
-is that of a pod over its 256 chips. v4: Jouppi et al. 2023, table 4, with six links of 50 GB/s; its
-DCN from Austin et al. 2025, "How to Scale Your Model", part 2. NVIDIA's data sheets, without sparsity.
+chip", halved where both directions are added up, and "DCN bandwidth per chip", which for v5e and
+v6e is that of a pod over its 256 chips. v4: Jouppi et al. 2023, table 4, with six links of 50 GB/s;
+its DCN from Austin et al. 2025, "How to Scale Your Model", part 2. GPUs: NVIDIA's data sheets,
+without sparsity.
 """
 
 from __future__ import annotations
@@ -47,7 +48,7 @@ _PEAK_FLOPS = {"NVIDIA A100": 312e12, "NVIDIA H100": 989e12, "NVIDIA H200": 989e
 
 
 def chip_of(topology: str) -> Chip:
-    """A device of a topology such as "v5e:16x16"; raises `UserError` where its chip is not known."""
+    """A device of a topology such as "v5e:16x16"; raises `UserError` for an unknown chip."""
     name = topology.partition(":")[0]
     if name not in CHIPS:
         raise UserError(

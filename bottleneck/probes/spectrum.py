@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import functools
 import itertools
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -22,15 +23,14 @@ from bottleneck.probes.vocabulary import EXACT, Axes, RowBlocks, on_mesh, real_r
 
 _EPSILON = float(jnp.finfo(jnp.float32).eps)
 _BLOCK_ROWS = 1536  # a block, its product and their Gram matrix stay in a core's cache at D = 512
-_SUBSET_ROWS = 4  # times R: rows that show the conditioning of all, where no few rows dominate
-_SUBSET_PASSES = 3  # each takes a condition number κ to about κ/100
-_MAX_PASSES = 4  # over all rows; one is enough unless a few rows dominate
-_ILL_CONDITIONED = 4.0
-_PRODUCT_NOISE = 1e-6
+_SUBSET_ROWS = 3  # times R: rows of a block at least, for a block is also the sample
+_SAMPLE_PASSES = 3  # each takes a condition number κ to about κ/100
+_MAX_PASSES = 7
+_ILL_CONDITIONED = 4.0  # ‖G‖·‖G⁻¹‖/R, Frobenius norms; 1 for the identity
+_PRODUCT_NOISE = 3e-5
 _RESOLUTION = 6e-4
-_PANEL_WIDTH, _MAX_PANELS = 128, 4
 
-_State = tuple[jax.Array, jax.Array, jax.Array, jax.Array]
+_Product = Callable[[jax.Array, jax.Array], jax.Array]
 
 _matmul = functools.partial(jnp.matmul, precision=EXACT)
 
@@ -139,94 +139,115 @@ def _square_root(gram: np.ndarray) -> np.ndarray:
         return np.sqrt(np.maximum(eigenvalues, 0.0))[:, None] * vectors.T
 
 
+class _State(NamedTuple):
+    n_passes: jax.Array
+    preconditioner: jax.Array
+    gram: jax.Array
+    inverse_root: jax.Array  # of the Gram matrix
+
+
 def _reduce_rows(
     rows: jax.Array, *, vocab_size: int, axes: Axes
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """gram, preconditioner and mean of `ReducedHead`, from this device's rows."""
+    """gram, preconditioner and mean of `ReducedHead`, from this device's rows.
+
+    Any X serves that makes the rows nearly orthonormal, and a few rows, evenly taken, suffice to
+    find one: the first passes see only those. One pass over all rows follows, and more where that
+    finds them far from orthonormal still: where a few other rows are far longer than the rest.
+    """
     width = rows.shape[1]
-    real = real_rows(rows.shape[0], vocab_size, axes)
-    all_rows = RowBlocks(rows, real, _BLOCK_ROWS)
+    blocks = RowBlocks(
+        rows, real_rows(rows.shape[0], vocab_size, axes), max(_BLOCK_ROWS, _SUBSET_ROWS * width)
+    )
+    sample = blocks.sample()
 
     def add_rows(index: jax.Array, sums: jax.Array) -> jax.Array:
-        block, counts = all_rows(index)
+        block, counts = blocks(index)
         block = jnp.where(counts, block, 0.0)
         return sums + jnp.stack([jnp.sum(block, axis=0), jnp.sum(block**2, axis=0)])
 
-    sums = jax.lax.fori_loop(0, all_rows.number, add_rows, jnp.zeros((2, width)))
+    sums = jax.lax.fori_loop(0, blocks.number, add_rows, jnp.zeros((2, width)))
     mean, square = jax.lax.psum(sums, axes) / vocab_size
-
-    def gram(blocks: RowBlocks, preconditioner: jax.Array, split: bool = False) -> jax.Array:
-        return jax.lax.psum(_gram(blocks, mean, preconditioner, split), axes)
-
-    # Any X serves that makes the rows nearly orthonormal, and a few rows, evenly taken, suffice to
-    # find one. Where they do not (a few other rows are far longer), more passes over all rows do.
-    stride = max(1, vocab_size // (_SUBSET_ROWS * width))
-    subset = RowBlocks(rows[::stride], real[::stride], _BLOCK_ROWS)
-
-    def refine_on_subset(_: jax.Array, preconditioner: jax.Array) -> jax.Array:
-        return _matmul(preconditioner, _inverse_root(gram(subset, preconditioner)))
-
-    identity = jnp.eye(width)
-    preconditioner = jax.lax.fori_loop(0, _SUBSET_PASSES, refine_on_subset, identity)
-
-    norm = jnp.sqrt(vocab_size * jnp.sum(square - mean**2))
+    row_norm = jnp.sqrt(jnp.sum(jnp.maximum(square - mean**2, 0.0)))
 
     def one_pass(state: _State) -> _State:
-        n_passes, preconditioner, _, inverse_root = state
-        preconditioner = _matmul(preconditioner, inverse_root)
-        longest = norm * jnp.max(jnp.linalg.norm(preconditioner, axis=0))
-        result = jax.lax.cond(
-            longest * _EPSILON > _PRODUCT_NOISE * np.sqrt(vocab_size),
-            functools.partial(gram, all_rows, split=True),
-            functools.partial(gram, all_rows),
-            preconditioner,
-        )
-        return n_passes + 1, preconditioner, result, _inverse_root(result)
+        is_sample = state.n_passes < _SAMPLE_PASSES
+        preconditioner = _matmul(state.preconditioner, state.inverse_root)
+        # What rounding in a row's product with X adds up to over the rows, beside the result.
+        noise = row_norm * jnp.max(jnp.linalg.norm(preconditioner, axis=0)) * _EPSILON
+
+        def add_block(index: jax.Array, sums: list[jax.Array]) -> list[jax.Array]:
+            block, counts = jax.lax.cond(is_sample, lambda: sample, lambda: blocks(index))
+            block = jnp.where(counts, block - mean, 0.0)
+            product = jax.lax.cond(
+                noise > _PRODUCT_NOISE,
+                functools.partial(_triangular_product, _split_matmul),
+                functools.partial(_triangular_product, _matmul),
+                block,
+                preconditioner,
+            )
+            return [total + part for total, part in zip(sums, _gram_panels(product), strict=True)]
+
+        zeros = [jnp.zeros(shape) for shape in _panel_shapes(width)]
+        n_blocks = jnp.where(is_sample, 1, blocks.number)
+        sums = jax.lax.fori_loop(0, n_blocks, add_block, zeros)
+        gram = jax.lax.psum(_symmetric(sums), axes)
+        return _State(state.n_passes + 1, preconditioner, gram, _inverse_root(gram))
 
     def is_unfinished(state: _State) -> jax.Array:
-        n_passes, _, result, inverse_root = state
-        inverse_norm = jnp.linalg.norm(_matmul(inverse_root, inverse_root.T))
-        is_ill_conditioned = jnp.linalg.norm(result) * inverse_norm > _ILL_CONDITIONED * width
-        return (n_passes == 0) | ((n_passes < _MAX_PASSES) & is_ill_conditioned)
+        inverse = _matmul(state.inverse_root, state.inverse_root.T)
+        condition = jnp.linalg.norm(state.gram) * jnp.linalg.norm(inverse) / width
+        return (state.n_passes <= _SAMPLE_PASSES) | (
+            (state.n_passes < _MAX_PASSES) & (condition > _ILL_CONDITIONED)
+        )
 
-    start = (jnp.int32(0), preconditioner, identity, identity)
-    _, preconditioner, result, _ = jax.lax.while_loop(is_unfinished, one_pass, start)
-    return result, preconditioner, mean * np.sqrt(vocab_size)
+    identity = jnp.eye(width)
+    start = _State(jnp.int32(0), identity, identity, identity)
+    end = jax.lax.while_loop(is_unfinished, one_pass, start)
+    return end.gram, end.preconditioner, mean * np.sqrt(vocab_size)
 
 
-def _gram(blocks: RowBlocks, mean: jax.Array, preconditioner: jax.Array, split: bool) -> jax.Array:
-    """[R, R] Gram matrix of (rows − mean) @ preconditioner, where that is upper triangular.
+def _panel_shapes(width: int) -> list[tuple[int, int]]:
+    return [(b, b - a) for a, b in _panels(width)]
 
-    By panels of columns, so that the zeros of the one and half of the other cost nothing.
+
+def _panels(width: int) -> list[tuple[int, int]]:
+    """Panels of columns, of a triangular factor and of a Gram matrix: half of either is not needed.
+
+    On a CPU that saves a third of the work; elsewhere time is short and compiling it is not.
     """
-    width = len(preconditioner)
-    edges = np.linspace(0, width, 1 + max(1, min(_MAX_PANELS, width // _PANEL_WIDTH))).astype(int)
-    panels = list(itertools.pairwise(edges.tolist()))
-    product_of = _split_matmul if split else _matmul
+    number = max(1, min(4, width // 128)) if jax.default_backend() == "cpu" else 1
+    edges = np.linspace(0, width, number + 1).astype(int).tolist()
+    return list(itertools.pairwise(edges))
 
-    def add_block(index: jax.Array, sums: list[jax.Array]) -> list[jax.Array]:
-        block, counts = blocks(index)
-        block = jnp.where(counts, block - mean, 0.0)
-        product = jnp.zeros((blocks.size, 0))
-        results = []
-        for (start, stop), total in zip(panels, sums, strict=True):
-            panel = product_of(block[:, :stop], preconditioner[:stop, start:stop])
-            product = jnp.concatenate([product, panel], axis=1)
-            results.append(total + _matmul(product.T, panel))
-        return results
 
-    zeros = [jnp.zeros((stop, stop - start)) for start, stop in panels]
-    sums = jax.lax.fori_loop(0, blocks.number, add_block, zeros)
-    columns = [jnp.pad(total, ((0, width - len(total)), (0, 0))) for total in sums]
+def _triangular_product(matmul: _Product, left: jax.Array, right: jax.Array) -> jax.Array:
+    """left @ right, where right is upper triangular."""
+    panels = _panels(right.shape[1])
+    return jnp.concatenate([matmul(left[:, :b], right[:b, a:b]) for a, b in panels], axis=1)
+
+
+def _gram_panels(array: jax.Array) -> list[jax.Array]:
+    """Of arrayᵀ·array, for each panel of columns, the rows down to its diagonal."""
+    return [_matmul(array[:, :b].T, array[:, a:b]) for a, b in _panels(array.shape[1])]
+
+
+def _symmetric(panels: list[jax.Array]) -> jax.Array:
+    """The Gram matrix whose panels these are."""
+    width = len(panels[-1])
+    columns = [jnp.pad(panel, ((0, width - len(panel)), (0, 0))) for panel in panels]
     upper = jnp.triu(jnp.concatenate(columns, axis=1))
     return upper + jnp.triu(upper, 1).T
 
 
 def _split_matmul(left: jax.Array, right: jax.Array) -> jax.Array:
-    """left @ right for products that nearly cancel: the leading bits, which do, without rounding."""
-    bits = (24 - (left.shape[1] - 1).bit_length()) // 2  # a sum of so many products is exact
+    """left @ right where terms cancel: the leading bits of both, of which most of it is, exactly."""
+    bits = (24 - (left.shape[1] - 1).bit_length()) // 2  # so many products fit into 24 bits
     coarse_left, coarse_right = _coarse(left, 1, bits), _coarse(right, 0, bits)
-    rest = _matmul(left - coarse_left, right) + _matmul(coarse_left, right - coarse_right)
+    rest = _matmul(
+        jnp.concatenate([left - coarse_left, coarse_left], axis=1),
+        jnp.concatenate([right, right - coarse_right], axis=0),
+    )
     return _matmul(coarse_left, coarse_right) + rest
 
 
@@ -239,7 +260,7 @@ def _coarse(array: jax.Array, axis: int, bits: int) -> jax.Array:
 def _inverse_root(gram: jax.Array) -> jax.Array:
     """Upper triangular S⁻¹, SᵀS = gram scaled to a unit diagonal, shifted, and scaled back.
 
-    The shift exceeds what rounding can do to the eigenvalues of a D×D Gram matrix, so that
+    The shift exceeds what rounding can do to the eigenvalues of an R×R Gram matrix, so that
     Cholesky does not fail; directions under it come closer to the others with every pass.
     """
     diagonal = jnp.diagonal(gram)

@@ -73,3 +73,9 @@ class RowBlocks:
         counts = jax.lax.dynamic_slice_in_dim(self.counts, start, self.size)
         is_first_time = start + jnp.arange(self.size) >= index * self.size
         return block.astype(jnp.float32), (counts & is_first_time)[:, None]
+
+    def sample(self) -> tuple[jax.Array, jax.Array]:
+        """One block's worth of rows, evenly spaced, and whether each counts."""
+        step = max(1, self.rows.shape[0] // self.size)
+        block, counts = self.rows[::step][: self.size], self.counts[::step][: self.size]
+        return block.astype(jnp.float32), counts[:, None]

@@ -6,17 +6,16 @@ the collectives are read from the program it made; what the roofline adds is ari
 
 from __future__ import annotations
 
-import dataclasses
+import importlib.util
 import re
 import tempfile
 import time
-from collections.abc import Sequence
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 import jax
-import numpy as np
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
@@ -27,22 +26,6 @@ from bottleneck.parallel.chips import Chip, chip_of
 from bottleneck.training.hlo import Collective, collectives
 from bottleneck.training.roofline import Roofline, roofline
 from bottleneck.training.step import BATCH_TYPES, make_train_program
-
-# libtpu otherwise asks a metadata server what machine this is, writes logs to the terminal and to
-# /tmp, and lets one process at a time have it. Must be set before jax is imported.
-ENVIRONMENT = {
-    "JAX_PLATFORMS": "cpu",
-    "JAX_ENABLE_COMPILATION_CACHE": "false",  # a program from the cache leaves no text to read
-    "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
-    "TPU_ACCELERATOR_TYPE": "v5litepod-1",
-    "TPU_LOG_DIR": "disabled",
-    "TPU_MIN_LOG_LEVEL": "3",
-    "TPU_SKIP_MDS_QUERY": "1",
-    "TPU_STDERR_LOG_LEVEL": "3",
-    "TPU_WORKER_HOSTNAMES": "localhost",
-}
-
-TRAIN_STEP = "train step"
 
 
 @dataclass(frozen=True)
@@ -71,14 +54,12 @@ class Buffer:
 class ProgramReport:
     """What the compiler made of one program."""
 
-    name: str
     fits: bool
     memory: Memory
     largest: tuple[Buffer, ...]  # of the temporaries, those that are in memory at different places
     collectives: tuple[Collective, ...]
-    trace_seconds: float
+    has_flash_attention: bool
     compile_seconds: float
-    roofline: Roofline | None  # of the train step, whose arithmetic is known
 
 
 @dataclass(frozen=True)
@@ -89,12 +70,12 @@ class Rehearsal:
     n_slices: int
     mesh: dict[str, int]
     chip: Chip
-    programs: tuple[ProgramReport, ...]
-    advice: tuple[str, ...]  # what to change where a program does not fit
+    programs: dict[str, ProgramReport]
+    roofline: Roofline  # of the train step
 
     @property
     def fits(self) -> bool:
-        return all(program.fits for program in self.programs)
+        return all(program.fits for program in self.programs.values())
 
 
 def rehearse(config: Config, topology: str, n_slices: int = 1) -> Rehearsal:
@@ -105,28 +86,36 @@ def rehearse(config: Config, topology: str, n_slices: int = 1) -> Rehearsal:
             its number of devices.
     """
     chip = chip_of(topology)
-    devices = topology_devices(topology, chip, n_slices)
-    mesh = mesh_lib.make_mesh(config.mesh, devices)
+    mesh = mesh_lib.make_mesh(config.mesh, topology_devices(topology, n_slices))
     check_batch_divides(config, dict(mesh.shape))
-    reports = []
-    with jax.set_mesh(mesh):
-        for name in (TRAIN_STEP,):
-            reports.append(_report(name, config, mesh, chip))
-    return Rehearsal(
-        topology,
-        n_slices,
-        dict(mesh.shape),
+    programs = {name: _rehearse(lower(config, mesh), mesh) for name, lower in PROGRAMS.items()}
+    train_step = programs[TRAIN_STEP]
+    limits = roofline(
+        config,
+        mesh.shape,
         chip,
-        tuple(reports),
-        tuple(
-            line for report in reports if not report.fits for line in advice(config, mesh, report)
-        ),
+        train_step.collectives,
+        flash_attention=train_step.has_flash_attention,
     )
+    return Rehearsal(topology, n_slices, dict(mesh.shape), chip, programs, limits)
 
 
-def lowered(name: str, config: Config, mesh: Mesh) -> Any:
-    """A program of a run, ready to be compiled for the mesh in context: all that are rehearsed."""
-    assert name == TRAIN_STEP
+def topology_devices(topology: str, n_slices: int = 1) -> list[jax.Device]:
+    """The devices of slices that are not here; raises `UserError` as `rehearse`."""
+    chip = chip_of(topology)
+    options: dict[str, Any] = {} if n_slices == 1 else {"num_slices": n_slices}
+    if chip.compiler_config is not None:
+        options["chip_config_name"] = chip.compiler_config
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError("there is no TPU compiler here; pip install 'softmax-bottleneck[tpu]'")
+    try:
+        return topologies.get_topology_desc(topology, "tpu", **options).devices
+    except jax.errors.JaxRuntimeError as error:
+        what = str(error).partition("INVALID_ARGUMENT: ")[2] or str(error)
+        raise UserError(f"--topology={topology}: {' '.join(what.split())}") from error
+
+
+def _lower_train_step(config: Config, mesh: Mesh) -> Any:
     program = make_train_program(config, mesh)
     shape = (config.train.batch_size, config.train.sequence_length)
     sharding = mesh_lib.batch_sharding(mesh)
@@ -134,4 +123,94 @@ def lowered(name: str, config: Config, mesh: Mesh) -> Any:
         key: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
         for key, dtype in BATCH_TYPES.items()
     }
-    return program.step.lower(*program.abstract_state, batch)
+    with jax.set_mesh(mesh):
+        return program.step.lower(*program.abstract_state, batch)
+
+
+# What is rehearsed: the name of a program → what traces it for a mesh.
+TRAIN_STEP = "train step"
+PROGRAMS: dict[str, Callable[[Config, Mesh], Any]] = {TRAIN_STEP: _lower_train_step}
+
+
+def _rehearse(lowered: Any, mesh: Mesh) -> ProgramReport:
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        # The compiler's own texts are read: what jax returns cannot be printed for every kind of
+        # TPU, and is not there at all where a program does not fit.
+        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        try:
+            compiled = lowered.compile(compiler_options=options)
+        except jax.errors.JaxRuntimeError as error:
+            if "RESOURCE_EXHAUSTED" not in str(error):
+                raise
+            compiled = None
+        seconds = time.perf_counter() - start
+        hlo = _dumped(folder, "after_optimizations.txt")
+        buffers = _dumped(folder, "after_optimizations-buffer-assignment.txt")
+    slices = [getattr(device, "slice_index", 0) for device in mesh.devices.flat]
+    return ProgramReport(
+        fits=compiled is not None,
+        memory=_memory(buffers) if compiled is None else _memory_of(compiled.memory_analysis()),
+        largest=tuple(largest_buffers(buffers, hlo)),
+        collectives=tuple(collectives(hlo, mesh.shape, slices)),
+        has_flash_attention="splash" in hlo,
+        compile_seconds=seconds,
+    )
+
+
+def _dumped(folder: str, ending: str) -> str:
+    (path,) = Path(folder).glob(f"*.{ending}")
+    return path.read_text(encoding="utf-8")
+
+
+def _memory_of(analysis: Any) -> Memory:
+    results = analysis.output_size_in_bytes - analysis.alias_size_in_bytes
+    return Memory(
+        arguments=analysis.argument_size_in_bytes,
+        temporaries=analysis.temp_size_in_bytes + results,
+        code=analysis.generated_code_size_in_bytes,
+    )
+
+
+_ALLOCATION = re.compile(r"allocation \d+: size (\d+),(.*)")
+_VALUE = re.compile(r" value: <\d+ (\S+?)(?:\{[\d,]*\})? .*\(size=(\d+),offset=(\d+)\): (\S+)")
+
+
+def _memory(buffers: str) -> Memory:
+    """Of a program that did not fit and so has no code, from the text of its buffer assignment."""
+    sizes = {"parameter": 0, "temp": 0}
+    for size, kind in _ALLOCATION.findall(buffers):
+        for name in sizes:
+            if name in kind and "color" not in kind:  # a color is a memory other than HBM
+                sizes[name] += int(size)
+    return Memory(arguments=sizes["parameter"], temporaries=sizes["temp"], code=0)
+
+
+def largest_buffers(buffers: str, hlo: str, n: int = 8) -> list[Buffer]:
+    """The largest temporaries in HBM that do not share their place, the largest first.
+
+    Args:
+        buffers: text of the compiler's buffer assignment.
+        hlo: text of the program, which says what the values are.
+    """
+    values, is_temporary = [], False
+    for line in buffers.splitlines():
+        if allocation := _ALLOCATION.match(line):
+            is_temporary = "temp" in allocation[2] and "color" not in allocation[2]
+        elif is_temporary and (value := _VALUE.match(line)):
+            values.append((int(value[2]), int(value[3]), value[1], value[4]))
+    found: list[Buffer] = []
+    taken: list[tuple[int, int]] = []
+    for size, offset, name, shape in sorted(values, key=lambda value: -value[0]):
+        if len(found) == n:
+            break
+        if all(offset >= end or offset + size <= start for start, end in taken):
+            taken.append((offset, offset + size))
+            found.append(Buffer(size, shape.partition("{")[0], _source(name, hlo)))
+    return found
+
+
+def _source(name: str, hlo: str) -> str:
+    """The path in the program of the operation that an instruction belongs to, or its own name."""
+    match = re.search(rf"%{re.escape(name)} = .*?op_name=\"([^\"]*)\"", hlo)
+    return match[1] if match else name

@@ -1,13 +1,14 @@
 """The collectives of a compiled program, read from the text of its HLO.
 
 A program is a list of computations that call each other; a collective runs as often as its
-computation is reached, loops multiplied. Devices are numbered by their place in the mesh's flattened
-list. Understood are the texts of XLA for TPU, GPU and CPU.
+computation is reached, loops multiplied. Devices are numbered by their place in the mesh's
+flattened list.
 """
 
 from __future__ import annotations
 
 import functools
+import itertools
 import math
 import re
 from collections import defaultdict
@@ -95,8 +96,8 @@ def collectives(
 ) -> list[Collective]:
     """Every collective of a program's HLO text that moves data, in the order of the text.
 
-    An asynchronous one, which TPUs take in pieces inside other computations, counts where it starts.
-    A loop counts as often as the text says or as the constant that its condition compares with; one
+    An asynchronous one, which TPUs take in pieces between other work, counts where it starts. A
+    loop runs as often as the text says, or as the constant that its condition compares with; one
     that ends otherwise counts once.
 
     Args:
@@ -170,7 +171,7 @@ def _called(rest: str) -> Iterator[str]:
 
 
 def _result(instruction: _Instruction) -> str:
-    """The part of the result's type that arrives: the start of an asynchronous one has operands too."""
+    """The type of what arrives; where a collective only starts, its operands come first."""
     if instruction.op in ("all-gather-start", "collective-permute-start"):
         return _tuple_parts(instruction.result)[1]
     return instruction.result
@@ -247,7 +248,7 @@ def _mesh_groups(text: str) -> np.ndarray:
             if name == axis and part:
                 cuts |= {int(before), int(before) * int(part)}
         bounds = sorted(cuts)
-        for low, high in zip(bounds, bounds[1:], strict=False):
+        for low, high in itertools.pairwise(bounds):
             names.append((axis, low))
             sizes.append(high // low)
     inside = [_parts_of(names, sizes, *part) for part in wanted]
@@ -263,7 +264,7 @@ def _mesh_groups(text: str) -> np.ndarray:
 def _parts_of(
     names: list[tuple[str, int]], sizes: list[int], axis: str, before: str, part: str
 ) -> list[int]:
-    """The dimensions that an axis, or the part of it that begins after `before` devices, was cut into."""
+    """The dimensions into which an axis was cut, or its part that has `before` devices inside."""
     low = int(before or 1)
     high = low * int(part) if part else math.inf
     return [

@@ -2,8 +2,8 @@
 
 D: hidden width; F: MLP width; V: rows of the head; K: columns of its rows, D or R; N: parameters.
 Four things take time: arithmetic, HBM, and the networks inside a slice (ICI) and between slices
-(DCN). Each is taken at its peak and all at once, so a real step takes longer. Bytes and FLOPs are of
-one device.
+(DCN). Each is taken at its peak and all at once, so a real step takes longer. FLOPs and bytes are
+those of one device.
 """
 
 from __future__ import annotations
@@ -89,8 +89,8 @@ def _hardware_flops_per_token(
     flops = flops_per_token(config.model, config.train.sequence_length)
     remat = config.model.remat
     layers = 4 if remat == "full" else 3
-    # The backward pass of flash attention is two kernels with 3 and 4 products of the size of the
-    # square; the forward pass has 2. "dots" keeps the products with weights, not those of attention.
+    # Flash attention's backward pass is two kernels with 3 and 4 products of the size of the
+    # square, its forward pass has 2. "dots" keeps products with weights, not those of attention.
     attention = (0.5 * (1 + 7 / 2) if flash_attention else 3.0) + (
         0 if remat == "none" else (0.5 if flash_attention else 1.0)
     )
@@ -107,11 +107,11 @@ def hbm_traffic(config: Config, mesh_shape: Mapping[str, int]) -> float:
     """Bytes that cannot but go through one device's HBM in a step.
 
     Weights are read in each pass over the layers, by every micro-batch; gradients are added up in
-    float32; AdamW reads and writes parameters and both moments; the layers' inputs are kept for the
-    backward pass; logits are written and read in each pass, their gradient is written and read by
-    two products; and what the loss adds up over its chunks, the gradient of the head's rows, or that
-    of the hidden states where the columns are split, is read and written with each chunk. Left out,
-    since at best it stays on the chip: everything inside a layer.
+    float32; AdamW reads and writes parameters and both moments; the layers' inputs are kept for
+    the backward pass; logits are written and read in each pass, their gradient is written, and
+    read by two products; and what the loss adds up over its chunks, the gradient of the head's
+    rows, or of the hidden states where the columns are split, is read and written with each chunk.
+    Left out, since at best it stays on the chip: everything inside a layer.
     """
     model, n_micro = config.model, config.train.accumulation_steps
     width = 2 if model.compute_dtype == "bfloat16" else 4

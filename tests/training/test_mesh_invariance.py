@@ -83,8 +83,21 @@ def test_losses_and_probes_agree_on_every_mesh(rank, n_micro):
             np.testing.assert_allclose(
                 other_scalars[name], value, rtol=1e-3, atol=1e-4, err_msg=name
             )
-        for a, b in zip(jax.tree.leaves(other_params), jax.tree.leaves(params), strict=True):
-            np.testing.assert_allclose(a, b, atol=1e-3 * max(1e-3, np.abs(b).max()))
+        for name, a, b in named_pairs(other_params, params):
+            np.testing.assert_allclose(a, b, atol=1e-3 * np.abs(b).max(), err_msg=name)
+
+
+def named_pairs(one, other):
+    """Parameters of two runs side by side, without the biases of the keys.
+
+    A softmax does not change when all its scores move together, so the gradient of such a bias is
+    rounding alone, which Adam scales up to full steps.
+    """
+    leaves = jax.tree_util.tree_leaves_with_path(one)
+    for (path, a), b in zip(leaves, jax.tree.leaves(other), strict=True):
+        name = jax.tree_util.keystr(path)
+        if "['key']['bias']" not in name:
+            yield name, a, b
 
 
 def test_shards_are_where_the_table_says():
