@@ -22,7 +22,7 @@ def get_config():
     config.optimizer.learning_rate = 3e-3
     config.optimizer.warmup_steps = 20
 
-    config.train.steps = 200
+    config.train.steps = 150
     config.train.batch_size = 8
     config.train.sequence_length = 256
 

@@ -82,66 +82,56 @@ def best_losses(language: Language, ranks: Sequence[int] | np.ndarray) -> np.nda
 
     min over U, W [V, R] of Σ_s π_s H(P_s, softmax(W u_s)). A hidden state for each last token is
     enough: given W the best one depends on P_s alone, and no other context changes P_s. The problem
-    is not convex, so it is solved by L-BFGS from several starts: truncated SVDs of the logits, the
-    solution of the rank below, and random ones. At R ≥ ρ the SVD itself is the solution.
+    is not convex, so it is solved by L-BFGS from several starts: truncated SVDs of the logits, with
+    and without the weights π, and random ones. At R ≥ ρ the SVD itself is the solution.
 
     Args:
         ranks: R, ascending.
     """
     rng = np.random.default_rng(0)
-    n_tokens = len(language.transitions)
-    best: list[float] = []
-    found = np.zeros((2, n_tokens, 0))  # U and W of the rank below
+    best = []
     for rank in ranks:
         least = np.inf
-        for start in _starts(language, rank, found, rng):
-            loss, factors = _descend(language, start)
-            if loss < least:
-                least, solution = loss, factors
+        for start in _starts(language, rank, rng):
+            least = min(least, _descend(language, start))
             if least < language.entropy_rate + _AT_FLOOR:
                 break
-        found = solution
         best.append(least)
-    return np.array(best)
+    # A head of some rank is one of every higher rank too.
+    return np.minimum.accumulate(best)
 
 
-def _starts(
-    language: Language, rank: int, below: np.ndarray, rng: np.random.Generator
-) -> Iterator[np.ndarray]:
+def _starts(language: Language, rank: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
     """Where to start from: U and W as [2, V, R]."""
     logits = np.log(language.transitions)
     logits -= logits.mean(axis=1, keepdims=True)
-    for weights in (np.ones(len(logits)), np.sqrt(language.stationary)):
-        left, values, right = np.linalg.svd(weights[:, None] * logits)
+    for weights in (1.0, np.sqrt(language.stationary)[:, None]):
+        right = np.linalg.svd(weights * logits)[2][:rank]
+        # Factored anew, since L-BFGS is slow where one factor is much larger than the other.
+        left, values, right = np.linalg.svd(logits @ right.T @ right)
         root = np.sqrt(values[:rank])
-        yield np.stack([left[:, :rank] / weights[:, None] * root, right[:rank].T * root])
-    # The columns that are new are random in U and 0 in W: the loss is that of the rank below, and
-    # its gradient is not 0.
-    new = rng.standard_normal((2, len(logits), rank - below.shape[2]))
-    yield np.concatenate([below, new * np.array([1, 0])[:, None, None]], axis=2)
+        yield np.stack([left[:, :rank] * root, right[:rank].T * root])
     for _ in range(_RANDOM_STARTS):
         yield rng.standard_normal((2, len(logits), rank)) / 2
 
 
-def _descend(language: Language, start: np.ndarray) -> tuple[float, np.ndarray]:
-    """The loss and the factors [2, V, R] of the local minimum below a start."""
+def _descend(language: Language, start: np.ndarray) -> float:
+    """The loss at the local minimum that a start [2, V, R] leads to."""
 
     def loss_and_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
+        # Not with @: for such small products BLAS starts threads that cost more than they do.
         left, right = flat.reshape(start.shape)
-        logits = left @ right.T
+        logits = np.einsum("sr,tr->st", left, right)
         excess = softmax(logits, axis=1) - language.transitions
         of_logits = language.stationary[:, None] * excess
-        gradient = np.stack([of_logits @ right, of_logits.T @ left])
-        return language.cross_entropy(logits), gradient.ravel()
+        of_left = np.einsum("st,tr->sr", of_logits, right)
+        of_right = np.einsum("st,sr->tr", of_logits, left)
+        return language.cross_entropy(logits), np.stack([of_left, of_right]).ravel()
 
-    result = minimize(
-        loss_and_gradient,
-        start.ravel(),
-        jac=True,
-        method="L-BFGS-B",
-        options={"maxiter": 20_000, "maxfun": 20_000, "ftol": 1e-15, "gtol": 1e-8},
-    )
-    return float(result.fun), result.x.reshape(start.shape)
+    # A relative gain of 1e-12 a step, or a gradient of 1e-7, is the end.
+    limits = {"maxiter": 5000, "ftol": 1e-12, "gtol": 1e-7}
+    result = minimize(loss_and_gradient, start.ravel(), jac=True, method="L-BFGS-B", options=limits)
+    return float(result.fun)
 
 
 @styled

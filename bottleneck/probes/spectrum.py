@@ -176,7 +176,7 @@ def _reduce_rows(
         # What rounding in a row's product with X adds up to over the rows, beside the result.
         noise = row_norm * jnp.max(jnp.linalg.norm(preconditioner, axis=0)) * _EPSILON
 
-        def add_block(index: jax.Array, sums: list[jax.Array]) -> list[jax.Array]:
+        def add_block(index: jax.Array, total: jax.Array) -> jax.Array:
             block, counts = jax.lax.cond(is_sample, lambda: sample, lambda: blocks(index))
             block = jnp.where(counts, block - mean, 0.0)
             product = jax.lax.cond(
@@ -186,12 +186,12 @@ def _reduce_rows(
                 block,
                 preconditioner,
             )
-            return [total + part for total, part in zip(sums, _gram_panels(product), strict=True)]
+            return total + _gram(product)
 
-        zeros = [jnp.zeros(shape) for shape in _panel_shapes(width)]
         n_blocks = jnp.where(is_sample, 1, blocks.number)
-        sums = jax.lax.fori_loop(0, n_blocks, add_block, zeros)
-        gram = jax.lax.psum(_symmetric(sums), axes)
+        total = jax.lax.fori_loop(0, n_blocks, add_block, jnp.zeros((width, width)))
+        upper = jax.lax.psum(jnp.triu(total), axes)
+        gram = upper + jnp.triu(upper, 1).T
         return _State(state.n_passes + 1, preconditioner, gram, _inverse_root(gram))
 
     def is_unfinished(state: _State) -> jax.Array:
@@ -207,47 +207,46 @@ def _reduce_rows(
     return end.gram, end.preconditioner, mean * np.sqrt(vocab_size)
 
 
-def _panel_shapes(width: int) -> list[tuple[int, int]]:
-    return [(b, b - a) for a, b in _panels(width)]
-
-
 def _panels(width: int) -> list[tuple[int, int]]:
-    """Panels of columns, of a triangular factor and of a Gram matrix: half of either is not needed.
-
-    On a CPU that saves a third of the work; elsewhere time is short and compiling it is not.
-    """
-    number = max(1, min(4, width // 128)) if jax.default_backend() == "cpu" else 1
-    edges = np.linspace(0, width, number + 1).astype(int).tolist()
+    """Panels of columns, of a triangular factor and of a Gram matrix: half of either is not needed."""
+    edges = np.linspace(0, width, 1 + max(1, min(4, width // 128))).astype(int).tolist()
     return list(itertools.pairwise(edges))
 
 
 def _triangular_product(matmul: _Product, left: jax.Array, right: jax.Array) -> jax.Array:
     """left @ right, where right is upper triangular."""
-    panels = _panels(right.shape[1])
-    return jnp.concatenate([matmul(left[:, :b], right[:b, a:b]) for a, b in panels], axis=1)
+
+    def by_panels(left: jax.Array, right: jax.Array) -> jax.Array:
+        panels = _panels(right.shape[1])
+        return jnp.concatenate([matmul(left[:, :b], right[:b, a:b]) for a, b in panels], axis=1)
+
+    # Elsewhere than on a CPU time is short, and compiling many products is what takes long.
+    return jax.lax.platform_dependent(left, right, cpu=by_panels, default=matmul)
 
 
-def _gram_panels(array: jax.Array) -> list[jax.Array]:
-    """Of arrayᵀ·array, for each panel of columns, the rows down to its diagonal."""
-    return [_matmul(array[:, :b].T, array[:, a:b]) for a, b in _panels(array.shape[1])]
+def _gram(array: jax.Array) -> jax.Array:
+    """Of arrayᵀ·array, the upper triangle at least."""
 
+    def by_panels(array: jax.Array) -> jax.Array:
+        width = array.shape[1]
+        columns = [
+            jnp.pad(_matmul(array[:, :b].T, array[:, a:b]), ((0, width - b), (0, 0)))
+            for a, b in _panels(width)
+        ]
+        return jnp.concatenate(columns, axis=1)
 
-def _symmetric(panels: list[jax.Array]) -> jax.Array:
-    """The Gram matrix whose panels these are."""
-    width = len(panels[-1])
-    columns = [jnp.pad(panel, ((0, width - len(panel)), (0, 0))) for panel in panels]
-    upper = jnp.triu(jnp.concatenate(columns, axis=1))
-    return upper + jnp.triu(upper, 1).T
+    return jax.lax.platform_dependent(
+        array, cpu=by_panels, default=lambda array: _matmul(array.T, array)
+    )
 
 
 def _split_matmul(left: jax.Array, right: jax.Array) -> jax.Array:
     """left @ right where terms cancel: the leading bits of both, of which most of it is, exactly."""
     bits = (24 - (left.shape[1] - 1).bit_length()) // 2  # so many products fit into 24 bits
-    coarse_left, coarse_right = _coarse(left, 1, bits), _coarse(right, 0, bits)
-    rest = _matmul(
-        jnp.concatenate([left - coarse_left, coarse_left], axis=1),
-        jnp.concatenate([right, right - coarse_right], axis=0),
-    )
+    parts = (_coarse(left, 1, bits), _coarse(right, 0, bits))
+    # Fused into the products, the splitting takes a TPU's compiler a minute.
+    coarse_left, coarse_right = jax.lax.optimization_barrier(parts)
+    rest = _matmul(left - coarse_left, right) + _matmul(coarse_left, right - coarse_right)
     return _matmul(coarse_left, coarse_right) + rest
 
 
