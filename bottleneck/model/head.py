@@ -57,16 +57,16 @@ class FactoredHead(nnx.Module):
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         assert config.head_rank is not None
-        n_rows, rank, d_model = config.padded_vocab_size, config.head_rank, config.d_model
+        rank = config.head_rank
         if config.head_init == "normal":
             rows_std = basis_std = 1.0
         else:
-            # Entries of A @ B get the variance R·(rows_std·basis_std)² = weight_std² of a full
-            # head's; B alone keeps the scale of the hidden states.
-            basis_std = d_model**-0.5
-            rows_std = config.weight_std * (d_model / rank) ** 0.5
-        rows = rows_std * jax.random.normal(rngs.params(), (n_rows, rank))
-        basis = basis_std * jax.random.normal(rngs.params(), (rank, d_model))
+            # A has the entries of a full head and B keeps the norm of the hidden states, so that
+            # A @ B has the variance of a full head's entries, and Adam's steps of one size move
+            # logits and directions at comparable speed.
+            rows_std, basis_std = config.weight_std, rank**-0.5
+        rows = rows_std * jax.random.normal(rngs.params(), (config.padded_vocab_size, rank))
+        basis = basis_std * jax.random.normal(rngs.params(), (rank, config.d_model))
         self.rows = nnx.Param(rows, axes=("vocab", "rank"))
         self.basis = nnx.Param(basis, axes=("rank", "embed"))
 

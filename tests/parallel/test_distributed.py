@@ -1,0 +1,130 @@
+"""Real processes on loopback: they train as one, and another number of them can go on."""
+
+import json
+import os
+import socket
+import subprocess
+import sys
+
+import numpy as np
+import pytest
+
+from bottleneck.errors import UserError
+from bottleneck.parallel.distributed import Processes
+
+CONFIG = """
+from bottleneck.config import base
+
+def get_config(steps):
+    config = base()
+    config.data.corpus = "text"
+    config.data.paths = ({text!r},)
+    config.data.cache_dir = {cache!r}
+    config.data.tokenizer_vocab_size = 300
+    config.data.heldout_fraction = 0.2
+    config.model.vocab_size = 300
+    config.model.d_model = 32
+    config.model.n_layers = 1
+    config.train.steps = 12
+    config.train.batch_size = 8
+    config.train.sequence_length = 16
+    config.train.log_every = 1
+    config.train.peak_flops = 1e9
+    config.probe.every = 6
+    config.probe.tokens = 256
+    config.probe.ranks = (4,)
+    config.checkpoint.every = int(steps)
+    return config
+"""
+
+# One CPU device in each process.
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("distributed")
+    text = folder / "text"
+    text.mkdir()
+    for i in range(40):
+        (text / f"{i}.txt").write_text(" ".join(f"{i * j % 97}" for j in range(300)))
+    path = folder / "config.py"
+    path.write_text(CONFIG.format(text=str(text), cache=str(folder / "cache")))
+    return path
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def train(config, workdir, n_processes):
+    command = [sys.executable, "-m", "bottleneck", "train"]
+    command += [f"--config={config}:6", f"--workdir={workdir}"]
+    worlds = [[]]
+    if n_processes > 1:
+        address = f"--coordinator=127.0.0.1:{free_port()}"
+        worlds = [
+            [address, f"--processes={n_processes}", f"--process={i}"] for i in range(n_processes)
+        ]
+    processes = [
+        subprocess.Popen(
+            [*command, *world],
+            env=ENVIRONMENT,
+            stderr=subprocess.PIPE,
+            stdout=subprocess.PIPE,
+            text=True,
+        )
+        for world in worlds
+    ]
+    outputs = [process.communicate(timeout=300) for process in processes]
+    for process, (_, errors) in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, errors
+    return [errors for _, errors in outputs]
+
+
+def losses(workdir):
+    records = map(json.loads, (workdir / "metrics.jsonl").read_text().splitlines())
+    return {(r["step"], r["split"]): r["loss"] for r in records if r["split"] != "probe"}
+
+
+@pytest.fixture(scope="module")
+def alone(config, tmp_path_factory):
+    workdir = tmp_path_factory.mktemp("alone") / "run"
+    train(config, workdir, 1)
+    return losses(workdir)
+
+
+@pytest.mark.parametrize(("first", "then"), [(2, 4), (4, 1)])
+def test_processes_train_as_one_and_another_number_goes_on(config, alone, tmp_path, first, then):
+    workdir = tmp_path / "run"
+    outputs = train(config, workdir, first)
+    assert losses(workdir).keys() == alone.keys()
+    for key, loss in losses(workdir).items():
+        np.testing.assert_allclose(loss, alone[key], atol=1e-5, err_msg=str(key))
+    assert not any("step 6/12" in output for output in outputs[1:])  # one process speaks
+
+    # As after a stop at step 6: what came later is gone, and another number of processes goes on.
+    (workdir / "COMPLETE").unlink()
+    (workdir / "metrics.jsonl").write_text("")
+    subprocess.run(["rm", "-r", workdir / "checkpoints" / "12"], check=True)
+    train(config, workdir, then)
+    later = losses(workdir)
+    assert min(step for step, _ in later) == 7
+    for key, loss in later.items():
+        np.testing.assert_allclose(loss, alone[key], atol=1e-5, err_msg=str(key))
+
+
+@pytest.mark.parametrize(
+    ("world", "message"),
+    [
+        (("host:1234", 0, 0), "--processes=0"),
+        (("host:1234", 2, 2), "--process=2"),
+        (("host", 2, 0), "HOST:PORT"),
+        (("host:port", 2, 0), "HOST:PORT"),
+    ],
+)
+def test_a_wrong_world_is_one_line(world, message):
+    with pytest.raises(UserError, match=message):
+        Processes(*world)
