@@ -5,6 +5,7 @@ B: sequences; L: tokens; D: hidden width; V: rows of the head; n: ranks of the s
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from dataclasses import dataclass
 
@@ -26,6 +27,8 @@ class RankSweep:
     gap: loss less the whole head's, over the same tokens.
     gap_se: standard error of the gap, its tokens paired and clustered by document.
     full_loss, full_loss_se: of the whole head.
+    full_document_losses, document_tokens: [g], sums of the whole head's losses and counts of tokens
+        in each of g documents, so that runs can be compared pair by pair.
     """
 
     ranks: np.ndarray
@@ -34,6 +37,8 @@ class RankSweep:
     gap_se: np.ndarray
     full_loss: float
     full_loss_se: float
+    full_document_losses: np.ndarray
+    document_tokens: np.ndarray
 
 
 def losses_by_rank(
@@ -72,7 +77,7 @@ def losses_by_rank(
         codes = jnp.matmul(hidden.astype(jnp.float32), encode_DxD, precision=exact)
         logits = jnp.where(is_padding, _PADDING, 0.0)
         losses = []
-        for start, stop in zip(edges, edges[1:], strict=False):
+        for start, stop in itertools.pairwise(edges):
             logits = logits + jnp.einsum(
                 "bld,vd->blv", codes[..., start:stop], columns_VxD[:, start:stop], precision=exact
             )
@@ -94,29 +99,51 @@ def summarise(
     """Means and clustered standard errors, float64, from `losses_by_rank` whose last rank is D."""
     counts = weights.reshape(-1) > 0
     by_token = losses.reshape(-1, losses.shape[-1]).astype(np.float64)[counts]
-    clusters = documents.reshape(-1)[counts]
-    full = by_token[:, -1]
-    gaps = by_token - full[:, None]
+    full = by_token[:, -1:]
+    sums = DocumentSums.of(np.hstack([by_token - full, full]), documents.reshape(-1)[counts])
+    means, errors = sums.means(), sums.standard_errors()
     return RankSweep(
         ranks=np.asarray(ranks),
         loss=by_token.mean(axis=0),
-        gap=gaps.mean(axis=0),
-        gap_se=clustered_standard_error(gaps, clusters),
-        full_loss=float(full.mean()),
-        full_loss_se=float(clustered_standard_error(full[:, None], clusters)[0]),
+        gap=means[:-1],
+        gap_se=errors[:-1],
+        full_loss=float(means[-1]),
+        full_loss_se=float(errors[-1]),
+        full_document_losses=sums.totals[:, -1],
+        document_tokens=sums.n_tokens,
     )
 
 
-def clustered_standard_error(values: np.ndarray, clusters: np.ndarray) -> np.ndarray:
-    """Of the mean of each column of values [N, n], whose rows depend on one another in clusters.
+@dataclass(frozen=True)
+class DocumentSums:
+    """Sums over the tokens of each of g documents; tokens of one document depend on one another.
 
-    √(g/(g−1)·Σ_c (Σ_{i∈c} (x_i − x̄))²)/N over g clusters (Liang and Zeger 1986); NaN for one.
+    totals: float64 [g, n]; n_tokens: int [g].
     """
-    numbers = np.unique(clusters, return_inverse=True)[1]
-    n_clusters = int(numbers.max()) + 1
-    if n_clusters < 2:
-        return np.full(values.shape[1], np.nan)
-    sums = np.zeros((n_clusters, values.shape[1]))
-    np.add.at(sums, numbers, values - values.mean(axis=0))
-    scale = n_clusters / (n_clusters - 1)
-    return np.sqrt(scale * np.sum(sums**2, axis=0)) / len(values)
+
+    totals: np.ndarray
+    n_tokens: np.ndarray
+
+    @classmethod
+    def of(cls, values: np.ndarray, documents: np.ndarray) -> DocumentSums:
+        """Of values [N, n] whose tokens belong to documents [N]."""
+        _, numbers, n_tokens = np.unique(documents, return_inverse=True, return_counts=True)
+        totals = np.zeros((len(n_tokens), values.shape[1]))
+        np.add.at(totals, numbers, values)
+        return cls(totals, n_tokens)
+
+    def means(self) -> np.ndarray:
+        """float64 [n], over tokens."""
+        return self.totals.sum(axis=0) / self.n_tokens.sum()
+
+    def standard_errors(self) -> np.ndarray:
+        """float64 [n], of the means: √(g/(g−1)·Σ_d (Σ_{i∈d} (x_i − x̄))²)/N; NaN for one document.
+
+        Source: Liang and Zeger 1986, documents being the clusters.
+        """
+        n_documents = len(self.n_tokens)
+        if n_documents < 2:
+            return np.full(self.totals.shape[1], np.nan)
+        residuals = self.totals - self.n_tokens[:, None] * self.means()
+        scale = n_documents / (n_documents - 1)
+        return np.sqrt(scale * np.sum(residuals**2, axis=0)) / self.n_tokens.sum()

@@ -12,10 +12,10 @@ import jax.numpy as jnp
 
 
 class UnitSum(NamedTuple):
-    """Of unit vectors h/‖h‖: their sum [..., D] and their number [...], weighted tokens only."""
+    """Of unit vectors h/‖h‖: their sum [..., D] and how many there are [...]."""
 
     total: jax.Array
-    count: jax.Array
+    number: jax.Array
 
 
 def unit_sum(hidden: jax.Array, weights: jax.Array) -> UnitSum:
@@ -41,13 +41,19 @@ def anisotropy_of(sums: UnitSum) -> jax.Array:
     Source: Godey et al. 2024, section 4.1.
     """
     square = jnp.sum(sums.total**2, axis=-1)
-    return (square - sums.count) / (sums.count * (sums.count - 1))
+    return (square - sums.number) / (sums.number * (sums.number - 1))
 
 
 def anisotropy(hidden: jax.Array, weights: jax.Array | None = None) -> jax.Array:
     """`anisotropy_of` hidden states [..., D]; all count where there are no weights [...]."""
     weights = jnp.ones(hidden.shape[:-1]) if weights is None else weights
     return anisotropy_of(unit_sum(hidden, weights))
+
+
+def mean_norm(hidden: jax.Array, weights: jax.Array) -> jax.Array:
+    """Σ w ‖h‖ / Σ w, float32 scalar, of hidden states [..., D]."""
+    norms = jnp.linalg.norm(hidden.astype(jnp.float32), axis=-1)
+    return jnp.sum(weights * norms) / jnp.sum(weights)
 
 
 def second_moment(hidden: jax.Array, weights: jax.Array) -> jax.Array:

@@ -77,7 +77,7 @@ def reduce_head(factors: HeadFactors, vocab_size: int) -> ReducedHead:
     Preconditioned Cholesky-QR (Fukaya et al. 2020, shifted CholeskyQR3; Garrison & Ipsen 2024, with
     a preconditioner from a few rows). A Gram matrix squares the condition number, so float32 loses
     small singular values in it. But any triangular X that makes A X nearly orthonormal makes the
-    Gram matrix of A X harmless, and X itself, however it was rounded, is undone exactly on the host.
+    Gram matrix of A X harmless, and X itself, however it was rounded, is undone on the host.
 
     Args:
         factors: the head; on a mesh its rows are dealt out to as many devices as divide them.
@@ -208,7 +208,7 @@ def _reduce_rows(
 
 
 def _panels(width: int) -> list[tuple[int, int]]:
-    """Panels of columns, of a triangular factor and of a Gram matrix: half of either is not needed."""
+    """Panels of columns of a triangular factor or a Gram matrix: half of either is not needed."""
     edges = np.linspace(0, width, 1 + max(1, min(4, width // 128))).astype(int).tolist()
     return list(itertools.pairwise(edges))
 
@@ -241,7 +241,7 @@ def _gram(array: jax.Array) -> jax.Array:
 
 
 def _split_matmul(left: jax.Array, right: jax.Array) -> jax.Array:
-    """left @ right where terms cancel: the leading bits of both, of which most of it is, exactly."""
+    """left @ right where terms cancel: the leading bits of both, which are most of it, exactly."""
     bits = (24 - (left.shape[1] - 1).bit_length()) // 2  # so many products fit into 24 bits
     parts = (_coarse(left, 1, bits), _coarse(right, 0, bits))
     # Fused into the products, the splitting takes a TPU's compiler a minute.

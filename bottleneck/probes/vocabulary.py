@@ -1,8 +1,8 @@
 """How a probe walks over the vocabulary: on each device its own rows, a block at a time.
 
 V: rows of the head, padded; the first `vocab_size` of them are real. Probes are written for one
-device's rows and tokens; `on_mesh` runs them on all devices of the mesh in context, and the sums and
-maxima over the vocabulary, taken once at the end of a walk, are the only words between devices.
+device's rows and tokens; `on_mesh` runs them on all devices of the mesh in context, and the sums
+and maxima over the vocabulary, taken at the end of a walk, are the only words between devices.
 """
 
 from __future__ import annotations
@@ -39,7 +39,7 @@ def mesh_axes(logical: str) -> Axes:
 
 
 def widest_row_axes(n_rows: int) -> Axes:
-    """Mesh axes that can share out this many rows evenly: those of "vocab", then all that divide."""
+    """Mesh axes that can share out so many rows evenly: those of "vocab", then all that divide."""
     sizes = jax.sharding.get_abstract_mesh().shape
     chosen = mesh_axes("vocab")
     for axis in sizes:
@@ -57,7 +57,7 @@ def real_rows(n_rows: int, vocab_size: int, axes: Axes) -> jax.Array:
 class RowBlocks:
     """This device's rows of the head and whether each counts, cut into blocks of one size.
 
-    Where the size does not divide, the last block reaches back over rows of the one before it, which
+    Where the size does not divide, the last block reaches back over rows of the one before, which
     then do not count in it.
     """
 

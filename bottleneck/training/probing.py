@@ -1,9 +1,9 @@
 """The probes of a run: the head's spectrum, the loss at every rank, the geometry of hidden states.
 
-B: sequences; L: tokens; D: hidden width; V: rows of the head. Probes have compiled programs of their
-own over fixed held-out tokens, so that the train step never pays for them: one reads the model
-(hidden states, their sums, the head's small core); the host takes the core's SVD in float64; one
-more takes the losses at all ranks, once for each kind of truncation.
+B: sequences; L: tokens; D: hidden width; V: rows of the head. Probes have compiled programs of
+their own over fixed held-out tokens, so that the train step never pays for them: one reads the
+model (hidden states, their sums, the head's small core); the host takes the core's SVD in float64;
+one more takes the losses at all ranks, once for each kind of truncation.
 """
 
 from __future__ import annotations
@@ -48,6 +48,7 @@ class _Reading(NamedTuple):
     hidden: jax.Array  # [B, L, D], after the final norm
     unit_sums: geometry.UnitSum  # of each depth, [n_layers + 1, D] and [n_layers + 1]
     second_moment: jax.Array  # [D, D]
+    mean_norm: jax.Array
     head: spectrum.ReducedHead
 
 
@@ -72,7 +73,7 @@ class Prober:
         self._graph = transformer.graph(config.model)
         self._read = jax.jit(
             self._read_model,
-            out_shardings=_Reading(by_row, replicated, replicated, replicated),  # type: ignore[arg-type]
+            out_shardings=_Reading(by_row, replicated, replicated, replicated, replicated),  # type: ignore[arg-type]
         )
         self._sweep = jax.jit(self._losses_by_rank, out_shardings=replicated)
 
@@ -113,12 +114,19 @@ class Prober:
             "singular_values_centred": centred,
             "ranks": np.asarray(self._ranks),
             "anisotropy": anisotropy,
+            "mean_hidden_norm": np.float64(reading.mean_norm),
+            # What the quadratic bound on the gap is made of: σ of W_centred C^{1/2}.
+            "whitened_singular_values": truncation.whitened(
+                spectrum.head_core(reading.head, centred=True), np.asarray(reading.second_moment)
+            ).singular_values,
         }
         for name, sweep in sweeps.items():
             suffix = "" if name == "plain" else f"_{name}"
             arrays[f"loss_at_rank{suffix}"] = sweep.loss
             arrays[f"gap_{name}"], arrays[f"gap_{name}_se"] = sweep.gap, sweep.gap_se
         plain = sweeps["plain"]
+        arrays["document_losses"] = plain.full_document_losses
+        arrays["document_tokens"] = plain.document_tokens
         evaluation = {"loss": plain.full_loss, "loss_se": plain.full_loss_se}
         assert config.model.d_model == self._ranks[-1]
         return ProbeRecord(evaluation, scalars, arrays)
@@ -143,6 +151,7 @@ class Prober:
             hidden,
             jax.tree.map(lambda some: jnp.sum(some, axis=0), sums),
             geometry.second_moment(hidden, tokens["weights"]),
+            geometry.mean_norm(hidden, tokens["weights"]),
             spectrum.reduce_head(model.head.factors(), self._config.model.vocab_size),
         )
 

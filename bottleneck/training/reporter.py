@@ -87,7 +87,7 @@ class Reporter:
         if self._writer is not None:
             self._probes.mkdir(exist_ok=True)
             draft = self._probes / f".{step:08}.npz"
-            np.savez(draft, **record.arrays)
+            np.savez(draft, allow_pickle=False, **record.arrays)
             draft.replace(self._probes / f"{step:08}.npz")
         self._write(step, "eval", record.evaluation)
         self._write(step, "probe", record.scalars)

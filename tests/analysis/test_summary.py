@@ -2,6 +2,7 @@ import io
 import json
 import math
 
+import numpy as np
 import pytest
 from rich.console import Console
 
@@ -31,6 +32,30 @@ def test_gap_is_the_difference_to_the_full_rank_run_with_its_error(make_run):
     assert rows[0]["gap"] == pytest.approx(0.5, rel=1e-15)
     assert rows[0]["gap_se"] == pytest.approx(0.05, rel=1e-15)  # a 3-4-5 triangle
     assert (rows[1]["gap"], rows[1]["gap_se"]) == (None, None)
+
+
+def test_the_error_of_a_gap_is_paired_where_both_runs_kept_their_documents(make_run):
+    source = np.random.default_rng(0)
+    n_tokens = source.integers(50, 200, 40)
+    hardness = source.normal(4, 1, 40)  # of documents, which both runs find hard alike
+    means = {"low": hardness + source.normal(0.5, 0.1, 40), "full": hardness}
+    runs = []
+    for name, rank in (("low", 8), ("full", None)):
+        folder = make_run(name, head_rank=rank)
+        last = max((folder / "probes").iterdir())
+        arrays = dict(np.load(last))
+        arrays |= {"document_losses": means[name] * n_tokens, "document_tokens": n_tokens}
+        np.savez(last, **arrays)
+        loss = float(np.average(means[name], weights=n_tokens))
+        runs.append(final_evaluation(folder, loss=loss, loss_se=0.2))
+    error = summary_table(runs)["gap_se"][0]
+    # Independently: the jackknife over documents.
+    gaps = means["low"] - means["full"]
+    left_out = [
+        np.average(np.delete(gaps, i), weights=np.delete(n_tokens, i)) for i in range(len(gaps))
+    ]
+    jackknife = np.sqrt((len(gaps) - 1) * np.var(left_out))
+    assert error == pytest.approx(jackknife, rel=0.05)
 
 
 def test_rows_hold_the_last_evaluation_and_probe_and_the_median_speed(make_run):

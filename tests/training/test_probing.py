@@ -139,6 +139,18 @@ def test_standard_errors_are_those_of_document_means(probed):
     assert record.evaluation["loss_se"] == pytest.approx(variance**0.5 / len(losses), rel=1e-5)
 
 
+def test_what_the_theory_needs_is_measured(probed):
+    record, W, depths, tokens = probed
+    hidden = counted(tokens, depths[-1])
+    norms = np.linalg.norm(hidden, axis=1)
+    assert record.arrays["mean_hidden_norm"] == pytest.approx(norms.mean(), rel=1e-6)
+    # σ(W_centred C^{1/2})² are the eigenvalues of W_centred C W_centredᵀ, and C = HᵀH/n.
+    logits = hidden @ (W - W.mean(axis=0)).T / len(hidden) ** 0.5
+    sigma = np.linalg.svd(logits, compute_uv=False)[:D]
+    found = record.arrays["whitened_singular_values"]
+    np.testing.assert_allclose(found, sigma, rtol=1e-4, atol=1e-5 * sigma[0])
+
+
 def test_anisotropy_of_every_depth_is_the_mean_cosine(probed):
     record, _, depths, tokens = probed
     assert len(depths) == 3
