@@ -2,9 +2,9 @@
 
 python benchmarks/compile_table.py
 
-Compiles the train step of Pythia models at Pythia's batch, 1,024 × 2,048 tokens, each in a process of
-its own, for TPUs that are not there; takes about 45 minutes on two cores, and needs libtpu. Writes
-results/compile_table.json beside this file and prints the table as Markdown.
+Compiles the train step of Pythia models at Pythia's batch, 1,024 × 2,048 tokens, each in a process
+of its own, for TPUs that are not there; takes about 45 minutes on two cores, and needs libtpu.
+Writes results/compile_table.json beside this file and prints the table as Markdown.
 """
 
 from __future__ import annotations
@@ -73,9 +73,7 @@ YARDSTICK = Row("410m", "v5e:4x4", 1, batch_size=64, remat="full")
 
 def rows() -> list[Row]:
     """Each model with each head, and the yardstick."""
-    with_heads = [
-        Row(**{**vars(model), "rank": rank}) for model in MODELS for rank in RANKS
-    ]
+    with_heads = [Row(**{**vars(model), "rank": rank}) for model in MODELS for rank in RANKS]
     return [*with_heads, YARDSTICK]
 
 
@@ -91,8 +89,8 @@ def compile_row(row: Row) -> dict[str, Any]:
 def markdown(results: list[dict[str, Any]]) -> str:
     """The table, and how the yardstick did."""
     lines = [
-        "| model and slice | head | fits | peak GB of a device | temporaries GB | MFU at most | binds "
-        "| compile s |",
+        "| model and slice | head | fits | peak GB of a device | temporaries GB | MFU at most "
+        "| binds | compile s |",
         "| --- | --- | --- | --: | --: | --: | --- | --: |",
     ]
     for result in results:
@@ -118,24 +116,29 @@ def markdown(results: list[dict[str, Any]]) -> str:
     return "\n".join(lines)
 
 
+def write(results: list[dict[str, Any]]) -> None:
+    """Puts the results, with the day and the versions they hold for, into their file."""
+    versions = {name: importlib.metadata.version(name) for name in ("jax", "flax", "libtpu")}
+    today = datetime.date.today().isoformat()
+    RESULTS.parent.mkdir(exist_ok=True)
+    text = json.dumps({"date": today, "versions": versions, "rows": results}, indent=1)
+    RESULTS.write_text(text + "\n")
+
+
 def main() -> int:
     """Returns 1 where a row does not fit or the yardstick takes too much."""
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--only", default="", metavar="TEXT", help="rows whose name has this in it")
     arguments = parser.parse_args()
     old = json.loads(RESULTS.read_text())["rows"] if RESULTS.exists() and arguments.only else []
-    done = {json.dumps(result["row"]): result for result in old}
+    done = {Row(**result["row"]): result for result in old}
+    results = []
     for row in rows():
         if arguments.only.lower() in row.name.lower():
             print(f"{row.name}, rank {row.rank or 'full'}", file=sys.stderr, flush=True)
-            done[json.dumps(vars(row))] = compile_row(row)
-    results = [done[key] for row in rows() if (key := json.dumps(vars(row))) in done]
-    RESULTS.parent.mkdir(exist_ok=True)
-    versions = {name: importlib.metadata.version(name) for name in ("jax", "flax", "libtpu")}
-    today = datetime.date.today().isoformat()
-    RESULTS.write_text(
-        json.dumps({"date": today, "versions": versions, "rows": results}, indent=1) + "\n"
-    )
+            done[row] = compile_row(row)
+            results = [done[each] for each in rows() if each in done]
+            write(results)
     print(markdown(results))
     good = all(result["report"]["fits"] for result in results) and all(
         result["report"]["programs"]["train step"]["memory"]["temporaries"] <= YARDSTICK_TEMPORARIES

@@ -1,9 +1,19 @@
-"""The positive control: a language of known rank ρ, to see whether the measured rank is the true one.
+"""The positive control: a language of known rank ρ, to see whether the measured one is the same.
 
 for R in 3 4 5 6 7 8; do
     python -m bottleneck train --config=configs/known_rank.py:6 --config.model.head_rank=$R \
         --workdir=runs/known-rank-6/rank$R
 done
+python -m bottleneck analyze runs/known-rank-6
+
+To expect, in nats per token above the entropy rate of the language, ± 0.004, and beside it the best
+that any head of that rank can have; a run takes 20 seconds on two cores:
+
+    R − ρ             −3     −2     −1      0     +1     +2
+    ρ = 6   trained  0.344  0.219  0.111  0.007  0.007  0.006
+            best     0.335  0.207  0.095  0      0      0
+    ρ = 12  trained  0.145  0.095  0.046  0.005  0.005  0.005
+            best     0.134  0.084  0.040  0      0      0
 """
 
 from bottleneck.config import base
@@ -28,15 +38,15 @@ def get_config(rank="8"):
 
     # Decay on A and B is a penalty on the nuclear norm of A B, so it would move the optimum.
     config.optimizer.weight_decay = 0.0
-    config.optimizer.learning_rate = 1e-2
+    config.optimizer.learning_rate = 2e-2
     config.optimizer.warmup_steps = 20
     config.optimizer.final_fraction = 0.01
 
-    config.train.steps = 600
+    config.train.steps = 400
     config.train.batch_size = 64
     config.train.sequence_length = 64
 
-    config.probe.every = 200
+    config.probe.every = 400
     config.probe.tokens = 2**17
-    config.checkpoint.every = 600
+    config.checkpoint.every = 400
     return config

@@ -9,7 +9,6 @@ V: tokens of the language; ρ: its rank; R: rank of a head; P, π: see `data.kno
 
 from __future__ import annotations
 
-import dataclasses
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
@@ -48,8 +47,8 @@ class Calibration:
 
         A run is at the floor where its loss is at most SLACK and two standard errors above it.
         """
-        is_above = self.losses > self.floor + SLACK + 2 * self.errors
-        above = self.ranks[is_above].max(initial=0)
+        is_at_floor = self.losses <= self.floor + SLACK + 2 * self.errors
+        above = self.ranks[~is_at_floor].max(initial=0)
         return min((int(rank) for rank in self.ranks if rank > above), default=None)
 
 
@@ -58,7 +57,7 @@ def calibrate(runs: Sequence[Run]) -> list[Calibration]:
     sweeps: dict[tuple[int, int, int], list[Run]] = {}
     for run in runs:
         data = run.config.data
-        if data.corpus == "known_rank" and run.is_complete:
+        if data.corpus == "known_rank" and run.is_complete and len(run.series("eval", "loss")[0]):
             key = (data.language_rank, data.language_tokens, data.language_seed)
             sweeps.setdefault(key, []).append(run)
     return [_calibration(key, sweeps[key]) for key in sorted(sweeps)]
@@ -139,12 +138,14 @@ def calibration(runs: Sequence[Run]) -> Figure:
     """Held-out loss against R, the entropy floor, and the best loss of any head of rank R."""
     sweeps = [sweep for sweep in calibrate(runs) if len(set(sweep.ranks.tolist())) >= 2]
     if not sweeps:
-        raise NothingToShow("no two finished runs are of a language of known rank and differ in theirs")
+        raise NothingToShow(
+            "no two finished runs are of a language of known rank and differ in theirs"
+        )
     figure = Figure(figsize=(WIDTH, 4.0), layout="constrained")
     for panel, sweep in zip(figure.subplots(1, len(sweeps), squeeze=False)[0], sweeps, strict=True):
         panel.axvline(sweep.true_rank, color=GREY, lw=1, ls=":")
         panel.axhline(sweep.floor, color=GREY, lw=1, ls=(0, (4, 3)), label="entropy rate")
-        panel.plot(sweep.best_ranks, sweep.best, color="#d55e00", lw=1.2, label="best of any head")
+        panel.plot(sweep.best_ranks, sweep.best, color="#d55e00", lw=1.2, label="best of rank R")
         panel.errorbar(
             *(sweep.ranks, sweep.losses, sweep.errors),
             **{"color": "#0072b2", "ls": "", "marker": "o", "label": "trained, ± SE"},
@@ -154,8 +155,9 @@ def calibration(runs: Sequence[Run]) -> Figure:
         panel.set(xlabel="rank R of the head", ylabel="held-out loss (nats/token)")
         panel.xaxis.set_major_locator(MaxNLocator(10, integer=True))
         panel.text(
-            *(sweep.true_rank, 0.98, " ρ"),
-            **{"transform": panel.get_xaxis_transform(), "va": "top", "color": GREY, "size": SMALL},
+            *(sweep.true_rank, 0.98, "ρ "),
+            transform=panel.get_xaxis_transform(),
+            **{"ha": "right", "va": "top", "color": GREY, "size": SMALL},
         )
         panel.legend(loc="upper right")
     return figure

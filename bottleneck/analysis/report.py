@@ -11,7 +11,8 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from bottleneck.analysis import figures
+from bottleneck.analysis import figures, theory
+from bottleneck.analysis.calibration import SLACK, calibration
 from bottleneck.analysis.drawing import NothingToShow, save
 from bottleneck.analysis.runs import Run
 from bottleneck.analysis.summary import MEASURES, count, summary_table
@@ -45,6 +46,16 @@ EXHIBITS = (
         figures.loss_by_rank,
     ),
     Exhibit(
+        "calibration",
+        "Calibration: measured losses on a language whose rank is known",
+        "Final held-out losses (dots, bars of one standard error) beside what needs no training to "
+        "be known: the entropy rate, below which no model can be (dashed), the best loss that any "
+        "head of rank R can have (line), and the true rank ρ, from which on the two are one "
+        "(dotted). The estimated rank is the least from which on every loss is within "
+        f"{SLACK:g} nats and two standard errors of the entropy rate.",
+        calibration,
+    ),
+    Exhibit(
         "gap_by_rank",
         "Gap against the rank that a trained head is cut to",
         "How much the held-out loss rises when the trained head W is replaced by its best rank-r "
@@ -52,6 +63,15 @@ EXHIBITS = (
         "states (right). Bars are one standard error; a hollow triangle is an upper limit, two "
         "standard errors up, where the gap cannot be told from zero.",
         figures.gap_by_rank,
+    ),
+    Exhibit(
+        "theory",
+        "Theory against measurement",
+        "The gaps of the figure above beside the most that they can be (dashed) if W minimises the "
+        "loss on these tokens, which a trained head nearly does. Left: √Σσᵢ² of what is cut off, "
+        "as in theorem 5.3 of Godey et al. (2024), with its constant. Right: as the first-order "
+        "term vanishes at a minimum, a quarter of Σσᵢ² bounds the gap once W is weighted by C.",
+        theory.against_measurement,
     ),
     Exhibit(
         "spectrum",

@@ -28,6 +28,9 @@ from bottleneck.analysis.drawing import (
 )
 from bottleneck.analysis.runs import Run
 
+# Below this a bound or a gap is rounding, as beyond the rank that a head really has.
+_SMALLEST_GAP = 1e-5  # nats per token
+
 _GRADIENT_NORM = 1e-10  # at which W* counts as exact
 _MOST_NEWTON_STEPS = 100  # a handful is usual
 
@@ -46,8 +49,8 @@ def minimiser(inputs_nxD: np.ndarray, targets_nxV: np.ndarray) -> np.ndarray:
 
     Args:
         inputs_nxD: x, of full column rank.
-        targets_nxV: q; rows sum to 1. Rows that leave classes out can make the minimum infinitely
-            far, as when the examples of one class can be told from all others.
+        targets_nxV: q; rows sum to 1. Where the examples of a class can be told from all others,
+            the minimum is infinitely far, and what is returned is where the gradient has vanished.
     """
     n, n_classes, width = *targets_nxV.shape, inputs_nxD.shape[1]
     # The loss ignores 1·vᵀ. This makes such directions cost something, which keeps W centred.
@@ -69,7 +72,7 @@ def minimiser(inputs_nxD: np.ndarray, targets_nxV: np.ndarray) -> np.ndarray:
         while losses(weights - scale * step, inputs_nxD, targets_nxV).mean() > before + 1e-14:
             scale /= 2
         weights = weights - scale * step
-    raise ValueError("the softmax regression has no minimum that Newton's method reaches")
+    raise ValueError(f"no minimum was reached in {_MOST_NEWTON_STEPS} steps of Newton's method")
 
 
 def first_order_change(
@@ -88,7 +91,7 @@ def first_order_change(
 
 
 def lipschitz_bound(change_norm: np.ndarray, input_norm: np.ndarray) -> np.ndarray:
-    """√2·‖ΔW‖_F·‖x‖ ≥ |L(W) − L(W*)| for any two weights: the gradient p − q is never longer than √2.
+    """√2·‖ΔW‖_F·‖x‖ ≥ |L(W) − L(W*)| for any two weights, as the gradient p − q is at most √2 long.
 
     With a truncation to rank r, ‖ΔW‖_F = √Σ_{i>r} σ_i², it is theorem 5.3 of Godey et al. 2024 with
     the constant that its O(·) leaves out.
@@ -112,12 +115,12 @@ def tails(singular_values: np.ndarray) -> np.ndarray:
 
 
 def plain_bound(singular_values: np.ndarray, mean_input_norm: float) -> np.ndarray:
-    """The most that cutting W* to rank r by its SVD can cost, for r = 1 … D: `lipschitz_bound`."""
+    """The most that cutting W* to rank r by its SVD can cost, r = 1 … D: see `lipschitz_bound`."""
     return lipschitz_bound(np.sqrt(tails(singular_values)), np.asarray(mean_input_norm))
 
 
 def whitened_bound(whitened_singular_values: np.ndarray) -> np.ndarray:
-    """The most that cutting W* C^{1/2} to rank r by its SVD can cost, for r = 1 … D: ¼·Σ_{i>r} σ_i².
+    """The most that cutting W* C^{1/2} to rank r by its SVD can cost: ¼·Σ_{i>r} σ_i², r = 1 … D.
 
     Args:
         whitened_singular_values: σ_i(W* C^{1/2}), of the matrix that is cut, best a centred one.
@@ -147,10 +150,11 @@ def against_measurement(runs: Sequence[Run]) -> Figure:
             else:
                 bound = whitened_bound(probe["whitened_singular_values"])
             cut = np.arange(1, run.head_rank)  # greater ranks take nothing away
+            cut = cut[bound[cut - 1] > _SMALLEST_GAP]
             style = look[run.name]
             panel.plot(cut, bound[cut - 1], color=style.colour, lw=1, ls=(0, (4, 2)))
             ranks, gap, error = (probe[key] for key in ("ranks", f"gap_{kind}", f"gap_{kind}_se"))
-            clear = (ranks < run.head_rank) & (gap > 2 * error)
+            clear = (ranks < run.head_rank) & (gap > np.maximum(2 * error, _SMALLEST_GAP))
             panel.errorbar(
                 ranks[clear], gap[clear], error[clear], ms=3.5, elinewidth=0.9, **style.line
             )
@@ -163,8 +167,7 @@ def against_measurement(runs: Sequence[Run]) -> Figure:
             handles=[
                 Line2D([], [], color=GREY, marker="o", ms=3.5, label="measured ± SE"),
                 Line2D([], [], color=GREY, lw=1, ls=(0, (4, 2)), label=bound_name),
-            ],
-            loc="lower left",
+            ]
         )
     legend(figure, {run.name: look[run.name] for run, _ in shown})
     return figure

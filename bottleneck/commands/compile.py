@@ -13,7 +13,7 @@ from bottleneck.commands.flags import parse_command
 
 # libtpu would otherwise ask a metadata server what machine this is, write its log to the terminal
 # and to /tmp, and serve one process at a time. It and jax read these when they are imported.
-_ENVIRONMENT = {
+ENVIRONMENT = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "JAX_ENABLE_COMPILATION_CACHE": "false",  # a program from the cache leaves no text to read
     "JAX_PLATFORMS": "cpu",
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments, config = parse_command(parser, argv, needs_data=False)
 
-    os.environ |= _ENVIRONMENT
+    os.environ |= ENVIRONMENT
     import rich.console
 
     from bottleneck.training.compile_check import rehearse

@@ -261,7 +261,7 @@ def _known_rank(config: DataConfig) -> Corpus:
     return Corpus(
         f"known-rank-{rank}",
         description,
-        Fingerprint(0, known_rank.expected_bytes(language, n), "made by this program"),
+        Fingerprint(0, known_rank.nominal_bytes(n_tokens, n), "made by this program"),
         lambda: known_rank.documents(language, n, config.language_seed),
         known_rank.tokenizer(n_tokens),
     )

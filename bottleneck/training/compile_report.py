@@ -75,7 +75,7 @@ def advice(config: Config, rehearsal: Rehearsal) -> list[str]:
         )
     if model.remat != "full":
         lines.append(
-            f"set config.model.remat={model.remat} to full: a layer then keeps one hidden state a token"
+            f"set config.model.remat={model.remat} to full: a layer then keeps its input alone"
         )
     if sequences > 1 and memory.arguments < capacity:
         factor = memory.temporaries / (capacity - memory.arguments)
@@ -87,8 +87,8 @@ def advice(config: Config, rehearsal: Rehearsal) -> list[str]:
         )
     if memory.arguments > capacity / 2:
         lines.append(
-            f"raise config.mesh.fsdp={mesh['fsdp']} or config.mesh.tensor={mesh['tensor']}: parameters "
-            f"and optimizer state take {memory.arguments / _GB:.2f} GB"
+            f"raise config.mesh.fsdp={mesh['fsdp']} or config.mesh.tensor={mesh['tensor']}: "
+            f"parameters and optimizer state take {memory.arguments / _GB:.2f} GB"
         )
     return lines or [f"raise config.mesh.tensor={mesh['tensor']}, or take a larger slice"]
 

@@ -25,6 +25,8 @@ _CALLED = re.compile(
     r"(?:calls|to_apply|body|condition|branch_computations|true_computation|false_computation)"
     r"=(\{[^}]*\}|%?[^\s,)}]+)"
 )
+# A reduction between slices; of the others the compiler has been seen to make none.
+_TRANSFER = re.compile(r'_xla_megascale_transfer_type="(ALL_REDUCE)"')
 _SHAPE = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
 
 
@@ -98,24 +100,29 @@ def collectives(
 
     An asynchronous one, which TPUs take in pieces between other work, counts where it starts. A
     loop runs as often as the text says, or as the constant that its condition compares with; one
-    that ends otherwise counts once.
+    that ends otherwise counts once. Between slices TPUs have no collectives but sends that say what
+    for; such a one counts as that collective of the devices with the same place in their slices.
 
     Args:
         mesh_shape: axis → devices along it, in the order of the mesh.
         slices: for each device the slice that it belongs to; None: there is one.
     """
     program = _Program(text)
-    n_devices = math.prod(mesh_shape.values())
-    slice_of = np.zeros(n_devices, int) if slices is None else np.asarray(slices)
+    sizes = tuple(mesh_shape.values())
+    slice_of = np.zeros(math.prod(sizes), int) if slices is None else np.asarray(slices)
     found = []
     for computation, instructions in program.computations.items():
         starts = any('custom_call_target="AsyncCollectiveStart"' in i.rest for i in instructions)
         for instruction in instructions:
             op = instruction.op.removesuffix("-start")
             is_piece = "chain_id=" in instruction.rest and not starts
-            if op not in OPS or is_piece:
+            if op in OPS and not is_piece:
+                members = _members(instruction.rest, slice_of.size)
+            elif transfer := _TRANSFER.search(instruction.rest) if op == "send" else None:
+                op = transfer[1].lower().replace("_", "-")
+                members = _one_of_each(slice_of)
+            else:
                 continue
-            members = _members(instruction.rest, n_devices)
             axes = _axes(members, mesh_shape)
             if axes:
                 shapes = tuple(_shapes(_result(instruction)))
@@ -174,6 +181,8 @@ def _result(instruction: _Instruction) -> str:
     """The type of what arrives; where a collective only starts, its operands come first."""
     if instruction.op in ("all-gather-start", "collective-permute-start"):
         return _tuple_parts(instruction.result)[1]
+    if instruction.op == "send":
+        return _tuple_parts(instruction.result)[0]
     return instruction.result
 
 
@@ -192,6 +201,11 @@ def _shapes(text: str) -> Iterator[Shape]:
     for dtype, bits, dimensions in _SHAPE.findall(text):
         sizes = tuple(int(size) for size in dimensions.split(",") if size)
         yield Shape(dtype, sizes, math.prod(sizes) * int(bits or 8) // 8)
+
+
+def _one_of_each(slice_of: np.ndarray) -> np.ndarray:
+    """int [places, slices]: the devices that have the same place in their slices."""
+    return np.stack([np.flatnonzero(slice_of == one) for one in np.unique(slice_of)], axis=1)
 
 
 def _axes(members: np.ndarray, mesh_shape: Mapping[str, int]) -> tuple[str, ...]:

@@ -26,8 +26,12 @@ def write_run(
     seed: int = 0,
     learning_rate: float = 1e-3,
     n_layers: int = 4,
+    language_rank: int | None = None,
 ) -> Path:
-    """Writes the folder of a run that ended at step `stop`, or was finished if that is None."""
+    """Writes the folder of a run that ended at step `stop`, or was finished if that is None.
+
+    With a language_rank it is a run on a language of that rank and 24 tokens.
+    """
     rng = np.random.default_rng([seed, head_rank or d_model, d_model])
     fields = base()
     fields.seed = seed
@@ -35,6 +39,9 @@ def write_run(
     fields.optimizer.learning_rate = learning_rate
     fields.train.update(steps=steps, batch_size=32, sequence_length=256)
     fields.probe.every = probe_every
+    if language_rank is not None:
+        language = {"corpus": "known_rank", "language_rank": language_rank, "language_tokens": 24}
+        fields.data.update(language)
     config = parse(fields)
     rank = head_rank or d_model
     head = 8192 * d_model if head_rank is None else rank * (8192 + d_model)
@@ -100,6 +107,8 @@ def _write_probe(
     arrays = {
         "singular_values": singular_values,
         "singular_values_centred": centred,
+        "whitened_singular_values": 0.8 * centred,
+        "mean_hidden_norm": np.float64(d_model**0.5),
         "ranks": ranks,
         "gap_plain": gap + 0.002 * w_error * rng.standard_normal(len(ranks)),
         "gap_plain_se": 0.03 * gap + 0.004 * w_error,

@@ -44,12 +44,12 @@ def brute_force_rank_one(language: Language) -> float:
     Given the logits' direction w, the best u of each token is one number, where the derivative
     E_softmax(u w)[w] − E_P[w], which grows with u, is 0: found by bisection.
     """
-    angles = np.linspace(0, np.pi, 20_001)
+    angles = np.linspace(0, np.pi, 5001)
     plane = np.linalg.qr(np.array([[1.0, -1, 0], [1, 1, -2]]).T)[0]
     directions = (plane @ [np.cos(angles), np.sin(angles)]).T  # [angles, 3]
     wanted = directions @ language.transitions.T  # [angles, 3], one for each context
     low, high = np.full(wanted.shape, -200.0), np.full(wanted.shape, 200.0)
-    for _ in range(80):
+    for _ in range(60):
         middle = (low + high) / 2
         logits = middle[..., None] * directions[:, None, :]
         p = np.exp(logits - logits.max(axis=-1, keepdims=True))
@@ -65,8 +65,8 @@ def test_best_loss_is_what_brute_force_finds_for_three_tokens(seed):
     language = make_language(3, 2, seed)
     (best,) = best_losses(language, [1])
     expected = brute_force_rank_one(language)
+    assert best == pytest.approx(expected, abs=1e-6)
     assert best > language.entropy_rate + 1e-4
-    assert expected - 1e-6 < expected + 1e-9 and best == pytest.approx(expected, abs=1e-6)
 
 
 def sweep_of(excess, error=0.004, true_rank=6):
@@ -82,6 +82,7 @@ def test_critical_rank_is_the_first_from_which_all_losses_are_at_the_floor():
     assert sweep_of([0.4, 0.01, 0.1, 0.005, 0.003]).critical_rank == 6
     assert sweep_of([0.001, 0.002]).critical_rank == 3
     assert sweep_of([0.4, 0.2, 0.1]).critical_rank is None
+    assert sweep_of([0.001, 0.002, np.nan]).critical_rank is None  # a run that diverged
 
 
 def test_critical_rank_asks_for_two_standard_errors_beyond_the_slack():
@@ -92,21 +93,16 @@ def test_critical_rank_asks_for_two_standard_errors_beyond_the_slack():
 
 @pytest.fixture
 def make_sweep(make_run):
-    """Run folders on known-rank languages with the losses given."""
+    """Runs on a language of known rank with the held-out losses given, by rank of the head."""
 
-    def make(losses, rank=2, **data):
+    def make(losses, rank=2):
         runs = []
         for head_rank, loss in losses.items():
-            path = make_run(f"language{rank}-rank{head_rank}", head_rank=head_rank, steps=50)
-            record = json.loads((path / "config.json").read_text())
-            language = {"corpus": "known_rank", "language_rank": rank, "language_tokens": 24}
-            record["config"]["data"] |= language | data
-            (path / "config.json").write_text(json.dumps(record))
-            lines = [json.loads(line) for line in (path / "metrics.jsonl").open()]
-            last = max(i for i, line in enumerate(lines) if line["split"] == "eval")
-            lines[last] |= {"loss": loss, "loss_se": 0.003}
-            text = "".join(json.dumps(line) + "\n" for line in lines)
-            (path / "metrics.jsonl").write_text(text)
+            name = f"language{rank}-rank{head_rank}"
+            path = make_run(name, head_rank=head_rank, language_rank=rank, steps=50)
+            last = {"step": 50, "split": "eval", "tokens": 1, "loss": loss, "loss_se": 0.003}
+            with (path / "metrics.jsonl").open("a") as file:
+                file.write(json.dumps(last) + "\n")
             runs.append(load_run(path))
         return runs
 
@@ -119,8 +115,8 @@ def test_figure_shows_measured_losses_floor_best_losses_and_both_ranks(make_swee
     losses = {1: best[0] + 0.01, 3: floor + 0.005, 4: floor + 0.002}
     (panel,) = calibration(make_sweep(losses)).axes
     lines = {line.get_label(): line for line in panel.lines}
-    np.testing.assert_array_equal(lines["best of any head"].get_xdata(), [1, 2, 3, 4])
-    np.testing.assert_allclose(lines["best of any head"].get_ydata(), best, atol=1e-6)
+    np.testing.assert_array_equal(lines["best of rank R"].get_xdata(), [1, 2, 3, 4])
+    np.testing.assert_allclose(lines["best of rank R"].get_ydata(), best, atol=1e-6)
     assert set(lines["entropy rate"].get_ydata()) == {floor}
     (measured,) = panel.containers
     np.testing.assert_allclose(measured.lines[0].get_xydata(), list(losses.items()))
@@ -133,7 +129,6 @@ def test_each_language_has_a_panel_of_its_own(make_sweep):
     runs = [*make_sweep({1: 3.0, 2: 2.5}), *make_sweep({2: 3.0, 3: 2.5}, rank=3)]
     assert [sweep.true_rank for sweep in calibrate(runs)] == [2, 3]
     assert len(calibration(runs).axes) == 2
-    assert calibrate(runs)[1].critical_rank is None or calibrate(runs)[1].floor > 2.4
 
 
 def test_other_corpora_and_unfinished_runs_are_left_out(make_sweep, make_run):

@@ -16,7 +16,9 @@ from bottleneck.analysis.runs import load_run, load_runs
 LABELS = {
     "loss": ({"training tokens"}, {"loss (nats/token)"}),
     "loss_by_rank": ({"rank R of the head"}, {"held-out loss (nats/token)"}),
+    "calibration": ({"rank R of the head"}, {"held-out loss (nats/token)"}),
     "gap_by_rank": ({"rank r kept"}, {"gap to the untruncated head (nats/token)"}),
+    "theory": ({"rank r kept"}, {"gap to the untruncated head (nats/token)"}),
     "spectrum": ({"step"}, {"index i of σᵢ", "σᵢ / σ₀"}),
     "singular_entropy": ({"step"}, {"KL(p‖u) (nats)"}),
     "anisotropy": (
@@ -29,7 +31,7 @@ LABELS = {
 @pytest.fixture
 def three_ranks(make_run):
     return [
-        load_run(make_run(f"rank{rank or 64}", d_model=64, head_rank=rank))
+        load_run(make_run(f"rank{rank or 64}", d_model=64, head_rank=rank, language_rank=4))
         for rank in (4, 16, None)
     ]
 
@@ -180,12 +182,12 @@ def test_a_run_with_one_evaluation_is_drawn_but_for_the_heat_map(make_run):
 
 
 def test_a_run_that_diverged_is_drawn_with_the_others(make_run):
-    folder = make_run("diverged", d_model=64, head_rank=4)
+    folder = make_run("diverged", d_model=64, head_rank=4, language_rank=4)
     nothing = {"step": 400, "tokens": 3_276_800, "loss": math.nan, "loss_se": math.nan}
     with (folder / "metrics.jsonl").open("a") as file:
         for split in ("train", "eval"):
             file.write(json.dumps({"split": split} | nothing) + "\n")
-    runs = [load_run(folder), load_run(make_run("full", d_model=64))]
+    runs = [load_run(folder), load_run(make_run("full", d_model=64, language_rank=4))]
     for exhibit in EXHIBITS:
         exhibit.draw(runs).draw_without_rendering()
 

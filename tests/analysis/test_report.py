@@ -40,7 +40,10 @@ def read(path):
 @pytest.fixture(scope="module")
 def two_runs(write_run, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
-    paths = [write_run(folder / "rank8", head_rank=8), write_run(folder / "full")]
+    paths = [
+        write_run(folder / "rank8", head_rank=8, language_rank=8),
+        write_run(folder / "full", language_rank=8),
+    ]
     return [load_run(path) for path in paths]
 
 
