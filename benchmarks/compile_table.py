@@ -3,7 +3,7 @@
 python benchmarks/compile_table.py
 
 Compiles the train step of Pythia models at Pythia's batch, 1,024 × 2,048 tokens, each in a process
-of its own, for TPUs that are not there; takes about 45 minutes on two cores, and needs libtpu.
+of its own, for TPUs that are not there; takes minutes a row, and needs libtpu.
 Writes results/compile_table.json beside this file and prints the table as Markdown.
 """
 

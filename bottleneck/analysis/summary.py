@@ -18,7 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bottleneck.analysis.runs import Run
-from bottleneck.probes.gap import DocumentSums
+from bottleneck.probes.document_sums import DocumentSums
 
 _SCHEMA = {
     "run": pl.String,

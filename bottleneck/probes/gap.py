@@ -14,6 +14,7 @@ import jax.numpy as jnp
 import numpy as np
 
 from bottleneck.model.head import HeadFactors
+from bottleneck.probes.document_sums import DocumentSums
 
 _PADDING = -1e30
 
@@ -112,38 +113,3 @@ def summarise(
         full_document_losses=sums.totals[:, -1],
         document_tokens=sums.n_tokens,
     )
-
-
-@dataclass(frozen=True)
-class DocumentSums:
-    """Sums over the tokens of each of g documents; tokens of one document depend on one another.
-
-    totals: float64 [g, n]; n_tokens: int [g].
-    """
-
-    totals: np.ndarray
-    n_tokens: np.ndarray
-
-    @classmethod
-    def of(cls, values: np.ndarray, documents: np.ndarray) -> DocumentSums:
-        """Of values [N, n] whose tokens belong to documents [N]."""
-        _, numbers, n_tokens = np.unique(documents, return_inverse=True, return_counts=True)
-        totals = np.zeros((len(n_tokens), values.shape[1]))
-        np.add.at(totals, numbers, values)
-        return cls(totals, n_tokens)
-
-    def means(self) -> np.ndarray:
-        """float64 [n], over tokens."""
-        return self.totals.sum(axis=0) / self.n_tokens.sum()
-
-    def standard_errors(self) -> np.ndarray:
-        """float64 [n], of the means: √(g/(g−1)·Σ_d (Σ_{i∈d} (x_i − x̄))²)/N; NaN for one document.
-
-        Source: Liang and Zeger 1986, documents being the clusters.
-        """
-        n_documents = len(self.n_tokens)
-        if n_documents < 2:
-            return np.full(self.totals.shape[1], np.nan)
-        residuals = self.totals - self.n_tokens[:, None] * self.means()
-        scale = n_documents / (n_documents - 1)
-        return np.sqrt(scale * np.sum(residuals**2, axis=0)) / self.n_tokens.sum()

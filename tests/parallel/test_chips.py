@@ -35,6 +35,6 @@ def test_an_unknown_chip_is_one_line_that_names_a_known_one():
         chip_of("nonsense:2x2")
 
 
-def test_a_peak_step_reads_memory_faster_than_the_network_and_the_network_faster_than_dcn():
+def test_bandwidth_falls_from_memory_to_the_slice_to_other_slices():
     for chip in CHIPS.values():
         assert chip.hbm_bandwidth > chip.ici_bandwidth > chip.dcn_bandwidth
