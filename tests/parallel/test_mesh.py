@@ -1,11 +1,14 @@
 """The mesh: sizes that multiply out, and the one table from logical names to its axes."""
 
+import dataclasses
+
+import numpy as np
 import pytest
 from jax.sharding import PartitionSpec
 
 from bottleneck.config import MeshConfig
 from bottleneck.errors import UserError
-from bottleneck.parallel.mesh import mesh_sizes, partition_spec
+from bottleneck.parallel.mesh import make_mesh, mesh_sizes, partition_spec
 
 
 @pytest.mark.parametrize(
@@ -40,3 +43,52 @@ def test_the_table_places_logical_axes():
         ("replica", "fsdp"), None, None
     )
     assert partition_spec([None, "embed", "mlp"]) == PartitionSpec(None, "fsdp", "tensor")
+
+
+@dataclasses.dataclass(frozen=True)
+class Chip:
+    """As much of a TPU's device as its place in a mesh depends on."""
+
+    slice_index: int
+    coords: tuple[int, int, int]
+    platform: str = "tpu"
+    device_kind: str = "TPU v5 lite"
+    core_on_chip: int = 0
+    process_index: int = 0
+
+
+def slices_of_four(n_slices):
+    """Chips of slices 2x2, in an order that mixes the slices."""
+    return [Chip(index, (x, y, 0)) for x in range(2) for y in range(2) for index in range(n_slices)]
+
+
+@pytest.mark.parametrize(
+    "config",
+    [MeshConfig(replica=2), MeshConfig(replica=4, tensor=2), MeshConfig(replica=-1, fsdp=2)],
+)
+def test_slices_lie_along_replica_alone(config):
+    mesh = make_mesh(config, slices_of_four(2))
+    assert tuple(mesh.shape.values()) == tuple(mesh_sizes(config, 8).values())
+    index = np.vectorize(lambda chip: chip.slice_index)(mesh.devices)
+    half = mesh.shape["replica"] // 2
+    assert (index[:half] == 0).all()
+    assert (index[half:] == 1).all()
+
+
+def test_a_mesh_axis_may_take_part_of_a_physical_one():
+    mesh = make_mesh(MeshConfig(tensor=2), [Chip(0, (x, y, 0)) for x, y in np.ndindex(4, 4)])
+    assert tuple(mesh.shape.values()) == (1, 8, 2)
+    # Those that talk most are neighbours on the wire.
+    for first, second in mesh.devices.reshape(-1, 2):
+        assert np.abs(np.subtract(first.coords, second.coords)).sum() == 1
+
+
+def test_replica_that_the_slices_do_not_divide_is_an_error():
+    with pytest.raises(UserError, match=r"config\.mesh\.replica=1 .* multiple of the 2 slices"):
+        make_mesh(MeshConfig(), slices_of_four(2))
+
+
+def test_processes_of_cpus_are_not_slices():
+    # jax gives every process of CPUs a slice_index of its own.
+    cpus = [dataclasses.replace(chip, platform="cpu") for chip in slices_of_four(2)]
+    assert make_mesh(MeshConfig(), cpus).shape["fsdp"] == 8
