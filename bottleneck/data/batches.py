@@ -44,8 +44,8 @@ class Batches:
         mixed_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
         self._order = grain.MapDataset.range(self.n_windows).shuffle(mixed_seed).repeat()
 
-    def batch(self, step: int, rows: slice = slice(None)) -> dict[str, np.ndarray]:
-        """The batch of a step, or some of its rows.
+    def batch(self, step: int, rows: slice | np.ndarray = slice(None)) -> dict[str, np.ndarray]:
+        """The batch of a step, or some of its rows, by slice or by index.
 
         A batch goes on into the next epoch where the windows of one run out.
 
@@ -54,8 +54,8 @@ class Batches:
             weights: float32 [B, L], all 1.
         """
         length = self.sequence_length
-        places = range(step * self.batch_size, (step + 1) * self.batch_size)[rows]
-        starts = [self._order[place] * length for place in places]
+        places = step * self.batch_size + np.arange(self.batch_size)[rows]
+        starts = [self._order[int(place)] * length for place in places]
         tokens = [self._tokens[start : start + length + 1] for start in starts]
         windows_Bx1pL = np.array(tokens, np.int32).reshape(len(places), length + 1)
         return {
@@ -65,7 +65,7 @@ class Batches:
         }
 
     def iterate(
-        self, start: int, stop: int, rows: slice = slice(None)
+        self, start: int, stop: int, rows: slice | np.ndarray = slice(None)
     ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
         """(step, batch) for the steps from `start` to before `stop`, read ahead in the background.
 

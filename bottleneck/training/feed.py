@@ -27,8 +27,12 @@ def device_batches(
         yield step, {name: put(array) for name, array in local.items()}
 
 
-def local_rows(sharding: jax.sharding.Sharding, shape: tuple[int, ...]) -> slice:
-    """The rows of an array of this global shape that the devices of this process hold."""
+def local_rows(sharding: jax.sharding.Sharding, shape: tuple[int, ...]) -> np.ndarray:
+    """The rows of an array of this global shape that the devices of this process hold, ascending.
+
+    On a TPU slice they do not follow one upon the other: a host's chips are a block of the slice,
+    and the mesh goes through the slice in lines.
+    """
+    rows = np.arange(shape[0])
     indices = sharding.addressable_devices_indices_map(shape).values()
-    held = [index[0].indices(shape[0]) for index in indices if index is not None]
-    return slice(min(start for start, _, _ in held), max(stop for _, stop, _ in held))
+    return np.unique([rows[index[0]] for index in indices if index is not None])

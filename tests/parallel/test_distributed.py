@@ -60,6 +60,20 @@ def free_port():
         return listener.getsockname()[1]
 
 
+def start(command, environment):
+    pipe = subprocess.PIPE
+    return subprocess.Popen(command, env=environment, stdout=pipe, stderr=pipe, text=True)
+
+
+def wait_for(processes):
+    """What each wrote to its output and to its errors."""
+    processes = list(processes)
+    outputs = [process.communicate(timeout=300) for process in processes]
+    for process, (_, errors) in zip(processes, outputs, strict=True):
+        assert process.returncode == 0, errors
+    return outputs
+
+
 def train(config, workdir, n_processes):
     command = [sys.executable, "-m", "bottleneck", "train"]
     command += [f"--config={config}:6", f"--workdir={workdir}"]
@@ -69,20 +83,48 @@ def train(config, workdir, n_processes):
         worlds = [
             [address, f"--processes={n_processes}", f"--process={i}"] for i in range(n_processes)
         ]
-    processes = [
-        subprocess.Popen(
-            [*command, *world],
-            env=ENVIRONMENT,
-            stderr=subprocess.PIPE,
-            stdout=subprocess.PIPE,
-            text=True,
-        )
-        for world in worlds
-    ]
-    outputs = [process.communicate(timeout=300) for process in processes]
-    for process, (_, errors) in zip(processes, outputs, strict=True):
-        assert process.returncode == 0, errors
+    outputs = wait_for(start([*command, *world], ENVIRONMENT) for world in worlds)
     return [errors for _, errors in outputs]
+
+
+# Two processes of two devices whose shares of the batch do not follow one upon the other, as on a
+# TPU slice; every row holds its own number.
+FEED = """
+import sys
+
+import jax
+import numpy as np
+from jax.sharding import Mesh
+
+from bottleneck.parallel import distributed
+from bottleneck.parallel.mesh import MESH_AXES
+from bottleneck.training.feed import device_batches
+
+class Batches:
+    batch_size, sequence_length = 8, 3
+
+    def iterate(self, start, stop, rows):
+        assert len(rows) == 4, rows
+        for step in range(start, stop):
+            numbers = 100 * step + np.arange(8)[rows]
+            yield step, {"inputs": np.repeat(numbers[:, None], 3, axis=1)}
+
+distributed.start(distributed.Processes(sys.argv[1], 2, int(sys.argv[2])))
+devices = np.array(sorted(jax.devices(), key=lambda device: (device.id % 2, device.process_index)))
+mesh = Mesh(devices.reshape(1, 4, 1), MESH_AXES)
+for step, batch in device_batches(Batches(), mesh, 1, 3):
+    for shard in batch["inputs"].addressable_shards:
+        expected = 100 * step + np.arange(8)[shard.index[0]]
+        np.testing.assert_array_equal(shard.data, np.repeat(expected[:, None], 3, axis=1))
+print([shard.index[0].start for shard in batch["inputs"].addressable_shards])
+"""
+
+
+def test_each_process_reads_its_rows_alone_wherever_they_lie():
+    environment = ENVIRONMENT | {"XLA_FLAGS": "--xla_force_host_platform_device_count=2"}
+    command = [sys.executable, "-c", FEED, f"127.0.0.1:{free_port()}"]
+    outputs = wait_for(start([*command, str(index)], environment) for index in range(2))
+    assert [output for output, _ in outputs] == ["[0, 4]\n", "[2, 6]\n"]
 
 
 def losses(workdir):
