@@ -28,13 +28,18 @@ def rotate(x_BxLxHxK: jax.Array, rotary_size: int, theta: float) -> jax.Array:
     """
     if rotary_size == 0:
         return x_BxLxHxK
-    turned, kept = x_BxLxHxK[..., :rotary_size], x_BxLxHxK[..., rotary_size:]
+    x, half = x_BxLxHxK, rotary_size // 2
     frequency = theta ** (-jnp.arange(0, rotary_size, 2, dtype=jnp.float32) / rotary_size)
-    angle_Lx1xF = jnp.arange(turned.shape[1])[:, None, None] * frequency
-    cos, sin = jnp.cos(angle_Lx1xF), jnp.sin(angle_Lx1xF)
-    first, second = jnp.split(turned.astype(jnp.float32), 2, axis=-1)
-    turned = jnp.concatenate([first * cos - second * sin, second * cos + first * sin], axis=-1)
-    return jnp.concatenate([turned.astype(kept.dtype), kept], axis=-1)
+    angle_Lx1xF = jnp.arange(x.shape[1])[:, None, None] * frequency
+    # Over the whole of K, those that stay turned by 0: a TPU pads arrays of width rotary_size/2
+    # to 128, in float32, and holds them until the backward pass.
+    still = ((0, 0), (0, 0), (0, x.shape[-1] - rotary_size))
+    angle_Lx1xK = jnp.pad(jnp.tile(angle_Lx1xF, 2), still)
+    crossed = jnp.concatenate(
+        [-x[..., half:rotary_size], x[..., :half], x[..., rotary_size:]], axis=-1
+    )
+    turned = x * jnp.cos(angle_Lx1xK) + crossed * jnp.sin(angle_Lx1xK)
+    return turned.astype(x.dtype)
 
 
 def causal_attention(

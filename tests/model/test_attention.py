@@ -29,18 +29,24 @@ def test_attention_is_a_softmax_over_the_tokens_so_far(n_heads, n_kv_heads):
 
 
 @pytest.mark.parametrize("rotary_size", [0, 2, 4, 8])
-def test_rotation_turns_pairs_by_angles_that_grow_with_position(rotary_size):
-    x = np.asarray(random(0, B, L, 3, K))
-    turned = rotate(jnp.asarray(x), rotary_size, 100.0)
+@pytest.mark.parametrize(
+    ("dtype", "rtol"),
+    [(jnp.float32, 0.0), (jnp.bfloat16, 2**-8)],  # 8 bits: rounded once, at the end
+)
+def test_rotation_turns_pairs_by_angles_that_grow_with_position(rotary_size, dtype, rtol):
+    rounded = random(0, B, L, 3, K).astype(dtype)
+    turned = rotate(rounded, rotary_size, 100.0)
+    assert turned.dtype == dtype
+    x = np.asarray(rounded, np.float64)
     half = rotary_size // 2
-    expected = x.astype(np.float64)
+    expected = x.copy()
     for position in range(L):
         for i in range(half):
             turn = np.exp(1j * position * 100.0 ** (-2 * i / rotary_size))
             pair = (x[:, position, :, i] + 1j * x[:, position, :, i + half]) * turn
             expected[:, position, :, i] = pair.real
             expected[:, position, :, i + half] = pair.imag
-    np.testing.assert_allclose(turned, expected, atol=2e-6)
+    np.testing.assert_allclose(np.asarray(turned, np.float64), expected, atol=2e-6, rtol=rtol)
 
 
 def test_scores_of_rotated_vectors_depend_on_distance_alone():
