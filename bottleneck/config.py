@@ -170,7 +170,7 @@ class ModelConfig(_Section):
     @property
     def padded_vocab_size(self) -> int:
         """V: the rows of the head."""
-        return -(-self.vocab_size // self.vocab_multiple) * self.vocab_multiple
+        return _round_up(self.vocab_size, self.vocab_multiple)
 
     @property
     def head_size(self) -> int:
@@ -312,7 +312,7 @@ class Config(_Section):
             f"a multiple of train.accumulation_steps={train.accumulation_steps}, "
             f"such as {_nearest_multiples(train.batch_size, train.accumulation_steps)}",
         )
-        check_batch_divides(self, {k: v for k, v in self.mesh.sizes.items() if v > 0})
+        check_divides(self, {k: v for k, v in self.mesh.sizes.items() if v > 0})
         for rank in self.probe.ranks:
             _require(
                 1 <= rank <= model.d_model,
@@ -346,17 +346,45 @@ class Config(_Section):
         return tuple(sorted({*(self.probe.ranks or powers), d_model}))
 
 
-def check_batch_divides(config: Config, mesh_sizes: dict[str, int]) -> None:
-    """Raises `UserError` where a micro-batch cannot be shared out evenly over replica × fsdp."""
-    data_parallel = mesh_sizes.get("replica", 1) * mesh_sizes.get("fsdp", 1)
-    unit = config.train.accumulation_steps * data_parallel
+def check_divides(config: Config, mesh_sizes: dict[str, int]) -> None:
+    """Raises `UserError` where a micro-batch or a dimension of the model has no even shares.
+
+    Args:
+        mesh_sizes: devices along each axis of the mesh; 1 along one that is left out.
+    """
+    model, train = config.model, config.train
+    replica, fsdp, tensor = (mesh_sizes.get(axis, 1) for axis in ("replica", "fsdp", "tensor"))
+    unit = train.accumulation_steps * replica * fsdp
     _require(
-        config.train.batch_size % unit == 0,
+        train.batch_size % unit == 0,
         "train.batch_size",
-        config.train.batch_size,
-        f"a multiple of {unit} (train.accumulation_steps={config.train.accumulation_steps} × "
-        f"{data_parallel} devices along mesh.replica and mesh.fsdp), "
-        f"such as {_nearest_multiples(config.train.batch_size, unit)}",
+        train.batch_size,
+        f"a multiple of {unit} (train.accumulation_steps={train.accumulation_steps} × "
+        f"{replica * fsdp} devices along mesh.replica and mesh.fsdp), "
+        f"such as {_nearest_multiples(train.batch_size, unit)}",
+    )
+    for name, size, axis, unit in (
+        ("d_model", model.d_model, "fsdp", math.lcm(fsdp, model.n_heads)),
+        ("n_heads", model.n_heads, "tensor", tensor),
+        ("n_kv_heads", model.kv_heads, "tensor", tensor),
+        ("d_ff", model.mlp_width, "tensor", tensor),
+    ):
+        n_devices = mesh_sizes.get(axis, 1)
+        _require(
+            size % n_devices == 0,
+            f"model.{name}",
+            size,
+            f"a multiple of mesh.{axis}={n_devices}, such as {_nearest_multiples(size, unit)}; "
+            f"or take mesh.{axis}={math.gcd(size, n_devices)}",
+        )
+    multiple = math.lcm(model.vocab_multiple, tensor)
+    _require(
+        model.padded_vocab_size % tensor == 0,
+        "model.vocab_multiple",
+        model.vocab_multiple,
+        f"such that the {model.padded_vocab_size} rows of the vocabulary become a multiple of "
+        f"mesh.tensor={tensor}, such as {multiple} for {_round_up(model.vocab_size, multiple)} "
+        f"rows; or take mesh.tensor={math.gcd(model.padded_vocab_size, tensor)}",
     )
 
 
@@ -473,6 +501,10 @@ def _coerce(value: Any, hint: Any, name: str) -> Any:
 def _require(condition: bool, name: str, value: Any, allowed: str) -> None:
     if not condition:
         raise UserError(f"config.{name}={value!r} is not allowed; it must be {allowed}")
+
+
+def _round_up(value: int, unit: int) -> int:
+    return -(-value // unit) * unit
 
 
 def _nearest_multiples(value: int, unit: int) -> str:

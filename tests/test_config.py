@@ -34,6 +34,32 @@ def test_defaults_parse_to_the_default_dataclass():
         ({"model__norm": "batchnorm"}, "config.model.norm='batchnorm'", "'layernorm', 'rmsnorm'"),
         ({"model__vocab_size": 100}, "config.model.vocab_size=100", "tokenizer_vocab_size=8192"),
         ({"mesh__fsdp": 3}, "config.train.batch_size=16", "such as 15 or 18"),
+        (
+            {"mesh__fsdp": 12, "train__batch_size": 24},
+            "config.model.d_model=256",
+            "mesh.fsdp=12, such as 252 or 264; or take mesh.fsdp=4",
+        ),
+        (
+            {"mesh__tensor": 3},
+            "config.model.n_heads=4",
+            "a multiple of mesh.tensor=3, such as 3 or 6; or take mesh.tensor=1",
+        ),
+        (
+            {"mesh__tensor": 4, "model__n_kv_heads": 2},
+            "config.model.n_kv_heads=2",
+            "a multiple of mesh.tensor=4, such as 4; or take mesh.tensor=2",
+        ),
+        (
+            {"mesh__tensor": 4, "model__d_ff": 1022},
+            "config.model.d_ff=1022",
+            "a multiple of mesh.tensor=4, such as 1020 or 1024; or take mesh.tensor=2",
+        ),
+        (
+            {"mesh__tensor": 4, "model__vocab_size": 9001, "model__vocab_multiple": 3},
+            "config.model.vocab_multiple=3",
+            "the 9003 rows of the vocabulary become a multiple of mesh.tensor=4, such as 12 for "
+            "9012 rows; or take mesh.tensor=1",
+        ),
         ({"train__accumulation_steps": 3}, "config.train.batch_size=16", "such as 15 or 18"),
         ({"mesh__tensor": -1}, "config.mesh.tensor=-1", "-1 on one axis only"),
         ({"mesh__tensor": 0}, "config.mesh.tensor=0", "at least 1"),
@@ -58,6 +84,13 @@ def test_a_bad_value_is_one_line_with_field_value_and_what_is_allowed(changes, n
     assert name in message
     assert allowed in message
     assert "\n" not in message
+
+
+def test_what_fits_is_known_only_with_the_devices_where_an_axis_takes_the_rest():
+    config = parse_with(model__d_model=260, train__batch_size=24)
+    config_lib.check_divides(config, {"replica": 2, "fsdp": 4, "tensor": 2})
+    with pytest.raises(UserError, match=r"config\.model\.d_model=260 .* mesh\.fsdp=8, such as 256"):
+        config_lib.check_divides(config, {"replica": 1, "fsdp": 8, "tensor": 1})
 
 
 def test_an_unknown_field_names_the_nearest():

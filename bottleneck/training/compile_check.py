@@ -19,7 +19,7 @@ import jax
 from jax.experimental import topologies
 from jax.sharding import Mesh
 
-from bottleneck.config import Config, check_batch_divides
+from bottleneck.config import Config, check_divides
 from bottleneck.errors import UserError
 from bottleneck.parallel import mesh as mesh_lib
 from bottleneck.parallel.chips import Chip, chip_of
@@ -87,7 +87,7 @@ def rehearse(config: Config, topology: str, n_slices: int = 1) -> Rehearsal:
     """
     chip = chip_of(topology)
     mesh = mesh_lib.make_mesh(config.mesh, topology_devices(topology, n_slices))
-    check_batch_divides(config, dict(mesh.shape))
+    check_divides(config, dict(mesh.shape))
     programs = {name: _rehearse(lower(config, mesh), mesh) for name, lower in PROGRAMS.items()}
     train_step = programs[TRAIN_STEP]
     limits = roofline(

@@ -13,7 +13,7 @@ import jax
 from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
-from bottleneck.config import Config, check_batch_divides
+from bottleneck.config import Config, check_divides
 from bottleneck.data.batches import Batches, held_out
 from bottleneck.data.tokens import TokenCache, prepare
 from bottleneck.model.accounting import count_parameters
@@ -42,7 +42,7 @@ def train(config: Config, workdir: str | Path) -> None:
         console.print(f"{workdir} holds this run, complete; nothing to do")
         return
     mesh = make_mesh(config.mesh)
-    check_batch_divides(config, dict(mesh.shape))
+    check_divides(config, dict(mesh.shape))
     cache = prepare(config.data)
     run_folder.check_same_corpus(workdir, cache.digest)
     parameters = count_parameters(config.model)
