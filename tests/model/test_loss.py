@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bottleneck.config import ModelConfig
 from bottleneck.model.head import HeadFactors
 from bottleneck.model.loss import cross_entropy, token_losses
 
@@ -169,3 +170,23 @@ def test_large_logits_neither_overflow_nor_become_nan():
     _, expected, _, _ = reference(heads["full"], 1e3 * hidden, targets, weights, z_loss=0.0)
     assert_close(value, expected, 1e-5)
     assert np.all(np.isfinite(gradient))
+
+
+@pytest.mark.parametrize("rank", [None, 512])
+def test_value_and_gradient_of_32k_tokens_need_little_memory(rank):
+    # What the compiler plans beyond inputs and results; the logits alone would be 6.6 GB.
+    n_rows, width = 50_304, 1024
+    tokens = jax.ShapeDtypeStruct((16, 2048), jnp.int32)
+    weights = jax.ShapeDtypeStruct((16, 2048), jnp.float32)
+    hidden = jax.ShapeDtypeStruct((16, 2048, width), jnp.bfloat16)
+    rows = jax.ShapeDtypeStruct((n_rows, rank or width), jnp.float32)
+    basis = None if rank is None else jax.ShapeDtypeStruct((rank, width), jnp.float32)
+
+    def objective(factors, hidden, targets, weights):
+        return cross_entropy(
+            factors, hidden, targets, weights, vocab_size=50_277, chunk=ModelConfig().loss_chunk
+        )
+
+    gradient = jax.jit(jax.value_and_grad(objective, argnums=(0, 1), has_aux=True))
+    compiled = gradient.lower(HeadFactors(rows, basis), hidden, tokens, weights).compile()
+    assert compiled.memory_analysis().temp_size_in_bytes < 1.5e9
