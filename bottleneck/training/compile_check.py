@@ -25,7 +25,7 @@ from bottleneck.parallel import mesh as mesh_lib
 from bottleneck.parallel.chips import Chip, chip_of
 from bottleneck.training.hlo import Collective, collectives
 from bottleneck.training.roofline import Roofline, roofline
-from bottleneck.training.step import BATCH_TYPES, make_train_program
+from bottleneck.training.step import make_train_program
 
 
 @dataclass(frozen=True)
@@ -116,15 +116,10 @@ def topology_devices(topology: str, n_slices: int = 1) -> list[jax.Device]:
 
 
 def _lower_train_step(config: Config, mesh: Mesh) -> Any:
-    program = make_train_program(config, mesh)
-    shape = (config.train.batch_size, config.train.sequence_length)
-    sharding = mesh_lib.batch_sharding(mesh)
-    batch = {
-        key: jax.ShapeDtypeStruct(shape, dtype, sharding=sharding)
-        for key, dtype in BATCH_TYPES.items()
-    }
     with jax.set_mesh(mesh):
-        return program.step.lower(*program.abstract_state, batch)
+        return make_train_program(config, mesh).lower(
+            config.train.batch_size, config.train.sequence_length
+        )
 
 
 # What is rehearsed: the name of a program → what traces it for a mesh.

@@ -40,14 +40,18 @@ class TrainProgram:
     step: Any  # the jitted function
     abstract_state: tuple[Any, Any]  # shapes, types and shardings of (params, opt_state)
 
-    def compile(self, batch_size: int, sequence_length: int) -> Any:
-        """`step`, compiled for batches [B, L] before there is one."""
+    def lower(self, batch_size: int, sequence_length: int) -> Any:
+        """`step`, traced for batches [B, L] before there is one."""
         sharding = mesh_lib.batch_sharding(self.mesh)
         batch = {
             name: jax.ShapeDtypeStruct((batch_size, sequence_length), dtype, sharding=sharding)
             for name, dtype in BATCH_TYPES.items()
         }
-        return self.step.lower(*self.abstract_state, batch).compile()
+        return self.step.lower(*self.abstract_state, batch)
+
+    def compile(self, batch_size: int, sequence_length: int) -> Any:
+        """`step`, compiled for batches [B, L]."""
+        return self.lower(batch_size, sequence_length).compile()
 
 
 def make_loss(config: Config) -> Callable[[Params, Batch], tuple[jax.Array, jax.Array]]:
