@@ -116,10 +116,9 @@ def topology_devices(topology: str, n_slices: int = 1) -> list[jax.Device]:
 
 
 def _lower_train_step(config: Config, mesh: Mesh) -> Any:
+    program = make_train_program(config, mesh)
     with jax.set_mesh(mesh):
-        return make_train_program(config, mesh).lower(
-            config.train.batch_size, config.train.sequence_length
-        )
+        return program.lower(config.train.batch_size, config.train.sequence_length)
 
 
 # What is rehearsed: the name of a program → what traces it for a mesh.

@@ -18,8 +18,9 @@ def trace(n_layers):
     changes = {"model.n_layers": str(n_layers), "train.batch_size": "1"}
     config = load_config(f"{PYTHIA}:160m", changes)
     mesh = make_mesh(config.mesh, jax.devices()[:1])
+    program = make_train_program(config, mesh)
     with jax.set_mesh(mesh):
-        return make_train_program(config, mesh).lower(1, config.train.sequence_length)
+        return program.lower(1, config.train.sequence_length)
 
 
 def processor_seconds(n_layers):
