@@ -170,6 +170,9 @@ class Transformer(nnx.Module):
         if config.position == "learned":
             hidden_BxLxD = hidden_BxLxD + self.positions[: tokens_BxL.shape[1]]
         hidden_BxLxD = hidden_BxLxD.astype(config.compute_dtype)
+        # Looked up where the columns of the table lie, then sent to where the sequences do; and so,
+        # backwards, the gradient. Left to itself the compiler may gather the whole table for it.
+        hidden_BxLxD = constrain(hidden_BxLxD, "lookup", "length", "embed")
         hidden_BxLxD = constrain(hidden_BxLxD, "batch", "length", None)
 
         block_graph, block_params = nnx.split(self.blocks)
@@ -182,6 +185,7 @@ class Transformer(nnx.Module):
             layer = jax.checkpoint(layer, policy=_REMAT_POLICIES[config.remat], prevent_cse=False)
         hidden_BxLxD, seen = jax.lax.scan(layer, hidden_BxLxD, block_params)
         hidden_BxLxD = self.final_norm(hidden_BxLxD).astype(config.compute_dtype)
+        hidden_BxLxD = constrain(hidden_BxLxD, "batch", "length", None)
         if observe is not None:
             last = observe(hidden_BxLxD)
             seen = jax.tree.map(lambda some, one: jnp.concatenate([some, one[None]]), seen, last)
