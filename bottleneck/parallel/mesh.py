@@ -23,6 +23,7 @@ MESH_AXES = ("replica", "fsdp", "tensor")
 # Logical axis → mesh axes it is split over; None is replicated.
 LOGICAL_AXES: dict[str, str | tuple[str, ...] | None] = {
     "batch": ("replica", "fsdp"),
+    "lookup": "replica",  # the batch, while its embeddings' columns are split over `fsdp`
     "length": None,
     "vocab": "tensor",
     "embed": "fsdp",

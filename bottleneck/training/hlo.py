@@ -237,10 +237,13 @@ def _members(rest: str, n_devices: int) -> np.ndarray:
 
 def _iota(text: str) -> np.ndarray:
     """[4,2]<=[2,4]T(1,0): the devices laid out as [2,4], transposed, then shaped [4,2]."""
-    shape, source, order = re.fullmatch(r"\[(.*?)\]<=\[(.*?)\](?:T\((.*?)\))?", text).groups()  # type: ignore[union-attr]
+    shape, source, order = re.fullmatch(  # type: ignore[union-attr]
+        r"(?:\[(.*?)\]<=)?\[(.*?)\](?:T\((.*?)\))?", text
+    ).groups()
     dimensions = _integers(source)
     devices = np.arange(dimensions.prod()).reshape(dimensions)
-    return devices.transpose(_integers(order) if order else None).reshape(_integers(shape))
+    devices = devices.transpose(_integers(order) if order else None)
+    return devices.reshape(_integers(shape)) if shape else devices
 
 
 def _mesh_groups(text: str) -> np.ndarray:
@@ -268,7 +271,7 @@ def _mesh_groups(text: str) -> np.ndarray:
     inside = [_parts_of(names, sizes, *part) for part in wanted]
     last = [dimension for dimensions in inside for dimension in dimensions]
     first = [dimension for dimension in range(len(sizes)) if dimension not in last]
-    if devices and "<=" in devices:
+    if devices and re.search("<=|T", devices):
         order = _iota(devices).reshape(sizes)
     else:
         order = (_integers(devices) if devices else np.arange(math.prod(sizes))).reshape(sizes)

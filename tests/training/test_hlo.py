@@ -58,6 +58,8 @@ def reduction(groups):
         ("mesh['a'=2,'b'=4] {'a','b':(2)2}", ("replica", "tensor"), 4),
         ("mesh['a'=4,'b'=2], device_ids=([0,4,1,5,2,6,3,7]) {'b'}", ("replica",), 2),
         ("mesh['a'=4,'b'=2], device_ids=([4,2]<=[2,4]T(1,0)) {'b'}", ("replica",), 2),
+        ("mesh['a'=4,'b'=1,'c'=2], device_ids=([2,4]T(1,0)) {'a'}", ("fsdp", "tensor"), 4),
+        ("mesh['a'=4,'b'=1,'c'=2], device_ids=([2,4]T(1,0)) {'c'}", ("replica",), 2),
     ],
 )
 def test_each_way_of_writing_groups_names_the_axes_they_span(groups, axes, size):
@@ -231,7 +233,7 @@ V, D, R = 2048, 64, 16
 
 
 @functools.cache
-def collectives_of_train_step(rank, sizes):
+def collectives_of_train_step(rank, sizes, tied=False):
     config = Config(
         data=DataConfig(tokenizer_vocab_size=1000),
         model=ModelConfig(
@@ -241,6 +243,7 @@ def collectives_of_train_step(rank, sizes):
             n_heads=4,
             n_layers=2,
             head_rank=rank,
+            tie_embeddings=tied,
             loss_chunk=32,
         ),
         train=TrainConfig(steps=10, batch_size=8, sequence_length=64),
@@ -252,13 +255,15 @@ def collectives_of_train_step(rank, sizes):
         return collectives(program.compile(8, 64).as_text(), mesh.shape)
 
 
-@pytest.mark.parametrize("sizes", [(1, 4, 1), (1, 2, 2)])
+@pytest.mark.parametrize(
+    ("sizes", "tied"), [((1, 4, 1), False), ((1, 2, 2), False), ((1, 2, 2), True)]
+)
 @pytest.mark.parametrize("rank", [None, R])
-def test_no_device_gathers_the_head_or_the_logits(rank, sizes):
+def test_no_device_gathers_the_head_or_the_logits(rank, sizes, tied):
     rows = V // sizes[2]  # of one device
     gathers = [
         each
-        for each in collectives_of_train_step(rank, sizes)
+        for each in collectives_of_train_step(rank, sizes, tied)
         if each.op in ("all-gather", "all-to-all")
     ]
     assert gathers  # of the layers' weights
@@ -267,6 +272,18 @@ def test_no_device_gathers_the_head_or_the_logits(rank, sizes):
             # What is gathered of the head is a block of its rows, and of the logits nothing.
             assert not {V, rows} & set(shape.dimensions), each
             assert math.prod(shape.dimensions) < rows * (rank or D), each
+
+
+@pytest.mark.parametrize("rank", [None, R])
+def test_copies_of_the_parameters_exchange_nothing_but_sums(rank):
+    between = [
+        each for each in collectives_of_train_step(rank, (2, 2, 1)) if "replica" in each.axes
+    ]
+    assert {each.op for each in between} == {"all-reduce"}
+    # Of gradients, each device of its part: a half of the head's columns.
+    assert all(
+        math.prod(shape.dimensions) <= V * D // 2 for each in between for shape in each.shapes
+    )
 
 
 @pytest.mark.parametrize("sizes", [(1, 4, 1), (1, 2, 2)])
