@@ -13,18 +13,20 @@ PY := $(VENV)/bin/python
 # moved since, the environment may be broken anywhere and is made anew.
 BASE := $(VENV)/installed
 TEST := $(VENV)/installed-with-test
+SLOW := $(VENV)/installed-with-test-and-tpu
 BELONGS := "$(VERSION) $$(pwd -P)"
-SOUND := $(shell $(PY) -c '' 2>/dev/null && cat $(BASE) $(TEST) 2>/dev/null | grep -qxF $(BELONGS) && echo yes)
-# What the tests need includes all that the demo needs.
+SOUND := $(shell $(PY) -c '' 2>/dev/null && cat $(BASE) $(TEST) $(SLOW) 2>/dev/null | grep -qxF $(BELONGS) && echo yes)
+# What the slow tests need includes all that the others need, and that all that the demo needs.
 STAMP := $(if $(filter test lint format,$(MAKECMDGOALS))$(wildcard $(TEST)),$(TEST),$(BASE))
+STAMP := $(if $(filter test-slow,$(MAKECMDGOALS))$(wildcard $(SLOW)),$(SLOW),$(STAMP))
 
 TRAIN := $(PY) -m bottleneck train --config=configs/nano.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test lint format clean FORCE
+.PHONY: help demo test test-slow lint format clean FORCE
 
 help: ## List the targets.
-	@awk -F ':.*## ' '/^[a-z]+:.*## / { printf "  make %-8s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
 
 demo: $(STAMP) ## Train a small model with three head ranks and write a report.
 	$(TRAIN) --workdir=runs/demo/rank-4 --config.model.head_rank=4
@@ -32,8 +34,11 @@ demo: $(STAMP) ## Train a small model with three head ranks and write a report.
 	$(TRAIN) --workdir=runs/demo/full
 	$(PY) -m bottleneck analyze runs/demo
 
-test: lint ## Lint, then run the tests; PYTEST_ARGS="-m slow" and the like go to pytest.
+test: lint ## Lint, then run the tests; PYTEST_ARGS="-k head" and the like go to pytest.
 	$(PY) -m pytest $(PYTEST_ARGS)
+
+test-slow: $(STAMP) ## Large compiles for TPUs that are not here, and other checks that take minutes.
+	$(PY) -m pytest -m slow $(PYTEST_ARGS)
 
 lint: $(STAMP) ## Check format, style, the order of imports, and types.
 	$(PY) -m ruff format --check
@@ -50,12 +55,15 @@ clean: ## Remove environments and caches; runs/ stays.
 	    .pytest_cache .ruff_cache
 	find bottleneck configs tests -name __pycache__ -prune -exec rm -rf {} +
 
+$(BASE): EXTRAS :=
+$(TEST): EXTRAS := [test]
+$(SLOW): EXTRAS := [test,tpu]
 $(STAMP): setup.cfg pyproject.toml $(if $(SOUND),,FORCE)
 	$(if $(VERSION),,$(error $(PYTHON) does not run; name a Python that does: make $(MAKECMDGOALS) PYTHON=/path/to/python3))
 	$(if $(filter 2.% 3.4 3.5 3.6 3.7 3.8 3.9 3.10,$(VERSION)),$(error Python 3.11 or newer is needed and $(PYTHON) is $(VERSION); name another: make $(MAKECMDGOALS) PYTHON=python3.12))
 	$(if $(shell "$(PYTHON)" -c 'import ensurepip, venv' 2>&1),$(error $(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt-get install python$(VERSION)-venv))
 	@echo "Installing into $(VENV); the first time this takes some minutes"
-	@rm -f $(BASE) $(TEST)
+	@rm -f $(BASE) $(TEST) $(SLOW)
 	@$(if $(SOUND),$(PY) -m pip --version >/dev/null 2>&1 ||) "$(PYTHON)" -m venv --clear $(VENV)
-	@$(PY) -m pip install -qq --disable-pip-version-check --editable '.$(if $(filter $(TEST),$@),[test])'
+	@$(PY) -m pip install -qq --disable-pip-version-check --editable '.$(EXTRAS)'
 	@echo $(BELONGS) > $@
