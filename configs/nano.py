@@ -28,7 +28,7 @@ def get_config():
     config.train.sequence_length = 128
 
     config.probe.every = 25
-    config.probe.tokens = 8192
-    config.probe.ranks = (1, 2, 4, 8, 16, 32, 64)
+    config.probe.tokens = 4096
+    config.probe.ranks = (1, 4, 16, 64)
     config.checkpoint.every = 50
     return config

@@ -1,22 +1,49 @@
-"""The loss of a head at every rank in one pass: logits added up block of ranks by block of ranks.
+"""What each rank of a head costs: mean losses, their gap to the whole head, and the gap's anatomy.
 
-B: sequences; L: tokens; D: hidden width; V: rows of the head; n: ranks of the sweep.
+B: sequences; L: tokens; D: hidden width; n: ranks; g: documents; Δ: logits of the head cut to a
+rank, less those of the whole; p: probabilities of the whole head. Losses of single tokens come from
+`token_sweep`; here they are put together, in float64 on the host.
 """
 
 from __future__ import annotations
 
-import itertools
+import functools
 from collections.abc import Sequence
 from dataclasses import dataclass
+from typing import Literal
 
 import jax
 import jax.numpy as jnp
 import numpy as np
 
 from bottleneck.model.head import HeadFactors
+from bottleneck.probes import geometry, spectrum
+from bottleneck.probes import truncation as truncations
 from bottleneck.probes.document_sums import DocumentSums
+from bottleneck.probes.token_sweep import Predictions, token_sweep
 
-_PADDING = -1e30
+FREQUENCY_CLASSES = ("rare", "middle", "frequent")
+
+
+@dataclass(frozen=True)
+class Anatomy:
+    """Of the gap at each rank: float64 [n], means over tokens.
+
+    first_order: E_p[Δ] − Δ[y]; zero where the head is at a minimum.
+    second_order: ½·Var_p(Δ); first_order + second_order predicts the gap.
+    kl: KL of the cut head's distribution from the whole head's, nats.
+    agreement: share of the tokens whose most likely next token the cut leaves as it is.
+    """
+
+    first_order: np.ndarray
+    second_order: np.ndarray
+    kl: np.ndarray
+    agreement: np.ndarray
+
+    @property
+    def predicted(self) -> np.ndarray:
+        """The gap to second order in Δ, nats per token."""
+        return self.first_order + self.second_order
 
 
 @dataclass(frozen=True)
@@ -26,90 +53,137 @@ class RankSweep:
     ranks: int [n], ascending.
     loss: of the head cut to each rank.
     gap: loss less the whole head's, over the same tokens.
-    gap_se: standard error of the gap, its tokens paired and clustered by document.
-    full_loss, full_loss_se: of the whole head.
+    gap_se, gap_token_se: standard errors of the gap, paired: clustered by document, and as if all
+        tokens were independent.
+    full_loss, full_loss_se: of the whole head, clustered by document.
     full_document_losses, document_tokens: [g], sums of the whole head's losses and counts of tokens
         in each of g documents, so that runs can be compared pair by pair.
+    gap_by_frequency: [3, n], what targets of each of `FREQUENCY_CLASSES` add to the gap; the sum
+        over classes is the gap.
+    anatomy: how the gap comes about, where that was asked for.
     """
 
     ranks: np.ndarray
     loss: np.ndarray
     gap: np.ndarray
     gap_se: np.ndarray
+    gap_token_se: np.ndarray
     full_loss: float
     full_loss_se: float
     full_document_losses: np.ndarray
     document_tokens: np.ndarray
+    gap_by_frequency: np.ndarray
+    anatomy: Anatomy | None
 
 
-def losses_by_rank(
+def rank_sweep(
     factors: HeadFactors,
     hidden_BxLxD: jax.Array,
     targets_BxL: jax.Array,
-    encode_DxD: jax.Array,
-    decode_DxD: jax.Array,
-    *,
     ranks: Sequence[int],
-    vocab_size: int,
-    chunk: int,
-) -> jax.Array:
-    """float32 [B, L, n] cross-entropy of every token at every rank, nats.
+    truncation: Literal["plain", "centred", "whitened"] = "plain",
+    *,
+    vocab_size: int | None = None,
+    weights_BxL: np.ndarray | None = None,
+    documents_BxL: np.ndarray | None = None,
+) -> RankSweep:
+    """The loss of a head cut to each rank, over these tokens, on any device or mesh.
 
     Args:
         factors: the head.
-        encode_DxD, decode_DxD: of a `truncation.Truncation`.
-        ranks: ascending; each costs a log-sum-exp, all together one product with the head.
-        vocab_size: rows from here on are padding.
-        chunk: about how many tokens' logits exist at one time.
+        ranks: 1 to D; D is added where it is missing.
+        vocab_size: rows of the head from here on are padding; None where there are none.
+        weights_BxL: 0 for a token that does not count, else 1; None where all do.
+        documents_BxL: which document each token is of; None takes each sequence for one.
+    Raises:
+        ValueError: where a rank is not between 1 and D.
     """
-    exact = jax.lax.Precision.HIGHEST
-    inner = decode_DxD
-    if factors.basis is not None:
-        inner = jnp.matmul(factors.basis, decode_DxD, precision=exact)
-    columns_VxD = jnp.matmul(factors.rows, inner, precision=exact)
-    is_padding = jnp.arange(columns_VxD.shape[0]) >= vocab_size
-    batch, length = targets_BxL.shape
-    chunk_length = min(length, max(1, chunk // batch))
-    padding = -length % chunk_length
-    edges = [0, *ranks]
-
-    def one_chunk(_: None, arrays: tuple[jax.Array, jax.Array]) -> tuple[None, jax.Array]:
-        hidden, targets = arrays
-        codes = jnp.matmul(hidden.astype(jnp.float32), encode_DxD, precision=exact)
-        logits = jnp.where(is_padding, _PADDING, 0.0)
-        losses = []
-        for start, stop in itertools.pairwise(edges):
-            logits = logits + jnp.einsum(
-                "bld,vd->blv", codes[..., start:stop], columns_VxD[:, start:stop], precision=exact
-            )
-            target_logits = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
-            losses.append(jax.nn.logsumexp(logits, axis=-1) - target_logits)
-        return None, jnp.stack(losses, axis=-1)
-
-    def split(array: jax.Array) -> jax.Array:
-        padded = jnp.pad(array, [(0, 0), (0, padding)] + [(0, 0)] * (array.ndim - 2))
-        return jnp.moveaxis(padded.reshape(batch, -1, chunk_length, *array.shape[2:]), 1, 0)
-
-    _, losses = jax.lax.scan(one_chunk, None, (split(hidden_BxLxD), split(targets_BxL)))
-    return jnp.moveaxis(losses, 0, 1).reshape(batch, -1, len(ranks))[:, :length]
+    width = hidden_BxLxD.shape[-1]
+    if not all(1 <= rank <= width for rank in ranks):
+        raise ValueError(f"ranks must be between 1 and {width}, and are {tuple(ranks)}")
+    ranks = sorted({*ranks, width})
+    vocab_size = factors.rows.shape[0] if vocab_size is None else vocab_size
+    weights = np.ones(targets_BxL.shape) if weights_BxL is None else np.asarray(weights_BxL)
+    if documents_BxL is None:
+        documents_BxL = np.broadcast_to(np.arange(len(weights))[:, None], weights.shape)
+    core = spectrum.read_core(factors, vocab_size)
+    if truncation == "whitened":
+        moment = jax.jit(geometry.second_moment)(hidden_BxLxD, jnp.asarray(weights, jnp.float32))
+        cut = truncations.whitened(core.raw, np.asarray(moment))
+    else:
+        cut = truncations.plain(core.raw if truncation == "plain" else core.centred)
+    sweep = jax.jit(functools.partial(token_sweep, ranks=ranks, vocab_size=vocab_size))
+    losses, predictions = sweep(
+        factors, hidden_BxLxD, targets_BxL, np.float32(cut.encode), np.float32(cut.decode)
+    )
+    targets = np.asarray(targets_BxL)
+    return summarise(
+        np.asarray(losses),
+        weights=weights,
+        documents=documents_BxL,
+        classes=frequency_classes(targets, np.bincount(targets[weights > 0], minlength=vocab_size)),
+        ranks=ranks,
+        predictions=predictions,
+    )
 
 
 def summarise(
-    losses: np.ndarray, weights: np.ndarray, documents: np.ndarray, ranks: Sequence[int]
+    losses: np.ndarray,
+    *,
+    weights: np.ndarray,
+    documents: np.ndarray,
+    classes: np.ndarray,
+    ranks: Sequence[int],
+    predictions: Predictions | None = None,
 ) -> RankSweep:
-    """Means and clustered standard errors, float64, from `losses_by_rank` whose last rank is D."""
+    """Means and errors from the losses [B, L, n] of `token_sweep`, whose last rank is D.
+
+    Args:
+        weights, documents, classes: [B, L]; `classes` as `frequency_classes` gives them.
+    """
     counts = weights.reshape(-1) > 0
-    by_token = losses.reshape(-1, losses.shape[-1]).astype(np.float64)[counts]
-    full = by_token[:, -1:]
-    sums = DocumentSums.of(np.hstack([by_token - full, full]), documents.reshape(-1)[counts])
+
+    def by_token(array: np.ndarray | jax.Array) -> np.ndarray:
+        return np.asarray(array).reshape(-1, array.shape[-1])[counts].astype(np.float64)
+
+    loss = by_token(losses)
+    full = loss[:, -1:]
+    gaps = loss - full
+    sums = DocumentSums.of(np.hstack([gaps, full]), documents.reshape(-1)[counts])
     means, errors = sums.means(), sums.standard_errors()
+    n_tokens = len(loss)
+    token_classes = classes.reshape(-1)[counts]
     return RankSweep(
         ranks=np.asarray(ranks),
-        loss=by_token.mean(axis=0),
+        loss=loss.mean(axis=0),
         gap=means[:-1],
         gap_se=errors[:-1],
+        gap_token_se=gaps.std(axis=0) / np.sqrt(max(n_tokens - 1, 1)),
         full_loss=float(means[-1]),
         full_loss_se=float(errors[-1]),
         full_document_losses=sums.totals[:, -1],
         document_tokens=sums.n_tokens,
+        gap_by_frequency=np.stack(
+            [gaps[token_classes == i].sum(axis=0) for i in range(len(FREQUENCY_CLASSES))]
+        )
+        / n_tokens,
+        anatomy=None
+        if predictions is None
+        else Anatomy(*(by_token(array).mean(axis=0) for array in predictions)),
     )
+
+
+def frequency_classes(tokens: np.ndarray, counts: np.ndarray) -> np.ndarray:
+    """Which of `FREQUENCY_CLASSES` each token is of: an index, in the shape of `tokens`.
+
+    Tokens are ordered by their counts, and cut where a third and two thirds of all occurrences are
+    reached, so that each class has about a third of a text.
+
+    Args:
+        counts: [vocab_size] occurrences in a text, best the one that a model was trained on.
+    """
+    order = np.argsort(counts, kind="stable")
+    before = np.cumsum(counts[order]) - counts[order]
+    classes = np.empty(len(counts), np.int64)
+    classes[order] = np.minimum(3 * before // max(counts.sum(), 1), 2)
+    return classes[tokens]

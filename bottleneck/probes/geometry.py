@@ -1,6 +1,7 @@
-"""How hidden states lie in their space: anisotropy and second moment, from sums over tokens.
+"""How hidden states lie in their space: anisotropy, moments, isotropy, from sums over tokens.
 
-N: tokens; D: hidden width. Sums are float32 whatever the hidden states, and add up over batches.
+N: tokens; D: hidden width; C: E[h hᵀ]. Sums are float32 whatever the hidden states, and add up over
+batches.
 """
 
 from __future__ import annotations
@@ -9,6 +10,7 @@ from typing import NamedTuple
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 
 class UnitSum(NamedTuple):
@@ -50,6 +52,27 @@ def anisotropy(hidden: jax.Array, weights: jax.Array | None = None) -> jax.Array
     return anisotropy_of(unit_sum(hidden, weights))
 
 
+class PairSum(NamedTuple):
+    """Of all pairs of distinct tokens of a batch: the sum of their cosines, and their number."""
+
+    cosines: jax.Array
+    number: jax.Array
+
+
+def centred_pairs(hidden: jax.Array, weights: jax.Array) -> PairSum:
+    """Of hidden states [..., D] less their mean over the batch; `weights` as for `unit_sum`."""
+    sums = unit_sum(hidden.astype(jnp.float32) - mean(hidden, weights), weights)
+    pairs = sums.number * (sums.number - 1)
+    return PairSum(jnp.sum(sums.total**2) - sums.number, pairs)
+
+
+def mean(hidden: jax.Array, weights: jax.Array) -> jax.Array:
+    """Σ w h / Σ w, float32 [D], of hidden states [..., D]; zeros where no token counts."""
+    hidden = hidden.astype(jnp.float32).reshape(-1, hidden.shape[-1])
+    total = jnp.einsum("nd,n->d", hidden, weights.reshape(-1), precision=jax.lax.Precision.HIGHEST)
+    return total / jnp.maximum(jnp.sum(weights), 1.0)
+
+
 def mean_norm(hidden: jax.Array, weights: jax.Array) -> jax.Array:
     """Σ w ‖h‖ / Σ w, float32 scalar, of hidden states [..., D]."""
     norms = jnp.linalg.norm(hidden.astype(jnp.float32), axis=-1)
@@ -62,3 +85,22 @@ def second_moment(hidden: jax.Array, weights: jax.Array) -> jax.Array:
     weighted = hidden * weights.reshape(-1, 1)
     gram = jnp.matmul(weighted.T, hidden, precision=jax.lax.Precision.HIGHEST)
     return gram / jnp.sum(weights)
+
+
+def covariance(second_moment: np.ndarray, mean: np.ndarray) -> np.ndarray:
+    """C − h̄ h̄ᵀ, float64 [D, D], on the host."""
+    mean = np.asarray(mean, np.float64)
+    return np.asarray(second_moment, np.float64) - np.outer(mean, mean)
+
+
+def iso_score(covariance: np.ndarray) -> float:
+    """IsoScore: about the share of dimensions that are used evenly, 0 (one of them) to 1 (all).
+
+    Source: Rudman et al. 2022, section 4, from the eigenvalues of the covariance.
+    """
+    variances = np.linalg.eigvalsh(covariance)
+    n = len(variances)
+    scaled = variances * np.sqrt(n) / np.linalg.norm(variances)
+    defect = np.linalg.norm(scaled - 1) / np.sqrt(2 * (n - np.sqrt(n)))
+    used = (n - defect**2 * (n - np.sqrt(n))) ** 2 / n**2
+    return float((n * used - 1) / (n - 1))

@@ -1,6 +1,6 @@
-"""What is made of a head's singular values: entropies, ranks, errors. float64 on the host.
+"""What is made of singular values, or of eigenvalues: entropies, ranks, errors. float64, host.
 
-σ: singular values, descending, D of them, zeros included; p: what they are normalised to.
+σ: singular values, descending, D of them, zeros included; p: what they are normalised to. D ≥ 2.
 """
 
 from __future__ import annotations
@@ -22,6 +22,11 @@ def linear_singular_entropy(singular_values: np.ndarray) -> float:
     return _kl_from_uniform(singular_values)
 
 
+def normalised(entropy: float, width: int) -> float:
+    """An entropy of either kind over log D, its largest value: between 0 and 1."""
+    return entropy / float(np.log(width))
+
+
 def effective_rank(singular_values: np.ndarray) -> float:
     """exp of the entropy of p ∝ σ, between 1 and D. Source: Roy and Vetterli 2007."""
     return len(singular_values) * float(np.exp(-_kl_from_uniform(singular_values)))
@@ -30,6 +35,33 @@ def effective_rank(singular_values: np.ndarray) -> float:
 def stable_rank(singular_values: np.ndarray) -> float:
     """Σσ² / σ₀², between 1 and D."""
     return float(np.sum(singular_values**2) / singular_values[0] ** 2)
+
+
+def participation_ratio(singular_values: np.ndarray) -> float:
+    """(Σσ²)² / Σσ⁴, between 1 and D: how many directions of equal size would spread as wide."""
+    squares = singular_values**2
+    return float(np.sum(squares) ** 2 / np.sum(squares**2))
+
+
+def top_share(singular_values: np.ndarray) -> float:
+    """σ₀² / Σσ², between 1/D and 1."""
+    return 1 / stable_rank(singular_values)
+
+
+def tail_exponent(singular_values: np.ndarray) -> float:
+    """a of σ_i ∝ i^−a, i from 1, by least squares in log-log over the middle of the spectrum.
+
+    The middle is D/8 < i ≤ 3D/4, evenly weighted in log i: before it stand a few outliers, after it
+    a spectrum of random entries falls off whatever the head has learned. Values that are zero are
+    left out; NaN where fewer than three remain.
+    """
+    index = np.arange(1, len(singular_values) + 1)
+    middle = (index > len(index) / 8) & (index <= 3 * len(index) / 4) & (singular_values > 0)
+    if np.sum(middle) < 3:
+        return float("nan")
+    x, y = np.log(index[middle]), np.log(singular_values[middle])
+    slope = np.polyfit(x, y, 1, w=np.sqrt(1 / index[middle]))[0]
+    return float(-slope)
 
 
 def w_error(singular_values: np.ndarray) -> np.ndarray:

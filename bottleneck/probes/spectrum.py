@@ -68,7 +68,12 @@ class Spectrum:
 
 def head_spectrum(factors: HeadFactors, *, vocab_size: int, centred: bool = False) -> np.ndarray:
     """float64 [min(vocab_size, D)] singular values of the head, descending; see `Spectrum`."""
-    return spectrum(_reduce_head(factors, vocab_size), vocab_size, centred=centred).values
+    return read_core(factors, vocab_size).spectrum(centred=centred).values
+
+
+def read_core(factors: HeadFactors, vocab_size: int) -> HeadCore:
+    """The core of a head, on any device or mesh."""
+    return HeadCore(_reduce_head(factors, vocab_size), vocab_size)
 
 
 def reduce_head(factors: HeadFactors, vocab_size: int) -> ReducedHead:
@@ -96,38 +101,38 @@ def reduce_head(factors: HeadFactors, vocab_size: int) -> ReducedHead:
 _reduce_head = jax.jit(reduce_head, static_argnums=1)
 
 
-def head_core(reduced: ReducedHead, *, centred: bool = False) -> np.ndarray:
-    """float64 [R or R+1, D] array with the head's WᵀW, hence its singular values and right vectors.
+class HeadCore:
+    """What a head looks like from the hidden states: float64 arrays with its WᵀW, on the host.
 
-    Args:
-        centred: of W − 1·w̄ᵀ, whose softmax is that of W, instead of W.
+    raw: [R+1, D] with the WᵀW of W as it is.
+    centred: [R, D] with that of W − 1·w̄ᵀ, whose softmax is that of W.
+    resolution: about the smallest singular value that float32 can tell from zero.
     """
-    core = _row_core(reduced)
-    if not centred:
-        core = np.vstack([core, np.asarray(reduced.mean, np.float64)])
-    return core if reduced.basis is None else core @ np.asarray(reduced.basis, np.float64)
 
+    def __init__(self, reduced: ReducedHead, vocab_size: int):
+        preconditioner = np.asarray(reduced.preconditioner, np.float64)
+        root = _square_root(np.asarray(reduced.gram, np.float64))
+        rows = np.linalg.solve(preconditioner.T, root.T).T
+        basis = None if reduced.basis is None else np.asarray(reduced.basis, np.float64)
+        whole = np.vstack([rows, np.asarray(reduced.mean, np.float64)])
+        self.centred = rows if basis is None else rows @ basis
+        self.raw = whole if basis is None else whole @ basis
+        self.rank = len(rows)
+        self.vocab_size = vocab_size
+        # Rounding of each row's products shifts a singular value by about that over √v, for the
+        # errors of the rows are independent.
+        size = np.linalg.norm(rows) / np.sqrt(vocab_size)
+        self.resolution = _RESOLUTION * size * (1.0 if basis is None else np.linalg.norm(basis, 2))
 
-def spectrum(reduced: ReducedHead, vocab_size: int, *, centred: bool = False) -> Spectrum:
-    """The singular values, by a float64 SVD of the core on the host: the other part of the work."""
-    core = head_core(reduced, centred=centred)
-    values = np.zeros(min(vocab_size, core.shape[1]))
-    rank = min(len(reduced.gram), len(values))
-    found = np.linalg.svd(core, compute_uv=False)[:rank]
-    # Rounding of each row's products shifts a singular value by about that over √v, for the errors
-    # of the rows are independent.
-    size = np.linalg.norm(_row_core(reduced)) / np.sqrt(vocab_size)
-    size *= 1.0 if reduced.basis is None else np.linalg.norm(np.asarray(reduced.basis), 2)
-    floor = _RESOLUTION * size
-    values[:rank] = np.maximum(found, floor)
-    return Spectrum(values, len(values) if found[-1] > floor else int(np.sum(found > floor)))
-
-
-def _row_core(reduced: ReducedHead) -> np.ndarray:
-    """float64 [R, R] with the Gram matrix of A less its mean row."""
-    preconditioner = np.asarray(reduced.preconditioner, np.float64)
-    root = _square_root(np.asarray(reduced.gram, np.float64))
-    return np.linalg.solve(preconditioner.T, root.T).T
+    def spectrum(self, *, centred: bool = False) -> Spectrum:
+        """The singular values, by a float64 SVD: the other part of the work."""
+        core = self.centred if centred else self.raw
+        values = np.zeros(min(self.vocab_size, core.shape[1]))
+        rank = min(self.rank, len(values))
+        found = np.linalg.svd(core, compute_uv=False)[:rank]
+        values[:rank] = np.maximum(found, self.resolution)
+        is_exact = found > self.resolution
+        return Spectrum(values, len(values) if is_exact.all() else int(np.sum(is_exact)))
 
 
 def _square_root(gram: np.ndarray) -> np.ndarray:

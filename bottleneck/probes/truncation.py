@@ -28,7 +28,9 @@ def plain(core: np.ndarray) -> Truncation:
     """The SVD's truncation: the nearest head of rank r in Frobenius norm (Eckart and Young 1936).
 
     Args:
-        core: an array [n, D] with the head's WᵀW, as `spectrum.head_core` gives it.
+        core: an array [n, D] with the head's WᵀW, as `spectrum.HeadCore` has it. From its
+            centred one come the nearest heads to W − 1·w̄ᵀ; what their logits have in common over
+            the vocabulary, and W's do too, changes no probability, so the maps serve W itself.
     """
     _, singular_values, right = np.linalg.svd(_square(core))
     return Truncation(right.T, right.T, singular_values)

@@ -66,9 +66,13 @@ class RowBlocks:
         self.size = min(size, rows.shape[0])
         self.number = -(-rows.shape[0] // self.size)
 
+    def start(self, index: jax.Array) -> jax.Array:
+        """The first row of a block, of this device's."""
+        return jnp.minimum(index * self.size, self.rows.shape[0] - self.size)
+
     def __call__(self, index: jax.Array) -> tuple[jax.Array, jax.Array]:
         """float32 [size, columns] rows and bool [size, 1] whether each counts, of one block."""
-        start = jnp.minimum(index * self.size, self.rows.shape[0] - self.size)
+        start = self.start(index)
         block = jax.lax.dynamic_slice_in_dim(self.rows, start, self.size)
         counts = jax.lax.dynamic_slice_in_dim(self.counts, start, self.size)
         is_first_time = start + jnp.arange(self.size) >= index * self.size

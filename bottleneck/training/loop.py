@@ -91,7 +91,9 @@ def _train_from(
         config.train.sequence_length,
     )
     batches = Batches(cache, batch_size=batch_size, sequence_length=length, seed=config.seed)
-    prober = Prober(config, mesh, held_out(cache, config.probe.tokens, length))
+    prober = Prober(
+        config, mesh, held_out(cache, config.probe.tokens, length), cache.unigram_counts()
+    )
     program = make_train_program(config, mesh)
     start = saved.latest_step()
     if start is None:
@@ -103,6 +105,7 @@ def _train_from(
     with Reporter(config, workdir, start or 0, peak_flops) as report:
         with report.booked("compile"):
             train_step = program.compile(batch_size, length)
+            prober.compile(program.abstract_state[0])
         if start is None:
             with report.booked("probe"):
                 report.probe(0, prober.measure(params))
@@ -122,4 +125,4 @@ def _train_from(
                     saved.save(done, params, opt_state)
         with report.booked("checkpoint"):
             saved.wait()
-        report.say(f"{workdir}: {report.summary()}")
+        report.finish(steps)

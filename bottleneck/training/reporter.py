@@ -31,7 +31,7 @@ class Reporter:
 
     def __init__(self, config: Config, workdir: Path, start: int, peak_flops: float):
         """`peak_flops` are those of all devices together, a second."""
-        self._config = config
+        self._config, self._workdir = config, workdir
         # One process of many writes; the consoles of the others are quiet.
         self._writer = MetricsWriter(workdir, start) if jax.process_index() == 0 else None
         self._probes = workdir / PROBES
@@ -101,11 +101,14 @@ class Reporter:
     def say(self, line: str) -> None:
         self._progress.say(line)
 
-    def summary(self) -> str:
-        """Where the time went."""
-        total = time.perf_counter() - self._started
-        shares = [f"{reason} {s / total:.1%}" for reason, s in self._stopwatch.seconds.items()]
-        return f"{total:,.0f} s, of which {', '.join(shares)}"
+    def finish(self, step: int) -> None:
+        """Writes, and says, where the time of this process went."""
+        total, booked = time.perf_counter() - self._started, self._stopwatch.seconds
+        self._write(
+            step, "time", {"seconds": total} | {f"{k}_seconds": s for k, s in booked.items()}
+        )
+        shares = [f"{reason} {seconds / total:.1%}" for reason, seconds in booked.items()]
+        self.say(f"{self._workdir}: {total:,.0f} s, of which {', '.join(shares)}")
 
     def __enter__(self) -> Self:
         self._progress.__enter__()

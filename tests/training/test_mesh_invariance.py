@@ -65,7 +65,9 @@ def run(config, sizes):
             batch = jax.device_put(tokens(step, 8), train_step.input_shardings[0][2])
             params, opt_state, metrics = train_step(params, opt_state, batch)
             losses.append(float(metrics["loss"]))
-        record = Prober(config, mesh, held_out).measure(params)
+        prober = Prober(config, mesh, held_out, token_counts=np.arange(1000)[::-1])
+        prober.compile(program.abstract_state[0])
+        record = prober.measure(params)
     return losses, {**record.scalars, **record.evaluation}, jax.tree.map(np.asarray, params)
 
 

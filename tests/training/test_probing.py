@@ -10,6 +10,7 @@ from flax import nnx
 from bottleneck.config import Config, DataConfig, MeshConfig, ModelConfig, ProbeConfig, TrainConfig
 from bottleneck.model import transformer
 from bottleneck.parallel.mesh import make_mesh
+from bottleneck.probes.gap import frequency_classes
 from bottleneck.training.probing import Prober
 
 D, VOCAB, RANKS = 32, 300, (1, 4, 16, 32)
@@ -21,6 +22,7 @@ CONFIG = Config(
     train=TrainConfig(batch_size=4, sequence_length=16),
     probe=ProbeConfig(tokens=160, ranks=RANKS),
 )
+COUNTS = np.random.default_rng(1).zipf(1.5, VOCAB).clip(max=10_000)
 
 
 def held_out():
@@ -51,7 +53,7 @@ def probed(request):
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     tokens = held_out()
     with jax.set_mesh(mesh):
-        record = Prober(config, mesh, tokens).measure(params)
+        record = Prober(config, mesh, tokens, COUNTS).measure(params)
     model = nnx.merge(transformer.graph(config.model), params)
     _, depths = jax.jit(lambda inputs: model(inputs, observe=lambda h: h))(tokens["inputs"])
     factors = model.head.factors()
@@ -151,13 +153,77 @@ def test_what_the_theory_needs_is_measured(probed):
     np.testing.assert_allclose(found, sigma, rtol=1e-4, atol=1e-5 * sigma[0])
 
 
+def cosines_of(hidden):
+    """(sum of the cosines of all pairs, number of pairs)."""
+    units = hidden / np.linalg.norm(hidden, axis=1, keepdims=True)
+    cosines = units @ units.T
+    return cosines.sum() - np.trace(cosines), len(units) * (len(units) - 1)
+
+
 def test_anisotropy_of_every_depth_is_the_mean_cosine(probed):
     record, _, depths, tokens = probed
     assert len(depths) == 3
     for depth, hidden in enumerate(depths):
-        units = counted(tokens, hidden)
-        units = units / np.linalg.norm(units, axis=1, keepdims=True)
-        cosines = units @ units.T
-        n = len(units)
-        mean = (cosines.sum() - np.trace(cosines)) / (n * (n - 1))
-        assert record.scalars[f"anisotropy/{depth}"] == pytest.approx(mean, rel=1e-5, abs=1e-7)
+        total, number = cosines_of(counted(tokens, hidden))
+        found = record.scalars[f"anisotropy/{depth}"]
+        assert found == pytest.approx(total / number, rel=1e-5, abs=1e-7)
+        # Centred, it is of pairs within a micro-batch; of ten windows those are every third.
+        total = number = 0
+        for first in range(3):
+            rows = slice(first, None, 3)
+            states = hidden[rows][tokens["weights"][rows] > 0]
+            sums = cosines_of(states - states.mean(axis=0))
+            total, number = total + sums[0], number + sums[1]
+        found = record.scalars[f"anisotropy_centred/{depth}"]
+        assert found == pytest.approx(total / number, rel=1e-4, abs=1e-6)
+
+
+def test_geometry_of_the_last_hidden_states(probed):
+    record, _, depths, tokens = probed
+    hidden = counted(tokens, depths[-1])
+    total, number = cosines_of(hidden - 0.5)  # the bias that the fixture gave the final norm
+    found = record.scalars["anisotropy_without_bias"]
+    assert found == pytest.approx(total / number, rel=1e-4, abs=1e-6)
+    eigenvalues = np.linalg.eigvalsh(hidden.T @ hidden / len(hidden))[::-1]
+    np.testing.assert_allclose(record.arrays["hidden_eigenvalues"], eigenvalues, rtol=1e-4)
+    share = eigenvalues[0] / eigenvalues.sum()
+    assert record.scalars["hidden_top_share"] == pytest.approx(share, rel=1e-5)
+    assert 0 < record.scalars["iso_score"] < 1
+
+
+def test_the_anatomy_of_the_gap(probed):
+    record, W, depths, tokens = probed
+    hidden, targets = counted(tokens, depths[-1]), counted(tokens, tokens["targets"])
+    z = hidden @ W.T
+    p = np.exp(z - z.max(axis=1, keepdims=True))
+    p /= p.sum(axis=1, keepdims=True)
+    left, sigma, right = np.linalg.svd(W, full_matrices=False)
+    rare = frequency_classes(np.arange(VOCAB), COUNTS)[targets] == 0
+    for i, r in enumerate(RANKS):
+        z_r = hidden @ ((left[:, :r] * sigma[:r]) @ right[:r]).T
+        change = z_r - z
+        mean = (p * change).sum(axis=1)
+        first = mean - change[np.arange(len(targets)), targets]
+        second = (p * (change - mean[:, None]) ** 2).sum(axis=1) / 2
+        predicted = (first + second).mean()
+        found = record.scalars[f"gap/predicted/{r}"]
+        assert found == pytest.approx(predicted, rel=1e-4, abs=5e-6)
+        agreement = (z_r.argmax(axis=1) == z.argmax(axis=1)).mean()
+        assert record.arrays["agreement_plain"][i] == pytest.approx(agreement)
+        gaps = cross_entropies(z_r, targets) - cross_entropies(z, targets)
+        of_rare = gaps[rare].sum() / len(gaps)
+        found = record.arrays["gap_plain_rare"][i]
+        assert found == pytest.approx(of_rare, rel=1e-4, abs=5e-6)
+
+
+def test_the_share_of_the_gradient_that_survives(probed):
+    record, W, depths, tokens = probed
+    rows = slice(0, None, 3)  # the first micro-batch
+    counts = tokens["weights"][rows] > 0
+    hidden, targets = depths[-1][rows][counts], tokens["targets"][rows][counts]
+    z = hidden @ W.T
+    p = np.exp(z - z.max(axis=1, keepdims=True))
+    g = p / p.sum(axis=1, keepdims=True) - np.eye(VOCAB)[targets]
+    columns = np.linalg.svd(W, full_matrices=False)[0][:, : np.linalg.matrix_rank(W)]
+    survival = np.sqrt(((g @ columns) ** 2).sum() / (g**2).sum())
+    assert record.scalars["gradient_survival"] == pytest.approx(survival, rel=1e-4)

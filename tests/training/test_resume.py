@@ -104,7 +104,9 @@ def metrics(workdir):
     for line in (workdir / "metrics.jsonl").read_text().splitlines():
         record = json.loads(line)
         last[record["step"], record["split"]] = {
-            name: value for name, value in record.items() if name not in TIMINGS
+            name: value
+            for name, value in record.items()
+            if name not in TIMINGS and not name.endswith("seconds")
         }
     return last
 

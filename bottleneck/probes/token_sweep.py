@@ -1,0 +1,260 @@
+"""What each rank of a head costs, all ranks in one pass, with what theory predicts beside it.
+
+Logits are added up block of ranks by block of ranks, so that n ranks cost one product with the head
+and n log-sum-exps. They exist for a tile of rows and tokens at a time, which stays in a core's
+cache; log-sum-exps run along. Every device does so with its own rows and tokens, and of a head
+whose columns are split it gathers a block of rows when that block's turn has come, never the whole.
+
+B: sequences; L: tokens; D: hidden width; V: rows of the head; K: columns of its rows, D or R;
+n: ranks; t: tokens of a tile. z, p: logits and probabilities of the whole head; z_r, p_r: of the
+head cut to rank r; Δ = z_r − z; y: the target.
+"""
+
+from __future__ import annotations
+
+import functools
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import jax
+import jax.numpy as jnp
+from jax.sharding import PartitionSpec
+
+from bottleneck.model.head import HeadFactors
+from bottleneck.parallel.mesh import partition_spec
+from bottleneck.probes.vocabulary import EXACT, Axes, RowBlocks, mesh_axes, on_mesh, real_rows
+
+_TILE_ROWS, _TILE_TOKENS = 256, 128
+_TINY = 1e-30  # in place of a sum of weights that is zero
+_PADDING = -1e30  # the logit of a row that does not count: its probability is 0 to the last bit
+
+_matmul = functools.partial(jnp.matmul, precision=EXACT)
+
+
+class Predictions(NamedTuple):
+    """How the gap of every token at every rank comes about: float32 [B, L, n], nats.
+
+    first_order: E_p[Δ] − Δ[y], the gap to first order in Δ.
+    second_order: ½·Var_p(Δ), what the second order adds.
+    kl: KL(p‖p_r) = lse(z_r) − lse(z) − E_p[Δ].
+    agrees: 1 where the whole head's most likely token is the cut head's too, else 0.
+    """
+
+    first_order: jax.Array
+    second_order: jax.Array
+    kl: jax.Array
+    agrees: jax.Array
+
+
+def token_sweep(
+    factors: HeadFactors,
+    hidden_BxLxD: jax.Array,
+    targets_BxL: jax.Array,
+    encode_DxD: jax.Array,
+    decode_DxD: jax.Array,
+    *,
+    ranks: Sequence[int],
+    vocab_size: int,
+    predict: bool = True,
+) -> tuple[jax.Array, Predictions | None]:
+    """Cross-entropy of every token at every rank, float32 [B, L, n] nats, and its `Predictions`.
+
+    Args:
+        factors: the head.
+        encode_DxD, decode_DxD: of a `truncation.Truncation`, float32.
+        ranks: ascending; the last is D, whose head is the whole.
+        vocab_size: rows from here on are padding.
+        predict: without, the pass takes about half the time and there are no predictions.
+    """
+    is_full = factors.basis is None
+    columns = "embed" if is_full else "rank"
+    sweep = on_mesh(
+        functools.partial(
+            _sweep_shard,
+            # A head of rank R has no more than R columns; greater ranks add nothing to its logits.
+            edges=tuple(min(rank, factors.rows.shape[1]) for rank in ranks),
+            vocab_size=vocab_size,
+            vocab_axes=mesh_axes("vocab"),
+            column_axes=mesh_axes(columns),
+            predict=predict,
+        ),
+        in_specs=(
+            partition_spec(["vocab", columns]),
+            PartitionSpec(),
+            *(partition_spec(["batch"]),) * 2,
+        ),
+        out_specs=partition_spec(["batch"]),
+    )
+    inner = decode_DxD if factors.basis is None else _matmul(factors.basis, decode_DxD)
+    codes_BxLxD = _matmul(hidden_BxLxD.astype(jnp.float32), encode_DxD)
+    result: tuple[jax.Array, Predictions | None] = sweep(
+        factors.rows, inner, codes_BxLxD, targets_BxL
+    )
+    return result
+
+
+class _Running(NamedTuple):
+    """Over the rows so far, for a tile's tokens: float32 [n, t]. Sums are relative to exp(top)."""
+
+    top: jax.Array  # max z_r
+    total: jax.Array  # Σ exp(z_r)
+    target: jax.Array  # z_r[y]
+
+
+class _RunningPredictions(NamedTuple):
+    """The same, for predictions; merged as by Chan et al. 1979, since Δ may be far from zero."""
+
+    mean: jax.Array  # Σ exp(z)·Δ / Σ exp(z)
+    squares: jax.Array  # Σ exp(z)·(Δ − mean)², relative to exp(top) of the whole head
+    favourite: jax.Array  # z_r of the token that is the whole head's most likely
+
+
+_State = tuple[_Running, _RunningPredictions | None]
+
+
+def _sweep_shard(
+    rows_VxK: jax.Array,
+    inner_KxD: jax.Array,
+    codes_BxLxD: jax.Array,
+    targets_BxL: jax.Array,
+    *,
+    edges: tuple[int, ...],
+    vocab_size: int,
+    vocab_axes: Axes,
+    column_axes: Axes,
+    predict: bool,
+) -> tuple[jax.Array, Predictions | None]:
+    """One device's tokens with its rows; others hold the other rows, and columns of the same."""
+    n_tokens, width = targets_BxL.size, edges[-1]
+    tile = min(n_tokens, _TILE_TOKENS)
+
+    def tiles(array: jax.Array) -> jax.Array:
+        flat = array.reshape(n_tokens, *array.shape[2:])
+        padded = jnp.pad(flat, [(0, -n_tokens % tile)] + [(0, 0)] * (flat.ndim - 1))
+        return padded.reshape(-1, tile, *flat.shape[1:])
+
+    def tokens(tiled: jax.Array) -> jax.Array:
+        flat = jnp.moveaxis(tiled, 1, 2).reshape(-1, len(edges))[:n_tokens]
+        return flat.reshape(*targets_BxL.shape, len(edges))
+
+    counts_V = real_rows(rows_VxK.shape[0], vocab_size, vocab_axes)
+    blocks = RowBlocks(rows_VxK, counts_V, _TILE_ROWS)
+    # No probability depends on the mean row, but sums of Δ and Δ² lose their digits to it.
+    total_K = jnp.sum(jnp.where(counts_V[:, None], rows_VxK, 0), axis=0, dtype=jnp.float32)
+    mean_K = jax.lax.psum(total_K, vocab_axes) / vocab_size
+    first_row = jax.lax.axis_index(vocab_axes) * rows_VxK.shape[0] if vocab_axes else 0
+    codes, targets = tiles(codes_BxLxD[..., :width]), tiles(targets_BxL) - first_row
+
+    def one_block(states: _State, index: jax.Array) -> tuple[_State, None]:
+        block, counts = blocks(index)
+        block -= mean_K
+        if column_axes:
+            block = jax.lax.all_gather(block, column_axes, axis=1, tiled=True)
+        columns = _matmul(block, inner_KxD[:, :width])
+
+        def one_tile(_: None, arrays: tuple[_State, Any, Any]) -> tuple[None, _State]:
+            state, code, target = arrays
+            logits = _nested_logits(columns, counts, code, edges)
+            return None, _add(state, logits, target - blocks.start(index), counts[:, 0])
+
+        return jax.lax.scan(one_tile, None, (states, codes, targets))[1], None
+
+    zeros = jnp.zeros((len(codes), len(edges), tile))
+    start = (
+        _Running(zeros + _PADDING, zeros, zeros),
+        _RunningPredictions(zeros, zeros, zeros) if predict else None,
+    )
+    states, _ = jax.lax.scan(one_block, start, jnp.arange(blocks.number))
+    return jax.tree.map(tokens, _finish(states, vocab_axes))
+
+
+def _nested_logits(
+    columns_rxD: jax.Array, counts_rx1: jax.Array, codes_txD: jax.Array, edges: tuple[int, ...]
+) -> list[jax.Array]:
+    """z_r for every rank: [r, t] each, of r rows."""
+    logits: jax.Array = jnp.where(counts_rx1, 0.0, _PADDING)
+    found, start = [], 0
+    for stop in edges:
+        if stop > start:
+            logits += _matmul(columns_rxD[:, start:stop], codes_txD[:, start:stop].T)
+            # Else every use of z_r would add up all of its blocks again.
+            logits = jax.lax.optimization_barrier(logits)
+        found.append(logits)
+        start = stop
+    return found
+
+
+def _add(
+    state: _State, logits: list[jax.Array], target_t: jax.Array, counts_r: jax.Array
+) -> _State:
+    """The state with one more block of rows; targets are numbered from its first."""
+    running, predictions = state
+    whole = logits[-1]
+    row_t = jnp.clip(target_t, 0, len(counts_r) - 1)
+    is_here = (row_t == target_t) & counts_r[row_t]
+    top = jnp.maximum(running.top, _stack(jnp.max(z, axis=0) for z in logits))
+    scale = jnp.exp(running.top - top)
+    total = _stack(jnp.sum(jnp.exp(z - top[i]), axis=0) for i, z in enumerate(logits))
+    target = _stack(jnp.where(is_here, _pick(z, row_t), 0.0) for z in logits)
+    added = _Running(top, running.total * scale + total, running.target + target)
+    if predictions is None:
+        return added, None
+    weight = jax.lax.optimization_barrier(jnp.exp(whole - top[-1]))
+    before, here = running.total[-1] * scale[-1], total[-1]
+    after = before + here
+    mean = _stack(jnp.sum(weight * (z - whole), axis=0) for z in logits) / jnp.maximum(here, _TINY)
+    squares = _stack(
+        jnp.sum(weight * (z - whole - mean[i]) ** 2, axis=0) for i, z in enumerate(logits)
+    )
+    step = mean - predictions.mean
+    row_t = _first_row_of(whole, jnp.max(whole, axis=0))
+    favourite = _stack(_pick(z, row_t) for z in logits)
+    return added, _RunningPredictions(
+        predictions.mean + step * here / after,
+        predictions.squares * scale[-1] + squares + step**2 * before * here / after,
+        jnp.where(top[-1] > running.top[-1], favourite, predictions.favourite),
+    )
+
+
+def _finish(states: _State, axes: Axes) -> tuple[jax.Array, Predictions | None]:
+    """Losses and predictions [tiles, n, t], of the rows of all devices of these mesh axes."""
+    running, predictions = states
+    top = jax.lax.pmax(running.top, axes)
+    scale = jnp.exp(running.top - top)
+    lse = top + jnp.log(jax.lax.psum(running.total * scale, axes))
+    loss = lse - jax.lax.psum(running.target, axes)
+    if predictions is None:
+        return loss, None
+
+    weight = (running.total * scale)[:, -1:]
+    total = jax.lax.psum(weight, axes)
+    mean = jax.lax.psum(weight * predictions.mean, axes) / total
+    squares = predictions.squares * scale[:, -1:] + weight * (predictions.mean - mean) ** 2
+    has_favourite = running.top[:, -1:] == top[:, -1:]
+    favourite = jax.lax.pmax(jnp.where(has_favourite, predictions.favourite, -jnp.inf), axes)
+    return loss, Predictions(
+        first_order=mean - _change(jax.lax.psum(running.target, axes)),
+        second_order=jax.lax.psum(squares, axes) / total / 2,
+        kl=_change(lse) - mean,
+        agrees=(favourite == top).astype(jnp.float32),
+    )
+
+
+def _stack(arrays: Any) -> jax.Array:
+    return jnp.stack(list(arrays))
+
+
+def _pick(array_rxt: jax.Array, row_t: jax.Array) -> jax.Array:
+    """One row's entry for each token: [t]."""
+    return jnp.take_along_axis(array_rxt, row_t[None], axis=0)[0]
+
+
+def _first_row_of(array_rxt: jax.Array, value_t: jax.Array) -> jax.Array:
+    """The first row with that value for each token; argmax takes ten times as long on a CPU."""
+    rows = jax.lax.broadcasted_iota(jnp.int32, array_rxt.shape, 0)
+    return jnp.min(jnp.where(array_rxt == value_t, rows, array_rxt.shape[0] - 1), axis=0)
+
+
+def _change(array: jax.Array) -> jax.Array:
+    """At each rank [tiles, n, t], less the whole head's."""
+    return array - array[:, -1:]
