@@ -15,7 +15,7 @@ import importlib.metadata
 import json
 import subprocess
 import sys
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
@@ -29,7 +29,7 @@ YARDSTICK_TEMPORARIES = 1.4e9
 
 @dataclass(frozen=True)
 class Row:
-    """A model on slices; a micro-batch has 2 to 4 sequences a device."""
+    """A model on slices; a micro-batch has 1 to 4 sequences a device."""
 
     size: str
     topology: str
@@ -73,7 +73,7 @@ YARDSTICK = Row("410m", "v5e:4x4", 1, batch_size=64, remat="full")
 
 def rows() -> list[Row]:
     """Each model with each head, and the yardstick."""
-    with_heads = [Row(**{**vars(model), "rank": rank}) for model in MODELS for rank in RANKS]
+    with_heads = [replace(model, rank=rank) for model in MODELS for rank in RANKS]
     return [*with_heads, YARDSTICK]
 
 
@@ -87,33 +87,37 @@ def compile_row(row: Row) -> dict[str, Any]:
 
 
 def markdown(results: list[dict[str, Any]]) -> str:
-    """The table, and how the yardstick did."""
-    lines = [
-        "| model and slice | head | fits | peak GB of a device | temporaries GB | MFU at most "
-        "| binds | compile s |",
-        "| --- | --- | --- | --: | --: | --: | --- | --: |",
-    ]
-    for result in results:
-        row, report = Row(**result["row"]), result["report"]
-        step, limits = report["programs"]["train step"], report["roofline"]
-        memory = step["memory"]
-        of = report["chip"]["hbm_bytes"] / 1e9
-        if row == YARDSTICK:
-            continue
-        lines.append(
-            f"| {row.name} | {row.rank or 'full'} | {'yes' if step['fits'] else '**no**'} "
-            f"| {memory['peak'] / 1e9:.2f} of {of:.0f} | {memory['temporaries'] / 1e9:.2f} "
-            f"| {limits['mfu_ceiling']:.0%} | {limits['binds']} | {step['compile_seconds']:.0f} |"
-        )
-    for result in results:
-        if Row(**result["row"]) == YARDSTICK:
-            used = result["report"]["programs"]["train step"]["memory"]["temporaries"]
-            lines += [
-                "",
-                f"410M, 4 × 2,048 tokens a device, full remat: {used / 1e9:.2f} GB of temporaries, "
-                f"at most {YARDSTICK_TEMPORARIES / 1e9:.1f} wanted.",
-            ]
+    """A line for each model, both heads side by side, and how the yardstick did."""
+    reports = {Row(**result["row"]): result["report"] for result in results}
+    heads = ("full head" if rank is None else f"R = {rank}" for rank in RANKS)
+    columns = [column for head in heads for column in (f"{head}: fits, peak", "MFU at most")]
+    lines = [f"| model and slice | HBM | {' | '.join(columns)} |", "| --- " * 6 + "|"]
+    for model in MODELS:
+        pair = [reports[row] for rank in RANKS if (row := replace(model, rank=rank)) in reports]
+        if pair:
+            hbm = f"{pair[0]['chip']['hbm_bytes'] / 1e9:.0f} GB"
+            lines.append(f"| {model.name} | {hbm} | {' | '.join(map(_cells, pair))} |")
+    if YARDSTICK in reports:
+        used = temporaries(reports[YARDSTICK])
+        lines += [
+            "",
+            f"At 410M, 4 × 2,048 tokens a device, full remat, v5e:4x4: {used / 1e9:.2f} GB of "
+            f"temporaries, where at most {YARDSTICK_TEMPORARIES / 1e9:.1f} are wanted.",
+        ]
     return "\n".join(lines)
+
+
+def _cells(report: dict[str, Any]) -> str:
+    """Whether it fits and its peak | its ceiling on MFU and what makes it."""
+    peak = max(program["memory"]["peak"] for program in report["programs"].values())
+    verdict = "yes" if report["fits"] else "**no**"
+    limits = report["roofline"]
+    return f"{verdict}, {peak / 1e9:.1f} GB | {limits['mfu_ceiling']:.0%}, {limits['binds']}"
+
+
+def temporaries(report: dict[str, Any]) -> int:
+    """Bytes of a device that the train step needs beyond its arguments."""
+    return report["programs"]["train step"]["memory"]["temporaries"]
 
 
 def write(results: list[dict[str, Any]]) -> None:
@@ -140,10 +144,13 @@ def main() -> int:
             results = [done[each] for each in rows() if each in done]
             write(results)
     print(markdown(results))
-    good = all(result["report"]["fits"] for result in results) and all(
-        result["report"]["programs"]["train step"]["memory"]["temporaries"] <= YARDSTICK_TEMPORARIES
+    good = all(
+        result["report"]["fits"]
+        and (
+            Row(**result["row"]) != YARDSTICK
+            or temporaries(result["report"]) <= YARDSTICK_TEMPORARIES
+        )
         for result in results
-        if Row(**result["row"]) == YARDSTICK
     )
     return 0 if good else 1
 
