@@ -11,7 +11,7 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from bottleneck.analysis import figures, theory
+from bottleneck.analysis import anatomy, figures, theory
 from bottleneck.analysis.calibration import SLACK, calibration
 from bottleneck.analysis.drawing import NothingToShow, save
 from bottleneck.analysis.runs import Run
@@ -70,8 +70,19 @@ EXHIBITS = (
         "The gaps of the figure above beside the most that they can be (dashed) if W minimises the "
         "loss on these tokens, which a trained head nearly does. Left: √Σσᵢ² of what is cut off, "
         "as in theorem 5.3 of Godey et al. (2024), with its constant. Right: as the first-order "
-        "term vanishes at a minimum, a quarter of Σσᵢ² bounds the gap once W is weighted by C.",
+        "term vanishes at a minimum, a quarter of Σσᵢ² bounds the gap once W is weighted by C. "
+        "Crosses are the gap to second order in the change of the logits, Δ: the mean over tokens "
+        "of E_p[Δ] − Δ_target + ½·Var_p(Δ); where they leave the dots, a cut is no small change.",
         theory.against_measurement,
+    ),
+    Exhibit(
+        "anatomy",
+        "What the gap is made of",
+        "Left: how much of the gap falls on the rarest third of the text's tokens and on the most "
+        "frequent third, by their counts in the training text; dotted is an even share, and above "
+        "100 % a part of the gap is given back by other tokens. Right: for how many tokens the "
+        "head cut to rank r still finds the same next token most likely.",
+        anatomy.anatomy,
     ),
     Exhibit(
         "spectrum",
@@ -88,6 +99,13 @@ EXHIBITS = (
         "one is left. Dotted: the least that a head of that rank can have, ln(D/R). Centring takes "
         "the mean row out of W, which no softmax can see.",
         figures.singular_entropy,
+    ),
+    Exhibit(
+        "gradient_survival",
+        "How much of the gradient survives the head",
+        "The loss's gradient by the logits has V components, of which the hidden states are told "
+        "only those in the column space of W: the share of its norm that is left, over training.",
+        anatomy.gradient_survival,
     ),
     Exhibit(
         "anisotropy",

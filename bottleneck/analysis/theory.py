@@ -154,6 +154,14 @@ def against_measurement(runs: Sequence[Run]) -> Figure:
             style = look[run.name]
             panel.plot(cut, bound[cut - 1], color=style.colour, lw=1, ls=(0, (4, 2)))
             ranks, gap, error = (probe[key] for key in ("ranks", f"gap_{kind}", f"gap_{kind}_se"))
+            orders = [f"gap_{kind}_{order}_order" for order in ("first", "second")]
+            if set(orders) <= probe.keys():
+                predicted = probe[orders[0]] + probe[orders[1]]
+                drawn = (ranks < run.head_rank) & (predicted > _SMALLEST_GAP)
+                panel.plot(
+                    *(ranks[drawn], predicted[drawn]),
+                    **{"ls": "", "marker": "x", "ms": 6, "mec": style.colour},
+                )
             clear = (ranks < run.head_rank) & (gap > np.maximum(2 * error, _SMALLEST_GAP))
             panel.errorbar(
                 ranks[clear], gap[clear], error[clear], ms=3.5, elinewidth=0.9, **style.line
@@ -166,6 +174,7 @@ def against_measurement(runs: Sequence[Run]) -> Figure:
         panel.legend(
             handles=[
                 Line2D([], [], color=GREY, marker="o", ms=3.5, label="measured ± SE"),
+                Line2D([], [], color=GREY, ls="", marker="x", label="predicted, second order"),
                 Line2D([], [], color=GREY, lw=1, ls=(0, (4, 2)), label=bound_name),
             ]
         )

@@ -114,7 +114,12 @@ def _write_probe(
         "gap_plain_se": 0.03 * gap + 0.004 * w_error,
         "gap_whitened": 0.4 * gap * w_error + 0.002 * w_error * rng.standard_normal(len(ranks)),
         "gap_whitened_se": 0.02 * gap + 0.004 * w_error,
-        "gap_predicted": 1.1 * gap,
+        **{f"gap_{kind}_first_order": 0.3 * gap for kind in ("plain", "whitened")},
+        **{f"gap_{kind}_second_order": 0.8 * gap for kind in ("plain", "whitened")},
+        "gap_plain_rare": 0.5 * gap,
+        "gap_plain_middle": 0.3 * gap,
+        "gap_plain_frequent": 0.2 * gap,
+        "agreement_plain": 1 - 0.8 * w_error,
         "anisotropy": 0.05
         + 0.5 * np.linspace(0, 1, n_layers + 1) * (1 - np.linspace(0, 1, n_layers + 1))
         + 0.25 * (1 - np.exp(-step / 200)) * np.linspace(0.2, 1, n_layers + 1) * (8 / rank) ** 0.2,

@@ -19,6 +19,8 @@ LABELS = {
     "calibration": ({"rank R of the head"}, {"held-out loss (nats/token)"}),
     "gap_by_rank": ({"rank r kept"}, {"gap to the untruncated head (nats/token)"}),
     "theory": ({"rank r kept"}, {"gap to the untruncated head (nats/token)"}),
+    "anatomy": ({"rank r kept"}, {"share of the gap", "tokens"}),
+    "gradient_survival": ({"step"}, {"share of the gradient's norm"}),
     "spectrum": ({"step"}, {"index i of σᵢ", "σᵢ / σ₀"}),
     "singular_entropy": ({"step"}, {"KL(p‖u) (nats)"}),
     "anisotropy": (
