@@ -21,18 +21,28 @@ STAMP := $(if $(filter test lint format,$(MAKECMDGOALS))$(wildcard $(TEST)),$(TE
 STAMP := $(if $(filter test-slow,$(MAKECMDGOALS))$(wildcard $(SLOW)),$(SLOW),$(STAMP))
 
 TRAIN := $(PY) -m bottleneck train --config=configs/nano.py
+KNOWN := $(PY) -m bottleneck train --config=configs/known_rank.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo test test-slow lint format clean FORCE
+.PHONY: help demo calibration test test-slow lint format clean FORCE
 
 help: ## List the targets.
-	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-10s %s\n", $$1, $$2 }' Makefile
+	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 demo: $(STAMP) ## Train a small model with three head ranks and write a report.
 	$(TRAIN) --workdir=runs/demo/rank-4 --config.model.head_rank=4
 	$(TRAIN) --workdir=runs/demo/rank-32 --config.model.head_rank=32
 	$(TRAIN) --workdir=runs/demo/full
 	$(PY) -m bottleneck analyze runs/demo
+
+calibration: $(STAMP) ## Train heads around the known rank of a language, and write a report.
+	for rank in 3 4 5 6 7 8; do \
+	    $(KNOWN):6 --workdir=runs/calibration/6/rank-$$rank --config.model.head_rank=$$rank || exit; \
+	done
+	for rank in 9 10 11 12 13 14; do \
+	    $(KNOWN):12 --workdir=runs/calibration/12/rank-$$rank --config.model.head_rank=$$rank || exit; \
+	done
+	$(PY) -m bottleneck analyze runs/calibration/6 runs/calibration/12
 
 test: lint ## Lint, then run the tests; PYTEST_ARGS="-k head" and the like go to pytest.
 	$(PY) -m pytest $(PYTEST_ARGS)

@@ -10,7 +10,6 @@ import importlib.util
 import re
 import tempfile
 import time
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -24,6 +23,7 @@ from bottleneck.errors import UserError
 from bottleneck.parallel import mesh as mesh_lib
 from bottleneck.parallel.chips import Chip, chip_of
 from bottleneck.training.hlo import Collective, collectives
+from bottleneck.training.probe_programs import ProbePrograms
 from bottleneck.training.roofline import Roofline, roofline
 from bottleneck.training.step import make_train_program
 
@@ -88,7 +88,7 @@ def rehearse(config: Config, topology: str, n_slices: int = 1) -> Rehearsal:
     chip = chip_of(topology)
     mesh = mesh_lib.make_mesh(config.mesh, topology_devices(topology, n_slices))
     check_divides(config, dict(mesh.shape))
-    programs = {name: _rehearse(lower(config, mesh), mesh) for name, lower in PROGRAMS.items()}
+    programs = {name: _rehearse(lowered, mesh) for name, lowered in lower(config, mesh).items()}
     train_step = programs[TRAIN_STEP]
     limits = roofline(
         config,
@@ -115,15 +115,19 @@ def topology_devices(topology: str, n_slices: int = 1) -> list[jax.Device]:
         raise UserError(f"--topology={topology}: {' '.join(what.split())}") from error
 
 
-def _lower_train_step(config: Config, mesh: Mesh) -> Any:
-    program = make_train_program(config, mesh)
-    with jax.set_mesh(mesh):
-        return program.lower(config.train.batch_size, config.train.sequence_length)
-
-
-# What is rehearsed: the name of a program → what traces it for a mesh.
 TRAIN_STEP = "train step"
-PROGRAMS: dict[str, Callable[[Config, Mesh], Any]] = {TRAIN_STEP: _lower_train_step}
+
+
+def lower(config: Config, mesh: Mesh) -> dict[str, Any]:
+    """The programs of a run by name, traced for a mesh: the train step, and those of a probe."""
+    program = make_train_program(config, mesh)
+    length = config.train.sequence_length
+    probe = ProbePrograms(config, mesh, max(1, config.probe.tokens // length))
+    with jax.set_mesh(mesh):
+        return {
+            TRAIN_STEP: program.lower(config.train.batch_size, length),
+            **{f"probe, {k}": v for k, v in probe.lower(program.abstract_state[0]).items()},
+        }
 
 
 def _rehearse(lowered: Any, mesh: Mesh) -> ProgramReport:
