@@ -5,6 +5,7 @@ A gap is the loss of a trained head cut to rank r, less that of the whole head.
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 
 from matplotlib.figure import Figure
@@ -64,17 +65,22 @@ def anatomy(runs: Sequence[Run]) -> Figure:
 def gradient_survival(runs: Sequence[Run]) -> Figure:
     """The share of the logit gradient's norm that passes the head, over training."""
     look = styles(runs)
-    series = {run.name: run.series("probe", "step", "gradient_survival") for run in runs}
-    shown = {name: columns for name, columns in series.items() if len(columns[0])}
+    series = [(run, run.series("probe", "step", "gradient_survival")) for run in runs]
+    shown = [(run, columns) for run, columns in series if len(columns[0])]
     if not shown:
         raise NothingToShow("no probe has measured the gradient")
     figure = Figure(figsize=(WIDTH, 3.6), layout="constrained")
     panel = figure.subplots()
     ends = []
-    for name, (steps, survival) in shown.items():
-        panel.plot(steps, survival, ms=3, **look[name].line)
-        ends.append((steps[-1], survival[-1], name, look[name]))
-    panel.set(xlabel="step", ylabel="share of the gradient's norm", ylim=(0, None))
+    for run, (steps, survival) in shown:
+        style = look[run.name]
+        panel.plot(steps, survival, ms=3, **style.line)
+        ends.append((steps[-1], survival[-1], run.name, style))
+        # A random subspace of dimension R keeps R/V of a squared norm on average.
+        random = math.sqrt(run.head_rank / run.config.model.vocab_size)
+        panel.axhline(random, color=style.colour, lw=0.8, ls=":")
+    highest = max(float(survival.max()) for _, (_, survival) in shown)
+    panel.set(xlabel="step", ylabel="share of the gradient's norm", ylim=(0, 1.1 * highest))
     panel.yaxis.set_major_formatter(PercentFormatter(1.0))
     label_line_ends(panel, ends)
     return figure

@@ -104,7 +104,8 @@ EXHIBITS = (
         "gradient_survival",
         "How much of the gradient survives the head",
         "The loss's gradient by the logits has V components, of which the hidden states are told "
-        "only those in the column space of W: the share of its norm that is left, over training.",
+        "only those in the column space of W: the share of its norm that is left, over training. "
+        "Dotted: √(R/V), what a random subspace of that dimension would keep.",
         anatomy.gradient_survival,
     ),
     Exhibit(
