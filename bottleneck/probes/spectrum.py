@@ -191,12 +191,11 @@ def _reduce_rows(
                 block,
                 preconditioner,
             )
-            return total + _gram(product)
+            return total + _matmul(product.T, product)
 
         n_blocks = jnp.where(is_sample, 1, blocks.number)
         total = jax.lax.fori_loop(0, n_blocks, add_block, jnp.zeros((width, width)))
-        upper = jax.lax.psum(jnp.triu(total), axes)
-        gram = upper + jnp.triu(upper, 1).T
+        gram = jax.lax.psum(total, axes)
         return _State(state.n_passes + 1, preconditioner, gram, _inverse_root(gram))
 
     def is_unfinished(state: _State) -> jax.Array:
@@ -212,37 +211,17 @@ def _reduce_rows(
     return end.gram, end.preconditioner, mean * np.sqrt(vocab_size)
 
 
-def _panels(width: int) -> list[tuple[int, int]]:
-    """Panels of columns of a triangular factor or a Gram matrix: half of either is not needed."""
-    edges = np.linspace(0, width, 1 + max(1, min(4, width // 128))).astype(int).tolist()
-    return list(itertools.pairwise(edges))
-
-
 def _triangular_product(matmul: _Product, left: jax.Array, right: jax.Array) -> jax.Array:
     """left @ right, where right is upper triangular."""
 
     def by_panels(left: jax.Array, right: jax.Array) -> jax.Array:
-        panels = _panels(right.shape[1])
+        width = right.shape[1]
+        edges = np.linspace(0, width, 1 + max(1, min(4, width // 128))).astype(int).tolist()
+        panels = itertools.pairwise(edges)  # of columns; half of the products are with zeros
         return jnp.concatenate([matmul(left[:, :b], right[:b, a:b]) for a, b in panels], axis=1)
 
     # Elsewhere than on a CPU time is short, and compiling many products is what takes long.
     return jax.lax.platform_dependent(left, right, cpu=by_panels, default=matmul)
-
-
-def _gram(array: jax.Array) -> jax.Array:
-    """Of arrayᵀ·array, the upper triangle at least."""
-
-    def by_panels(array: jax.Array) -> jax.Array:
-        width = array.shape[1]
-        columns = [
-            jnp.pad(_matmul(array[:, :b].T, array[:, a:b]), ((0, width - b), (0, 0)))
-            for a, b in _panels(width)
-        ]
-        return jnp.concatenate(columns, axis=1)
-
-    return jax.lax.platform_dependent(
-        array, cpu=by_panels, default=lambda array: _matmul(array.T, array)
-    )
 
 
 def _split_matmul(left: jax.Array, right: jax.Array) -> jax.Array:
