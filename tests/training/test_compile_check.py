@@ -145,8 +145,14 @@ def test_the_largest_buffers_are_those_at_places_of_their_own():
     ]
 
 
-def test_memory_of_what_did_not_fit_is_read_from_the_compilers_plan():
-    assert compile_check._memory(BUFFERS) == Memory(arguments=512, temporaries=3000, code=0)
+def test_memory_is_read_from_the_compilers_plan():
+    assert compile_check._memory(BUFFERS, None) == Memory(arguments=512, temporaries=3000, code=0)
+    result = "allocation 3: size 64, output shape is |f32[16]|, maybe-live-out:\n"
+    result += (
+        "allocation 4: size 32, parameter 1, shape |f32[8]| at ShapeIndex {}, maybe-live-out:\n"
+    )
+    found = compile_check._memory(BUFFERS + result, None)
+    assert found == Memory(arguments=512 + 32, temporaries=3000 + 64, code=0)
 
 
 def rehearsal(fits, memory, config=CONFIG):
