@@ -48,6 +48,7 @@ class Row:
         """The arguments of `python -m bottleneck` that compile it."""
         return [
             "compile",
+            "--train_step_only",
             f"--config=configs/pythia.py:{self.size}",
             f"--topology={self.topology}",
             f"--num_slices={self.n_slices}",

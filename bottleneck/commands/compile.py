@@ -33,6 +33,9 @@ def main(argv: list[str]) -> int:
         "--topology", required=True, metavar="CHIP:SHAPE", help="a slice, such as v5e:16x16"
     )
     parser.add_argument("--num_slices", type=int, default=1, metavar="N", help="default: 1")
+    parser.add_argument(
+        "--train_step_only", action="store_true", help="leave out the probes, for half the time"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments, config = parse_command(parser, argv, needs_data=False)
 
@@ -42,7 +45,12 @@ def main(argv: list[str]) -> int:
     from bottleneck.training.compile_check import rehearse
     from bottleneck.training.compile_report import as_json, show
 
-    rehearsal = rehearse(config, arguments.topology, arguments.num_slices)
+    rehearsal = rehearse(
+        config,
+        arguments.topology,
+        arguments.num_slices,
+        with_probes=not arguments.train_step_only,
+    )
     if arguments.json:
         print(json.dumps(as_json(config, rehearsal), indent=2))
     else:

@@ -78,7 +78,9 @@ class Rehearsal:
         return all(program.fits for program in self.programs.values())
 
 
-def rehearse(config: Config, topology: str, n_slices: int = 1) -> Rehearsal:
+def rehearse(
+    config: Config, topology: str, n_slices: int = 1, *, with_probes: bool = True
+) -> Rehearsal:
     """Compiles the programs of a run of `config` on slices of a topology such as "v5e:16x16".
 
     Raises:
@@ -88,7 +90,8 @@ def rehearse(config: Config, topology: str, n_slices: int = 1) -> Rehearsal:
     chip = chip_of(topology)
     mesh = mesh_lib.make_mesh(config.mesh, topology_devices(topology, n_slices))
     check_divides(config, dict(mesh.shape))
-    programs = {name: _rehearse(lowered, mesh) for name, lowered in lower(config, mesh).items()}
+    lowered = lower(config, mesh, with_probes=with_probes)
+    programs = {name: _rehearse(program, mesh) for name, program in lowered.items()}
     train_step = programs[TRAIN_STEP]
     limits = roofline(
         config,
@@ -118,16 +121,17 @@ def topology_devices(topology: str, n_slices: int = 1) -> list[jax.Device]:
 TRAIN_STEP = "train step"
 
 
-def lower(config: Config, mesh: Mesh) -> dict[str, Any]:
+def lower(config: Config, mesh: Mesh, *, with_probes: bool) -> dict[str, Any]:
     """The programs of a run by name, traced for a mesh: the train step, and those of a probe."""
     program = make_train_program(config, mesh)
     length = config.train.sequence_length
     probe = ProbePrograms(config, mesh, max(1, config.probe.tokens // length))
     with jax.set_mesh(mesh):
-        return {
-            TRAIN_STEP: program.lower(config.train.batch_size, length),
-            **{f"probe, {k}": v for k, v in probe.lower(program.abstract_state[0]).items()},
-        }
+        programs = {TRAIN_STEP: program.lower(config.train.batch_size, length)}
+        if with_probes:
+            of_probe = probe.lower(program.abstract_state[0])
+            programs |= {f"probe, {name}": lowered for name, lowered in of_probe.items()}
+    return programs
 
 
 def _rehearse(lowered: Any, mesh: Mesh) -> ProgramReport:

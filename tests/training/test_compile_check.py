@@ -211,7 +211,7 @@ def test_json_holds_what_is_printed():
 @pytest.mark.parametrize(("fits", "code"), [(True, 0), (False, 1)])
 def test_the_exit_code_says_whether_it_fits(fits, code, monkeypatch, capsys):
     memory = Memory(arguments=600_000, temporaries=150_000, code=0)
-    monkeypatch.setattr(compile_check, "rehearse", lambda *_: rehearsal(fits, memory))
+    monkeypatch.setattr(compile_check, "rehearse", lambda *_, **__: rehearsal(fits, memory))
     monkeypatch.setattr(compile_command, "ENVIRONMENT", {})
     argv = [f"--config={ROOT / 'configs/nano.py'}", "--topology=v5e:2x2", "--json"]
     assert compile_command.main(argv) == code
