@@ -102,7 +102,7 @@ def test_losses_alone_are_the_same():
     np.testing.assert_allclose(alone, jax.jit(sweep)(*arrays)[0], atol=1e-6)
 
 
-@pytest.mark.parametrize("sizes", [(1, 4, 1), (1, 2, 2), (2, 2, 1), (1, 1, 4)])
+@pytest.mark.parametrize("sizes", [(1, 2, 2), (2, 1, 2)])
 @pytest.mark.parametrize("rank", [None, 7])
 def test_sharded_equals_unsharded(rank, sizes):
     factors, hidden, targets, W = problem(rank)
@@ -127,8 +127,9 @@ def test_sharded_equals_unsharded(rank, sizes):
         np.testing.assert_allclose(a, b, **TOLERANCE, err_msg=name)
 
 
-@pytest.mark.parametrize("kind", ["plain", "centred", "whitened"])
-@pytest.mark.parametrize("rank", [None, 7])
+@pytest.mark.parametrize(
+    ("kind", "rank"), [("plain", None), ("plain", 7), ("centred", None), ("whitened", None)]
+)
 def test_means_are_those_of_separate_float64_evaluations_to_1e_6(kind, rank):
     factors, hidden, targets, W = problem(rank)
     expected = reference(W, hidden, targets, cuts(W, hidden)[kind])
