@@ -79,8 +79,8 @@ EXHIBITS = (
         "anatomy",
         "What the gap is made of",
         "Left: how much of the gap falls on the rarest third of the text's tokens and on the most "
-        "frequent third, by their counts in the training text; dotted is an even share, and above "
-        "100 % a part of the gap is given back by other tokens. Right: for how many tokens the "
+        "frequent third, by their counts in the training text; dotted is an even share, and "
+        "below 0 % the cut makes those tokens more likely. Right: for how many tokens the "
         "head cut to rank r still finds the same next token most likely.",
         anatomy.anatomy,
     ),

@@ -7,7 +7,7 @@ rank, less those of the whole; p: probabilities of the whole head. Losses of sin
 
 from __future__ import annotations
 
-import functools
+import typing
 from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Literal
@@ -23,6 +23,10 @@ from bottleneck.probes.document_sums import DocumentSums
 from bottleneck.probes.token_sweep import Predictions, token_sweep
 
 FREQUENCY_CLASSES = ("rare", "middle", "frequent")
+Kind = Literal["plain", "centred", "whitened"]  # of a truncation
+
+_second_moment = jax.jit(geometry.second_moment)
+_token_sweep = jax.jit(token_sweep, static_argnames=("ranks", "vocab_size"))
 
 
 @dataclass(frozen=True)
@@ -81,13 +85,15 @@ def rank_sweep(
     hidden_BxLxD: jax.Array,
     targets_BxL: jax.Array,
     ranks: Sequence[int],
-    truncation: Literal["plain", "centred", "whitened"] = "plain",
+    truncation: Kind = "plain",
     *,
     vocab_size: int | None = None,
     weights_BxL: np.ndarray | None = None,
     documents_BxL: np.ndarray | None = None,
 ) -> RankSweep:
     """The loss of a head cut to each rank, over these tokens, on any device or mesh.
+
+    Compiled once for a shape and its ranks, so that a series of checkpoints costs one compilation.
 
     Args:
         factors: the head.
@@ -96,25 +102,27 @@ def rank_sweep(
         weights_BxL: 0 for a token that does not count, else 1; None where all do.
         documents_BxL: which document each token is of; None takes each sequence for one.
     Raises:
-        ValueError: where a rank is not between 1 and D.
+        ValueError: where a rank is not between 1 and D, or the truncation is not one of the three.
     """
     width = hidden_BxLxD.shape[-1]
+    if truncation not in typing.get_args(Kind):
+        raise ValueError(f"truncation={truncation!r} is none of {', '.join(typing.get_args(Kind))}")
     if not all(1 <= rank <= width for rank in ranks):
         raise ValueError(f"ranks must be between 1 and {width}, and are {tuple(ranks)}")
-    ranks = sorted({*ranks, width})
+    ranks = tuple(sorted({*ranks, width}))
     vocab_size = factors.rows.shape[0] if vocab_size is None else vocab_size
     weights = np.ones(targets_BxL.shape) if weights_BxL is None else np.asarray(weights_BxL)
     if documents_BxL is None:
         documents_BxL = np.broadcast_to(np.arange(len(weights))[:, None], weights.shape)
     core = spectrum.read_core(factors, vocab_size)
     if truncation == "whitened":
-        moment = jax.jit(geometry.second_moment)(hidden_BxLxD, jnp.asarray(weights, jnp.float32))
+        moment = _second_moment(hidden_BxLxD, jnp.asarray(weights, jnp.float32))
         cut = truncations.whitened(core.raw, np.asarray(moment))
     else:
         cut = truncations.plain(core.raw if truncation == "plain" else core.centred)
-    sweep = jax.jit(functools.partial(token_sweep, ranks=ranks, vocab_size=vocab_size))
-    losses, predictions = sweep(
-        factors, hidden_BxLxD, targets_BxL, np.float32(cut.encode), np.float32(cut.decode)
+    maps = (np.float32(cut.encode), np.float32(cut.decode))
+    losses, predictions = _token_sweep(
+        factors, hidden_BxLxD, targets_BxL, *maps, ranks=ranks, vocab_size=vocab_size
     )
     targets = np.asarray(targets_BxL)
     return summarise(

@@ -51,12 +51,13 @@ def top_share(singular_values: np.ndarray) -> float:
 def tail_exponent(singular_values: np.ndarray) -> float:
     """a of σ_i ∝ i^−a, i from 1, by least squares in log-log over the middle of the spectrum.
 
-    The middle is D/8 < i ≤ 3D/4, evenly weighted in log i: before it stand a few outliers, after it
-    a spectrum of random entries falls off whatever the head has learned. Values that are zero are
-    left out; NaN where fewer than three remain.
+    Of the R values that are not zero, the middle is R/8 < i ≤ 3R/4, evenly weighted in log i:
+    before it stand a few outliers, after it a spectrum of random entries falls off whatever the
+    head has learned. NaN where the middle has fewer than three.
     """
+    singular_values = singular_values[singular_values > 0]
     index = np.arange(1, len(singular_values) + 1)
-    middle = (index > len(index) / 8) & (index <= 3 * len(index) / 4) & (singular_values > 0)
+    middle = (index > len(index) / 8) & (index <= 3 * len(index) / 4)
     if np.sum(middle) < 3:
         return float("nan")
     x, y = np.log(index[middle]), np.log(singular_values[middle])

@@ -126,10 +126,13 @@ class HeadCore:
 
     def spectrum(self, *, centred: bool = False) -> Spectrum:
         """The singular values, by a float64 SVD: the other part of the work."""
-        core = self.centred if centred else self.raw
-        values = np.zeros(min(self.vocab_size, core.shape[1]))
+        return self.resolved(np.linalg.svd(self.centred if centred else self.raw, compute_uv=False))
+
+    def resolved(self, found: np.ndarray) -> Spectrum:
+        """The spectrum, from singular values of `raw` or `centred` that are known already."""
+        values = np.zeros(min(self.vocab_size, self.raw.shape[1]))
         rank = min(self.rank, len(values))
-        found = np.linalg.svd(core, compute_uv=False)[:rank]
+        found = found[:rank]
         values[:rank] = np.maximum(found, self.resolution)
         is_exact = found > self.resolution
         return Spectrum(values, len(values) if is_exact.all() else int(np.sum(is_exact)))

@@ -110,7 +110,7 @@ def topology_devices(topology: str, n_slices: int = 1) -> list[jax.Device]:
     if chip.compiler_config is not None:
         options["chip_config_name"] = chip.compiler_config
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError("there is no TPU compiler here; pip install 'softmax-bottleneck[tpu]'")
+        raise UserError("there is no TPU compiler here; in the repository: pip install -e '.[tpu]'")
     try:
         return topologies.get_topology_desc(topology, "tpu", **options).devices
     except jax.errors.JaxRuntimeError as error:

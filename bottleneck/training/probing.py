@@ -92,7 +92,7 @@ class Prober:
         survival = self._programs.survive(params, reading.hidden, self._tokens, inverse)
         plain = sweeps["plain"]
         parts = [
-            self._of_head(core, moment),
+            self._of_head(core, cuts["plain"], moment),
             self._of_hidden_states(reading),
             *(self._of_sweep(name, sweep) for name, sweep in sweeps.items()),
             (
@@ -110,9 +110,11 @@ class Prober:
             {name: value for _, arrays in parts for name, value in arrays.items()},
         )
 
-    def _of_head(self, core: spectrum.HeadCore, moment: np.ndarray) -> tuple[Scalars, Arrays]:
+    def _of_head(
+        self, core: spectrum.HeadCore, plain: truncation.Truncation, moment: np.ndarray
+    ) -> tuple[Scalars, Arrays]:
         width = self._config.model.d_model
-        raw = core.spectrum()
+        raw = core.resolved(plain.singular_values)
         values, centred = raw.values, core.spectrum(centred=True).values
         errors = spectral_metrics.w_error(values)
         entropy, linear = (

@@ -96,6 +96,7 @@ def test_of_a_factored_head_without_making_it():
         np.testing.assert_allclose(found[:rank], exact, rtol=1e-5)
         assert (found[rank:] == 0).all() and len(found) == width
     traced = str(jax.make_jaxpr(lambda f: reduce_head(f, vocab_size))(factors))
+    assert f"[{n_rows},{rank}]" in traced
     assert f"[{n_rows},{width}]" not in traced and f"[{vocab_size},{width}]" not in traced
 
 

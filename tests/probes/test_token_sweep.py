@@ -102,7 +102,14 @@ def test_losses_alone_are_the_same():
     np.testing.assert_allclose(alone, jax.jit(sweep)(*arrays)[0], atol=1e-6)
 
 
-@pytest.mark.parametrize("sizes", [(1, 2, 2), (2, 1, 2)])
+@pytest.mark.parametrize(
+    "sizes",
+    [
+        (1, 2, 2),
+        (2, 1, 2),
+        *(pytest.param(s, marks=pytest.mark.slow) for s in ((1, 4, 1), (2, 2, 1), (1, 1, 4))),
+    ],
+)
 @pytest.mark.parametrize("rank", [None, 7])
 def test_sharded_equals_unsharded(rank, sizes):
     factors, hidden, targets, W = problem(rank)
@@ -128,7 +135,11 @@ def test_sharded_equals_unsharded(rank, sizes):
 
 
 @pytest.mark.parametrize(
-    ("kind", "rank"), [("plain", None), ("plain", 7), ("centred", None), ("whitened", None)]
+    ("kind", "rank"),
+    [
+        *(("plain", None), ("plain", 7), ("centred", None), ("whitened", None)),
+        *(pytest.param(kind, 7, marks=pytest.mark.slow) for kind in ("centred", "whitened")),
+    ],
 )
 def test_means_are_those_of_separate_float64_evaluations_to_1e_6(kind, rank):
     factors, hidden, targets, W = problem(rank)
@@ -185,10 +196,12 @@ def test_frequency_classes_have_a_third_of_the_text_each():
     assert np.abs(shares - 1 / 3).max() < 0.15  # the most frequent token alone is a fifth
 
 
-def test_a_rank_that_the_head_cannot_have_is_an_error():
+def test_a_rank_that_the_head_cannot_have_or_a_misspelt_truncation_is_an_error():
     factors, hidden, targets, _ = problem()
     with pytest.raises(ValueError, match="between 1 and 24"):
         rank_sweep(factors, hidden, targets, (1, 25))
+    with pytest.raises(ValueError, match="'whitend' is none of plain, centred, whitened"):
+        rank_sweep(factors, hidden, targets, (1,), "whitend")
 
 
 @pytest.mark.slow

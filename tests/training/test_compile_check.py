@@ -220,7 +220,7 @@ def test_the_exit_code_says_whether_it_fits(fits, code, monkeypatch, capsys):
 
 def test_without_the_compiler_one_line_says_how_to_get_it(monkeypatch):
     monkeypatch.setattr(importlib.util, "find_spec", lambda _: None)
-    with pytest.raises(UserError, match=r"pip install 'softmax-bottleneck\[tpu\]'"):
+    with pytest.raises(UserError, match=r"pip install -e '.\[tpu\]'"):
         topology_devices("v5e:2x2")
 
 
