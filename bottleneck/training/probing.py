@@ -20,6 +20,7 @@ from bottleneck.model.transformer import Params
 from bottleneck.parallel import mesh as mesh_lib
 from bottleneck.probes import geometry, gradient, spectral_metrics, spectrum, truncation
 from bottleneck.probes.gap import FREQUENCY_CLASSES, RankSweep, frequency_classes, summarise
+from bottleneck.probes.token_sweep import Predictions
 from bottleneck.training.probe_programs import ProbePrograms, Reading
 
 Scalars = dict[str, float]
@@ -87,9 +88,11 @@ class Prober:
             "plain": truncation.plain(core.raw),
             "whitened": truncation.whitened(core.raw, moment),
         }
-        sweeps = {name: self._rank_sweep(params, reading.hidden, cut) for name, cut in cuts.items()}
+        # All are under way before the first is waited for, so that none waits for the host.
         inverse = np.float32(gradient.inverse_map(cuts["plain"]))
         survival = self._programs.survive(params, reading.hidden, self._tokens, inverse)
+        found = {name: self._sweep(params, reading.hidden, cut) for name, cut in cuts.items()}
+        sweeps = {name: self._summarise(*some) for name, some in found.items()}
         plain = sweeps["plain"]
         parts = [
             self._of_head(core, cuts["plain"], moment),
@@ -163,11 +166,13 @@ class Prober:
             "mean_hidden_norm": np.asarray(reading.mean_norm, np.float64),
         }
 
-    def _rank_sweep(
+    def _sweep(
         self, params: Params, hidden: jax.Array, cut: truncation.Truncation
-    ) -> RankSweep:
+    ) -> tuple[jax.Array, Predictions | None]:
         maps = (np.float32(cut.encode), np.float32(cut.decode))
-        losses, predictions = self._programs.sweep(params, hidden, self._tokens["targets"], *maps)
+        return self._programs.sweep(params, hidden, self._tokens["targets"], *maps)
+
+    def _summarise(self, losses: jax.Array, predictions: Predictions | None) -> RankSweep:
         return summarise(
             np.asarray(losses),
             weights=self._weights,

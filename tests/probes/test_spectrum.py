@@ -122,15 +122,15 @@ def test_five_times_as_fast_as_an_svd():
     W = np.asarray(factors.rows)[:vocab_size]
     head_spectrum(factors, vocab_size=vocab_size)  # compiles
     ours, theirs = [], []
-    for _ in range(3):
+    for _ in range(5):
         start = time.perf_counter()
         head_spectrum(factors, vocab_size=vocab_size)
         ours.append(time.perf_counter() - start)
         start = time.perf_counter()
         np.linalg.svd(W, full_matrices=False)
         theirs.append(time.perf_counter() - start)
-    ratio = np.median(theirs) / np.median(ours)
-    print(f"numpy {np.median(theirs):.2f} s, here {np.median(ours):.2f} s, {ratio:.1f} times")
+    ratio = min(theirs) / min(ours)  # what else the machine does only ever adds to a time
+    print(f"numpy {min(theirs):.2f} s, here {min(ours):.2f} s, {ratio:.1f} times")
     assert ratio >= 5
 
 

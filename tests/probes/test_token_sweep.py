@@ -18,7 +18,7 @@ from bottleneck.probes.gap import frequency_classes, rank_sweep
 from bottleneck.probes.token_sweep import token_sweep
 
 # Rows are no multiple of a tile's, tokens of 4 sequences neither; the last rows are padding.
-VOCAB, ROWS, D, B, L = 900, 904, 24, 4, 37
+VOCAB, ROWS, D, B, L = 900, 904, 24, 4, 73
 RANKS = (1, 5, 12, D)
 TOLERANCE = dict(rtol=2e-5, atol=2e-5)
 
