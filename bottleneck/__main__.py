@@ -10,8 +10,7 @@ import warnings
 from pathlib import Path
 
 from bottleneck import __version__, commands
-from bottleneck.config import suggestion
-from bottleneck.errors import UserError
+from bottleneck.errors import UserError, suggestion
 
 _NOT_VERBS = {"flags"}
 

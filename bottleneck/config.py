@@ -10,50 +10,17 @@ value must be reported before the seconds that those imports take.
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import math
-import types
-import typing
 from dataclasses import dataclass, field
 from typing import Any, ClassVar, Literal
 
 from ml_collections import config_dict
 
-from bottleneck.errors import UserError
-
-
-def _bounded(default: Any, *, low: float = -math.inf, high: float = math.inf) -> Any:
-    """A dataclass field whose value, where it is not None, lies in [low, high]."""
-    return field(default=default, metadata={"low": low, "high": high})
-
-
-def _positive(default: Any) -> Any:
-    return _bounded(default, low=1)
-
-
-class _Section:
-    """A part of the config: checks every field's type and bounds, then what `check` adds."""
-
-    prefix: ClassVar[str] = ""  # what stands before a field's name on the command line
-
-    def __post_init__(self) -> None:
-        hints = _type_hints(type(self))
-        for entry in dataclasses.fields(self):  # type: ignore[arg-type]
-            value = getattr(self, entry.name)
-            coerced = _coerce(value, hints[entry.name], self.prefix + entry.name)
-            object.__setattr__(self, entry.name, coerced)
-            if coerced is not None and entry.metadata:
-                low, high = entry.metadata["low"], entry.metadata["high"]
-                allowed = f"at least {low}" if math.isinf(high) else f"between {low} and {high}"
-                _require(low <= coerced <= high, self.prefix + entry.name, coerced, allowed)
-        self.check()
-
-    def check(self) -> None:
-        """Raises `UserError` where fields of this section do not agree."""
+from bottleneck.sections import Section, bounded, build, defaults, flatten, positive, require
 
 
 @dataclass(frozen=True)
-class DataConfig(_Section):
+class DataConfig(Section):
     """Where the text comes from and how it becomes tokens."""
 
     prefix: ClassVar[str] = "data."
@@ -66,32 +33,30 @@ class DataConfig(_Section):
     tfds_name: str = ""
     tfds_split: str = "train"
     tfds_data_dir: str | None = None
-    language_rank: int = _positive(8)  # ρ of corpus="known_rank"
-    language_tokens: int = _bounded(128, low=2, high=2**14)  # its vocabulary, end of text included
-    language_documents: int = _positive(2**15)
-    language_seed: int = _bounded(0, low=0)
+    language_rank: int = positive(8)  # ρ of corpus="known_rank"
+    language_tokens: int = bounded(128, low=2, high=2**14)  # its vocabulary, end of text included
+    language_documents: int = positive(2**15)
+    language_seed: int = bounded(0, low=0)
     tokenizer: str | None = None  # path of a tokenizer.json; None trains a byte-level BPE
-    tokenizer_vocab_size: int = _bounded(8192, low=257)  # of the BPE trained here
-    heldout_fraction: float = _bounded(0.02, low=0.0, high=0.5)  # of the documents
+    tokenizer_vocab_size: int = bounded(8192, low=257)  # of the BPE trained here
+    heldout_fraction: float = bounded(0.02, low=0.0, high=0.5)  # of the documents
     cache_dir: str = "~/.cache/bottleneck"  # tokenizers and tokens are kept here
 
     def check(self) -> None:
         if self.corpus == "text":
-            _require(
-                bool(self.paths), "data.paths", self.paths, "at least one file, folder or glob"
-            )
+            require(bool(self.paths), "data.paths", self.paths, "at least one file, folder or glob")
         if self.corpus == "tfds":
-            _require(
+            require(
                 bool(self.tfds_name), "data.tfds_name", self.tfds_name, "the name of a data set"
             )
         if self.corpus == "known_rank":
-            _require(
+            require(
                 self.language_rank < self.language_tokens,
                 "data.language_rank",
                 self.language_rank,
                 f"below data.language_tokens={self.language_tokens}",
             )
-            _require(
+            require(
                 self.tokenizer is None,
                 "data.tokenizer",
                 self.tokenizer,
@@ -107,60 +72,60 @@ class DataConfig(_Section):
 
 
 @dataclass(frozen=True)
-class ModelConfig(_Section):
+class ModelConfig(Section):
     """A decoder-only transformer; the families differ by these fields alone."""
 
     prefix: ClassVar[str] = "model."
 
-    vocab_size: int = _positive(8192)  # unpadded
-    vocab_multiple: int = _positive(128)  # V is vocab_size rounded up to a multiple of this
-    d_model: int = _positive(256)  # D
-    n_layers: int = _positive(4)
-    n_heads: int = _positive(4)  # H
-    n_kv_heads: int | None = _positive(None)  # None: as many as n_heads
-    d_ff: int | None = _positive(None)  # F; None: 4·D
-    head_rank: int | None = _positive(None)  # R; None: full
+    vocab_size: int = positive(8192)  # unpadded
+    vocab_multiple: int = positive(128)  # V is vocab_size rounded up to a multiple of this
+    d_model: int = positive(256)  # D
+    n_layers: int = positive(4)
+    n_heads: int = positive(4)  # H
+    n_kv_heads: int | None = positive(None)  # None: as many as n_heads
+    d_ff: int | None = positive(None)  # F; None: 4·D
+    head_rank: int | None = positive(None)  # R; None: full
     # "matched": logits with the variance of a full head's; "normal": N(0, 1) factors (the paper).
     head_init: Literal["matched", "normal"] = "matched"
     tie_embeddings: bool = False
     norm: Literal["layernorm", "rmsnorm"] = "layernorm"
-    norm_epsilon: float = _bounded(1e-5, low=0.0)
+    norm_epsilon: float = bounded(1e-5, low=0.0)
     mlp: Literal["gelu", "gelu_tanh", "swiglu"] = "gelu"
     use_bias: bool = True  # of the linear maps of attention and MLP; the head never has one
     parallel_residual: bool = True  # x + Attention(LN₁ x) + MLP(LN₂ x), as GPT-NeoX
     position: Literal["rotary", "learned"] = "rotary"
-    max_length: int = _positive(2048)  # rows of learned positions; longest L for all
-    rotary_fraction: float = _bounded(0.25, low=0.0, high=1.0)  # of the size K of a head
-    rotary_theta: float = _bounded(10_000.0, low=1.0)
-    init_std: float | None = _bounded(None, low=0.0)  # None: sqrt(2 / (5·D)), GPT-NeoX small_init
+    max_length: int = positive(2048)  # rows of learned positions; longest L for all
+    rotary_fraction: float = bounded(0.25, low=0.0, high=1.0)  # of the size K of a head
+    rotary_theta: float = bounded(10_000.0, low=1.0)
+    init_std: float | None = bounded(None, low=0.0)  # None: sqrt(2 / (5·D)), GPT-NeoX small_init
     # Of the two maps that write to the residual stream. None: 2 / (n_layers·sqrt(D)), wang_init.
-    output_init_std: float | None = _bounded(None, low=0.0)
+    output_init_std: float | None = bounded(None, low=0.0)
     compute_dtype: Literal["float32", "bfloat16"] = "float32"  # parameters are always float32
     remat: Literal["none", "dots", "full"] = "none"
     attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
-    loss_chunk: int = _positive(1024)  # tokens whose logits exist at one time on a device
+    loss_chunk: int = positive(1024)  # tokens whose logits exist at one time on a device
 
     def check(self) -> None:
-        _require(
+        require(
             self.d_model % self.n_heads == 0,
             "model.d_model",
             self.d_model,
             f"a multiple of model.n_heads={self.n_heads}, "
             f"such as {_nearest_multiples(self.d_model, self.n_heads)}",
         )
-        _require(
+        require(
             self.n_heads % self.kv_heads == 0,
             "model.n_kv_heads",
             self.n_kv_heads,
             f"a divisor of model.n_heads={self.n_heads}",
         )
-        _require(
+        require(
             self.head_rank is None or self.head_rank <= self.d_model,
             "model.head_rank",
             self.head_rank,
             f"at most model.d_model={self.d_model}, or None for a full head",
         )
-        _require(
+        require(
             self.position != "rotary" or self.rotary_size % 2 == 0,
             "model.rotary_fraction",
             self.rotary_fraction,
@@ -205,50 +170,50 @@ class ModelConfig(_Section):
 
 
 @dataclass(frozen=True)
-class OptimizerConfig(_Section):
+class OptimizerConfig(Section):
     """AdamW with warm-up and a cosine down to a fraction of the peak, as Pythia's."""
 
     prefix: ClassVar[str] = "optimizer."
 
-    learning_rate: float = _bounded(1e-3, low=0.0)  # peak
-    warmup_steps: int = _bounded(0, low=0)
-    final_fraction: float = _bounded(0.1, low=0.0, high=1.0)  # last over peak learning rate
-    beta1: float = _bounded(0.9, low=0.0, high=1.0)
-    beta2: float = _bounded(0.95, low=0.0, high=1.0)
-    epsilon: float = _bounded(1e-8, low=0.0)
-    weight_decay: float = _bounded(0.1, low=0.0)  # on matrices only
-    clip_norm: float | None = _bounded(1.0, low=1e-12)  # of the whole gradient; None: no clipping
+    learning_rate: float = bounded(1e-3, low=0.0)  # peak
+    warmup_steps: int = bounded(0, low=0)
+    final_fraction: float = bounded(0.1, low=0.0, high=1.0)  # last over peak learning rate
+    beta1: float = bounded(0.9, low=0.0, high=1.0)
+    beta2: float = bounded(0.95, low=0.0, high=1.0)
+    epsilon: float = bounded(1e-8, low=0.0)
+    weight_decay: float = bounded(0.1, low=0.0)  # on matrices only
+    clip_norm: float | None = bounded(1.0, low=1e-12)  # of the whole gradient; None: no clipping
 
 
 @dataclass(frozen=True)
-class TrainConfig(_Section):
+class TrainConfig(Section):
     prefix: ClassVar[str] = "train."
 
-    steps: int = _positive(1000)
-    batch_size: int = _positive(16)  # B: sequences in a step, over all devices and micro-batches
-    sequence_length: int = _positive(256)  # L
-    accumulation_steps: int = _positive(1)  # micro-batches in a step
-    z_loss: float = _bounded(0.0, low=0.0)  # weight of the squared log-partition
-    log_every: int = _positive(10)
+    steps: int = positive(1000)
+    batch_size: int = positive(16)  # B: sequences in a step, over all devices and micro-batches
+    sequence_length: int = positive(256)  # L
+    accumulation_steps: int = positive(1)  # micro-batches in a step
+    z_loss: float = bounded(0.0, low=0.0)  # weight of the squared log-partition
+    log_every: int = positive(10)
     # Peak floating-point operations a second of one device, for MFU; None: known by its kind.
-    peak_flops: float | None = _bounded(None, low=1.0)
+    peak_flops: float | None = bounded(None, low=1.0)
 
 
 @dataclass(frozen=True)
-class MeshConfig(_Section):
+class MeshConfig(Section):
     """Devices along each axis; -1 on one of them takes what the others leave."""
 
     prefix: ClassVar[str] = "mesh."
 
-    replica: int = _bounded(1, low=-1)
-    fsdp: int = _bounded(-1, low=-1)
-    tensor: int = _bounded(1, low=-1)
+    replica: int = bounded(1, low=-1)
+    fsdp: int = bounded(-1, low=-1)
+    tensor: int = bounded(1, low=-1)
 
     def check(self) -> None:
         for name, size in self.sizes.items():
-            _require(size != 0, f"mesh.{name}", size, "at least 1, or -1 for the rest")
+            require(size != 0, f"mesh.{name}", size, "at least 1, or -1 for the rest")
         free = [name for name, size in self.sizes.items() if size == -1]
-        _require(len(free) <= 1, f"mesh.{free[-1]}" if free else "mesh", -1, "-1 on one axis only")
+        require(len(free) <= 1, f"mesh.{free[-1]}" if free else "mesh", -1, "-1 on one axis only")
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -256,21 +221,21 @@ class MeshConfig(_Section):
 
 
 @dataclass(frozen=True)
-class ProbeConfig(_Section):
+class ProbeConfig(Section):
     prefix: ClassVar[str] = "probe."
 
-    every: int = _positive(100)  # steps; the first and the last step are always probed
-    tokens: int = _positive(16_384)  # held-out tokens of every probe, the same each time
+    every: int = positive(100)  # steps; the first and the last step are always probed
+    tokens: int = positive(16_384)  # held-out tokens of every probe, the same each time
     ranks: tuple[int, ...] = ()  # of the truncation sweep; () takes powers of two up to D
 
 
 @dataclass(frozen=True)
-class CheckpointConfig(_Section):
+class CheckpointConfig(Section):
     prefix: ClassVar[str] = "checkpoint."
 
-    every: int = _positive(200)  # steps; the last step is always saved
-    keep_last: int = _positive(2)
-    keep_every: int | None = _positive(None)  # steps that are multiples of this stay for ever
+    every: int = positive(200)  # steps; the last step is always saved
+    keep_last: int = positive(2)
+    keep_every: int | None = positive(None)  # steps that are multiples of this stay for ever
     steps: tuple[int, ...] = ()  # saved as well, and stay for ever
 
     def is_due(self, step: int) -> bool:
@@ -279,10 +244,10 @@ class CheckpointConfig(_Section):
 
 
 @dataclass(frozen=True)
-class Config(_Section):
+class Config(Section):
     """A whole experiment."""
 
-    seed: int = _bounded(0, low=0)
+    seed: int = bounded(0, low=0)
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
@@ -293,19 +258,19 @@ class Config(_Section):
 
     def check(self) -> None:
         model, train = self.model, self.train
-        _require(
+        require(
             self.optimizer.warmup_steps <= train.steps,
             "optimizer.warmup_steps",
             self.optimizer.warmup_steps,
             f"at most train.steps={train.steps}",
         )
-        _require(
+        require(
             train.sequence_length <= model.max_length,
             "train.sequence_length",
             train.sequence_length,
             f"at most model.max_length={model.max_length}",
         )
-        _require(
+        require(
             train.batch_size % train.accumulation_steps == 0,
             "train.batch_size",
             train.batch_size,
@@ -314,20 +279,20 @@ class Config(_Section):
         )
         check_divides(self, {k: v for k, v in self.mesh.sizes.items() if v > 0})
         for rank in self.probe.ranks:
-            _require(
+            require(
                 1 <= rank <= model.d_model,
                 "probe.ranks",
                 rank,
                 f"ranks between 1 and model.d_model={model.d_model}",
             )
-        _require(
+        require(
             self.probe.tokens >= train.sequence_length,
             "probe.tokens",
             self.probe.tokens,
             f"at least train.sequence_length={train.sequence_length}",
         )
         field_of_known, known = self.data.vocabulary
-        _require(
+        require(
             model.vocab_size >= known,
             "model.vocab_size",
             model.vocab_size,
@@ -355,7 +320,7 @@ def check_divides(config: Config, mesh_sizes: dict[str, int]) -> None:
     model, train = config.model, config.train
     replica, fsdp, tensor = (mesh_sizes.get(axis, 1) for axis in ("replica", "fsdp", "tensor"))
     unit = train.accumulation_steps * replica * fsdp
-    _require(
+    require(
         train.batch_size % unit == 0,
         "train.batch_size",
         train.batch_size,
@@ -370,7 +335,7 @@ def check_divides(config: Config, mesh_sizes: dict[str, int]) -> None:
         ("d_ff", model.mlp_width, "tensor", tensor),
     ):
         n_devices = mesh_sizes.get(axis, 1)
-        _require(
+        require(
             size % n_devices == 0,
             f"model.{name}",
             size,
@@ -378,7 +343,7 @@ def check_divides(config: Config, mesh_sizes: dict[str, int]) -> None:
             f"or take mesh.{axis}={math.gcd(size, n_devices)}",
         )
     multiple = math.lcm(model.vocab_multiple, tensor)
-    _require(
+    require(
         model.padded_vocab_size % tensor == 0,
         "model.vocab_multiple",
         model.vocab_multiple,
@@ -390,28 +355,14 @@ def check_divides(config: Config, mesh_sizes: dict[str, int]) -> None:
 
 def base() -> config_dict.ConfigDict:
     """Every field with its default, for a config file to change; it takes no other names."""
-
-    def section(cls: type) -> config_dict.ConfigDict:
-        hints = _type_hints(cls)
-        result = config_dict.ConfigDict()
-        for entry in dataclasses.fields(cls):
-            hint = hints[entry.name]
-            if isinstance(hint, type) and issubclass(hint, _Section):
-                result[entry.name] = section(hint)
-            elif entry.default is None:
-                (kind,) = (t for t in typing.get_args(hint) if t is not types.NoneType)
-                result[entry.name] = config_dict.placeholder(kind)
-            else:
-                result[entry.name] = entry.default
-        return result.lock()
-
-    return section(Config)
+    return defaults(Config)
 
 
 def parse(fields: config_dict.ConfigDict | dict[str, Any]) -> Config:
     """The validated experiment; raises `UserError` naming the first field that is wrong."""
     plain = fields.to_dict() if isinstance(fields, config_dict.ConfigDict) else fields
-    return _build(Config, plain)
+    config: Config = build(Config, plain)
+    return config
 
 
 def to_dict(config: Any) -> dict[str, Any]:
@@ -419,88 +370,10 @@ def to_dict(config: Any) -> dict[str, Any]:
     return dataclasses.asdict(config)
 
 
-def flatten(config: Config) -> dict[str, Any]:
-    """Dotted field name → value, for every field."""
-    flat: dict[str, Any] = {}
-    for entry in dataclasses.fields(config):
-        value = getattr(config, entry.name)
-        if isinstance(value, _Section):
-            flat |= {f"{entry.name}.{key}": item for key, item in to_dict(value).items()}
-        else:
-            flat[entry.name] = value
-    return flat
-
-
 def differences(old: Config, new: Config) -> list[str]:
     """One "field: old → new" for each field in which two configs differ."""
     before, after = flatten(old), flatten(new)
     return [f"{k}: {before[k]!r} → {after[k]!r}" for k in before if before[k] != after[k]]
-
-
-def _build(cls: Any, values: Any) -> Any:
-    prefix = cls.prefix
-    if not isinstance(values, dict):
-        raise UserError(f"config.{prefix.rstrip('.')} is {values!r}; a group of fields is expected")
-    hints = _type_hints(cls)
-    names = [entry.name for entry in dataclasses.fields(cls)]
-    for key in values:
-        if key not in names:
-            raise UserError(f"config.{prefix}{key} is not a field; {suggestion(key, names)}")
-    built = {
-        key: _build(hints[key], value)
-        if isinstance(hints[key], type) and issubclass(hints[key], _Section)
-        else value
-        for key, value in values.items()
-    }
-    return cls(**built)
-
-
-def suggestion(name: str, known: list[str]) -> str:
-    """What to say after a name that is not among those known."""
-    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
-    return f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(known))}"
-
-
-def list_item_type(name: str) -> type | None:
-    """Of a field that holds a list, such as "probe.ranks", what its items are; None for others."""
-    hint: Any = Config
-    for part in name.split("."):
-        hint = _type_hints(hint)[part]
-    return typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else None
-
-
-def _type_hints(cls: Any) -> dict[str, Any]:
-    return typing.get_type_hints(cls)
-
-
-def _coerce(value: Any, hint: Any, name: str) -> Any:
-    """The value as the hinted type; an int will do for a float, a list for a tuple."""
-    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        if value is None:
-            return None
-        (hint,) = (t for t in arguments if t is not types.NoneType)
-        return _coerce(value, hint, name)
-    if origin is Literal:
-        _require(value in arguments, name, value, "one of " + ", ".join(map(repr, arguments)))
-        return value
-    if origin is tuple:
-        _require(
-            isinstance(value, (tuple, list)), name, value, f"a list of {arguments[0].__name__}"
-        )
-        return tuple(_coerce(item, arguments[0], name) for item in value)
-    if hint is float and isinstance(value, int) and not isinstance(value, bool):
-        return float(value)
-    is_right = isinstance(value, hint) and not (hint is int and isinstance(value, bool))
-    _require(is_right, name, value, f"of type {hint.__name__}")
-    if hint is float:
-        _require(math.isfinite(value), name, value, "a finite number")
-    return value
-
-
-def _require(condition: bool, name: str, value: Any, allowed: str) -> None:
-    if not condition:
-        raise UserError(f"config.{name}={value!r} is not allowed; it must be {allowed}")
 
 
 def _round_up(value: int, unit: int) -> int:

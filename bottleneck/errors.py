@@ -1,4 +1,8 @@
-"""The one exception that ends the program without a traceback."""
+"""The one exception that ends the program without a traceback, and what its messages suggest."""
+
+from __future__ import annotations
+
+import difflib
 
 
 class UserError(Exception):
@@ -6,3 +10,9 @@ class UserError(Exception):
 
     `python -m bottleneck` prints the message to standard error and exits with code 2.
     """
+
+
+def suggestion(name: str, known: list[str]) -> str:
+    """What to say after a name that is not among those known."""
+    close = difflib.get_close_matches(name, known, n=1, cutoff=0.5)
+    return f"did you mean {close[0]}?" if close else f"known are {', '.join(sorted(known))}"

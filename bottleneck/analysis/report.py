@@ -16,7 +16,7 @@ from bottleneck.analysis.calibration import SLACK, calibration
 from bottleneck.analysis.drawing import NothingToShow, save
 from bottleneck.analysis.runs import Run
 from bottleneck.analysis.summary import MEASURES, count, summary_table
-from bottleneck.config import flatten
+from bottleneck.sections import flatten
 
 
 @dataclass(frozen=True)

@@ -15,7 +15,8 @@ from absl import flags
 from ml_collections import config_dict, config_flags
 
 from bottleneck import config as config_lib
-from bottleneck.errors import UserError
+from bottleneck.errors import UserError, suggestion
+from bottleneck.sections import list_item_type
 
 _OVERRIDES_HELP = """\
 any field of the config can be overridden, dots between the names:
@@ -91,7 +92,7 @@ def load_config(path: str, assigned: dict[str, str]) -> config_lib.Config:
 
 
 def _is_late(name: str, value: str) -> bool:
-    return value.lower() == "none" or config_lib.list_item_type(name) is not None
+    return value.lower() == "none" or list_item_type(config_lib.Config, name) is not None
 
 
 def _late_value(name: str, value: str) -> list[Any] | None:
@@ -99,7 +100,7 @@ def _late_value(name: str, value: str) -> list[Any] | None:
     if value.lower() == "none":
         return None
     items = [item.strip(" '\"") for item in value.strip(" ()[]").split(",")]
-    item_type = config_lib.list_item_type(name) or str
+    item_type = list_item_type(config_lib.Config, name) or str
     try:
         return [item_type(item) for item in items if item]
     except ValueError as error:
@@ -149,4 +150,4 @@ def _field_names(fields: config_dict.ConfigDict, prefix: str = "") -> list[str]:
 def _nearest(name: str, known: list[str]) -> str:
     """A suggestion among the fields of the same group, where the group exists."""
     group = name.rpartition(".")[0]
-    return config_lib.suggestion(name, [k for k in known if k.startswith(f"{group}.")] or known)
+    return suggestion(name, [k for k in known if k.startswith(f"{group}.")] or known)

@@ -13,8 +13,7 @@ from collections.abc import Iterator
 from pathlib import Path
 from typing import IO, Any, NamedTuple
 
-from bottleneck.config import suggestion
-from bottleneck.errors import UserError
+from bottleneck.errors import UserError, suggestion
 
 PLAIN = (".txt", ".md", ".py")
 JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")

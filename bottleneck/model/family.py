@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from bottleneck.config import suggestion
-from bottleneck.errors import UserError
+from bottleneck.errors import UserError, suggestion
 
 # size: (layers, D, heads, vocabulary multiple). The two largest were padded for model parallelism.
 # Source: EleutherAI/pythia, README and models/*/*.yml.

@@ -15,8 +15,7 @@ from dataclasses import dataclass
 import jax
 import jax.numpy as jnp
 
-from bottleneck.config import suggestion
-from bottleneck.errors import UserError
+from bottleneck.errors import UserError, suggestion
 
 
 @dataclass(frozen=True)

@@ -1,0 +1,134 @@
+"""What a part of a config is: a frozen dataclass that checks the type and the bounds of its fields.
+
+The parts themselves stand in `config`. This module imports no array library.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+import types
+import typing
+from dataclasses import field
+from typing import Any, ClassVar, Literal
+
+from ml_collections import config_dict
+
+from bottleneck.errors import UserError, suggestion
+
+
+def bounded(default: Any, *, low: float = -math.inf, high: float = math.inf) -> Any:
+    """A dataclass field whose value, where it is not None, lies in [low, high]."""
+    return field(default=default, metadata={"low": low, "high": high})
+
+
+def positive(default: Any) -> Any:
+    """A dataclass field whose value, where it is not None, is at least 1."""
+    return bounded(default, low=1)
+
+
+class Section:
+    """A part of the config: checks every field's type and bounds, then what `check` adds."""
+
+    prefix: ClassVar[str] = ""  # what stands before a field's name on the command line
+
+    def __post_init__(self) -> None:
+        hints = typing.get_type_hints(type(self))
+        for entry in dataclasses.fields(self):  # type: ignore[arg-type]
+            value = getattr(self, entry.name)
+            coerced = _coerce(value, hints[entry.name], self.prefix + entry.name)
+            object.__setattr__(self, entry.name, coerced)
+            if coerced is not None and entry.metadata:
+                low, high = entry.metadata["low"], entry.metadata["high"]
+                allowed = f"at least {low}" if math.isinf(high) else f"between {low} and {high}"
+                require(low <= coerced <= high, self.prefix + entry.name, coerced, allowed)
+        self.check()
+
+    def check(self) -> None:
+        """Raises `UserError` where fields of this section do not agree."""
+
+
+def defaults(cls: type[Section]) -> config_dict.ConfigDict:
+    """The section's fields with their defaults; it takes no other names."""
+    hints = typing.get_type_hints(cls)
+    result = config_dict.ConfigDict()
+    for entry in dataclasses.fields(cls):  # type: ignore[arg-type]
+        hint = hints[entry.name]
+        if _is_section(hint):
+            result[entry.name] = defaults(hint)
+        elif entry.default is None:
+            (kind,) = (t for t in typing.get_args(hint) if t is not types.NoneType)
+            result[entry.name] = config_dict.placeholder(kind)
+        else:
+            result[entry.name] = entry.default
+    return result.lock()
+
+
+def build(cls: Any, values: Any) -> Any:
+    """The section and those inside it, from nested plain values; `UserError` at the first fault."""
+    prefix = cls.prefix
+    if not isinstance(values, dict):
+        raise UserError(f"config.{prefix.rstrip('.')} is {values!r}; a group of fields is expected")
+    hints = typing.get_type_hints(cls)
+    names = [entry.name for entry in dataclasses.fields(cls)]
+    for key in values:
+        if key not in names:
+            raise UserError(f"config.{prefix}{key} is not a field; {suggestion(key, names)}")
+    built = {
+        key: build(hints[key], value) if _is_section(hints[key]) else value
+        for key, value in values.items()
+    }
+    return cls(**built)
+
+
+def flatten(section: Any) -> dict[str, Any]:
+    """Dotted field name → value, for every field."""
+    flat: dict[str, Any] = {}
+    for entry in dataclasses.fields(section):
+        value = getattr(section, entry.name)
+        if isinstance(value, Section):
+            flat |= {f"{entry.name}.{key}": item for key, item in flatten(value).items()}
+        else:
+            flat[entry.name] = value
+    return flat
+
+
+def list_item_type(cls: Any, name: str) -> type | None:
+    """Of a field that holds a list, such as "probe.ranks", what its items are; None for others."""
+    hint = cls
+    for part in name.split("."):
+        hint = typing.get_type_hints(hint)[part]
+    return typing.get_args(hint)[0] if typing.get_origin(hint) is tuple else None
+
+
+def _is_section(hint: Any) -> bool:
+    return isinstance(hint, type) and issubclass(hint, Section)
+
+
+def require(condition: bool, name: str, value: Any, allowed: str) -> None:
+    """Raises `UserError` unless the condition holds; `allowed` says what would be right."""
+    if not condition:
+        raise UserError(f"config.{name}={value!r} is not allowed; it must be {allowed}")
+
+
+def _coerce(value: Any, hint: Any, name: str) -> Any:
+    """The value as the hinted type; an int will do for a float, a list for a tuple."""
+    origin, arguments = typing.get_origin(hint), typing.get_args(hint)
+    if origin in (types.UnionType, typing.Union):
+        if value is None:
+            return None
+        (hint,) = (t for t in arguments if t is not types.NoneType)
+        return _coerce(value, hint, name)
+    if origin is Literal:
+        require(value in arguments, name, value, "one of " + ", ".join(map(repr, arguments)))
+        return value
+    if origin is tuple:
+        require(isinstance(value, (tuple, list)), name, value, f"a list of {arguments[0].__name__}")
+        return tuple(_coerce(item, arguments[0], name) for item in value)
+    if hint is float and isinstance(value, int) and not isinstance(value, bool):
+        return float(value)
+    is_right = isinstance(value, hint) and not (hint is int and isinstance(value, bool))
+    require(is_right, name, value, f"of type {hint.__name__}")
+    if hint is float:
+        require(math.isfinite(value), name, value, "a finite number")
+    return value
