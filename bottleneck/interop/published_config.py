@@ -1,0 +1,298 @@
+"""`config.json` of a published model ↔ our `ModelConfig`, for GPT-NeoX, GPT-2 and Llama.
+
+Whatever in the file would change the logits and has no field here is refused by its name.
+"""
+
+from __future__ import annotations
+
+import json
+import re
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bottleneck.config import ModelConfig
+from bottleneck.errors import UserError
+
+CONFIG = "config.json"
+
+# Published names of the two activations that we have beside SwiGLU; the tanh one has three.
+_GELU = {
+    "gelu": "gelu",
+    "gelu_new": "gelu_tanh",
+    "gelu_fast": "gelu_tanh",
+    "gelu_pytorch_tanh": "gelu_tanh",
+}
+
+# Fields that do not change the logits of a trained model.
+_WITHOUT_EFFECT = re.compile(
+    r"_.*|architectures|transformers_version|(torch_)?dtype|use_cache|initializer_range|n_ctx"
+    r"|.*_token_id|.*_dropout|.*_pdrop|summary_.*|task_specific_params|reorder_and_upcast_attn"
+    r"|pretraining_tp|is_llama_config|is_decoder|id2label|label2id|return_dict|output_.*"
+)
+
+
+@dataclass(frozen=True)
+class Architecture:
+    """A model as its family publishes it.
+
+    A family may put biases on attention alone or on the MLP alone, where we have them on both or on
+    none: those that it lacks are zeros here.
+    """
+
+    family: str  # the `model_type` of its config.json
+    model: ModelConfig
+    attention_bias: bool
+    mlp_bias: bool
+
+
+class _Fields:
+    """The fields of a config.json, taken one by one; what is left in the end must mean nothing."""
+
+    def __init__(self, record: dict[str, Any], where: str):
+        self._left = dict(record)
+        self._where = where
+
+    def take(self, name: str, default: Any = None) -> Any:
+        value = self._left.pop(name, None)
+        return default if value is None else value
+
+    def size(self, name: str) -> Any:
+        if self._left.get(name) is None:
+            raise UserError(f"{self._where} has no {name}")
+        return self._left.pop(name)
+
+    def choice(self, name: str, default: str, allowed: dict[str, str]) -> str:
+        value = self.take(name, default)
+        if value not in allowed:
+            self.refuse(name, value, "one of " + ", ".join(allowed))
+        return allowed[value]
+
+    def expect(self, name: str, expected: Any) -> None:
+        """The field, where it is given, has the one value that our model can have."""
+        value = self.take(name, expected)
+        if value != expected:
+            self.refuse(name, value, repr(expected))
+
+    def rotation(self, theta: str, fraction: str | None, default_fraction: float) -> dict[str, Any]:
+        """Our two fields of it, from the older separate fields or the newer group of them."""
+        group = {**(self.take("rope_scaling") or {}), **(self.take("rope_parameters") or {})}
+        group.setdefault("rope_theta", self.take(theta, 10_000.0))
+        older = default_fraction if fraction is None else self.take(fraction, default_fraction)
+        group.setdefault("partial_rotary_factor", older)
+        kind = group.pop("rope_type", group.pop("type", "default"))
+        if kind != "default":
+            self.refuse("rope_scaling", kind, "absent: only plain rotary positions are known")
+        ours = {
+            "rotary_theta": group.pop("rope_theta"),
+            "rotary_fraction": group.pop("partial_rotary_factor"),
+        }
+        if fraction is None and ours["rotary_fraction"] != 1.0:
+            self.refuse("rope_parameters.partial_rotary_factor", ours["rotary_fraction"], "1.0")
+        group.pop("type", None)
+        for name, value in group.items():
+            self.refuse(f"rope_parameters.{name}", value, "absent")
+        return ours
+
+    def finish(self) -> None:
+        for name, value in self._left.items():
+            if value and not _WITHOUT_EFFECT.fullmatch(name):
+                self.refuse(name, value, "absent, since nothing here is like it")
+
+    def refuse(self, name: str, value: Any, allowed: str) -> None:
+        raise UserError(f"{self._where}: {name}={value!r} is not supported; it must be {allowed}")
+
+
+def read_config(folder: Path, vocab_multiple: int = 1) -> Architecture:
+    """The architecture that the config.json of a folder describes.
+
+    Args:
+        vocab_multiple: the rows of the vocabulary are padded to a multiple of this.
+    Raises:
+        UserError: where there is no such file, or a field in it says what we cannot represent.
+    """
+    path = folder / CONFIG
+    try:
+        record = json.loads(path.read_text(encoding="utf-8"))
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror}") from error
+    except ValueError as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+    family = record.get("model_type") if isinstance(record, dict) else None
+    if family not in _READERS:
+        raise UserError(
+            f"{path}: model_type={family!r} is not supported; it must be one of "
+            + ", ".join(_READERS)
+        )
+    fields = _Fields(record, str(path))
+    fields.take("model_type")
+    ours, attention_bias, mlp_bias = _READERS[family](fields)
+    fields.expect("is_encoder_decoder", False)
+    fields.expect("add_cross_attention", False)
+    fields.finish()
+    try:
+        model = ModelConfig(**ours, vocab_multiple=vocab_multiple)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
+    return Architecture(family, model, attention_bias, mlp_bias)
+
+
+def _read_gpt_neox(fields: _Fields) -> tuple[dict[str, Any], bool, bool]:
+    ours = dict(
+        vocab_size=fields.size("vocab_size"),
+        d_model=fields.size("hidden_size"),
+        n_layers=fields.size("num_hidden_layers"),
+        n_heads=fields.size("num_attention_heads"),
+        d_ff=fields.size("intermediate_size"),
+        max_length=fields.size("max_position_embeddings"),
+        norm_epsilon=fields.take("layer_norm_eps", 1e-5),
+        mlp=fields.choice("hidden_act", "gelu", _GELU),
+        tie_embeddings=fields.take("tie_word_embeddings", False),
+        parallel_residual=fields.take("use_parallel_residual", True),
+        use_bias=True,
+        **fields.rotation("rotary_emb_base", "rotary_pct", 0.25),
+    )
+    return ours, fields.take("attention_bias", True), True
+
+
+def _read_gpt2(fields: _Fields) -> tuple[dict[str, Any], bool, bool]:
+    fields.expect("scale_attn_weights", True)
+    fields.expect("scale_attn_by_inverse_layer_idx", False)
+    ours = dict(
+        vocab_size=fields.size("vocab_size"),
+        d_model=fields.size("n_embd"),
+        n_layers=fields.size("n_layer"),
+        n_heads=fields.size("n_head"),
+        d_ff=fields.take("n_inner"),
+        max_length=fields.size("n_positions"),
+        norm_epsilon=fields.take("layer_norm_epsilon", 1e-5),
+        mlp=fields.choice("activation_function", "gelu_new", _GELU),
+        tie_embeddings=fields.take("tie_word_embeddings", True),
+        parallel_residual=False,
+        position="learned",
+        use_bias=True,
+    )
+    return ours, True, True
+
+
+def _read_llama(fields: _Fields) -> tuple[dict[str, Any], bool, bool]:
+    attention_bias = fields.take("attention_bias", False)
+    mlp_bias = fields.take("mlp_bias", False)
+    d_model, n_heads = fields.size("hidden_size"), fields.size("num_attention_heads")
+    fields.expect("head_dim", d_model // n_heads)
+    fields.expect("rope_interleaved", False)
+    ours = dict(
+        vocab_size=fields.size("vocab_size"),
+        d_model=d_model,
+        n_layers=fields.size("num_hidden_layers"),
+        n_heads=n_heads,
+        n_kv_heads=fields.take("num_key_value_heads"),
+        d_ff=fields.size("intermediate_size"),
+        max_length=fields.size("max_position_embeddings"),
+        norm="rmsnorm",
+        norm_epsilon=fields.take("rms_norm_eps", 1e-6),
+        mlp=fields.choice("hidden_act", "silu", {"silu": "swiglu", "swish": "swiglu"}),
+        tie_embeddings=fields.take("tie_word_embeddings", False),
+        parallel_residual=False,
+        use_bias=attention_bias or mlp_bias,
+        **fields.rotation("rope_theta", None, 1.0),
+    )
+    return ours, attention_bias, mlp_bias
+
+
+_READERS = {"gpt_neox": _read_gpt_neox, "gpt2": _read_gpt2, "llama": _read_llama}
+
+
+def publish(model: ModelConfig) -> Architecture:
+    """The architecture as which a model of ours can be published.
+
+    Raises:
+        UserError: where none of the families has all that the model has; names what the nearest
+            family would want.
+    """
+    wanted = {family: _wishes(family, model) for family in _READERS}
+    family = min(wanted, key=lambda name: len(wanted[name]))
+    if wanted[family]:
+        raise UserError(
+            f"no family of {', '.join(_READERS)} has such a model; {family} would with "
+            + ", ".join(wanted[family])
+        )
+    # GPT-NeoX has biases on its MLP in any case, GPT-2 everywhere: zeros for a model without.
+    return Architecture(
+        family,
+        model,
+        attention_bias=model.use_bias or family == "gpt2",
+        mlp_bias=model.use_bias or family != "llama",
+    )
+
+
+def _wishes(family: str, model: ModelConfig) -> list[str]:
+    """What a model would have to be, and is not, for a family to have it."""
+    is_llama = family == "llama"
+    needed: dict[str, tuple[Any, ...]] = {
+        "norm": ("rmsnorm",) if is_llama else ("layernorm",),
+        "mlp": ("swiglu",) if is_llama else ("gelu", "gelu_tanh"),
+        "position": ("learned",) if family == "gpt2" else ("rotary",),
+    }
+    if family != "gpt_neox":
+        needed["parallel_residual"] = (False,)
+    if is_llama:
+        needed["rotary_fraction"] = (1.0,)
+    else:
+        needed["n_kv_heads"] = (None, model.n_heads)
+    return [
+        f"{name}={some[0]}" for name, some in needed.items() if getattr(model, name) not in some
+    ]
+
+
+def config_record(architecture: Architecture) -> dict[str, Any]:
+    """The config.json of an architecture, in fields that older releases of transformers know too.
+
+    The vocabulary is without its padded rows, which have no probability here and would there.
+    """
+    model = architecture.model
+    activation = {"gelu": "gelu", "gelu_tanh": "gelu_new", "swiglu": "silu"}[model.mlp]
+    shared = dict(
+        model_type=architecture.family,
+        vocab_size=model.vocab_size,
+        tie_word_embeddings=model.tie_embeddings,
+        torch_dtype="float32",
+        # Of a tokenizer that is not written here.
+        bos_token_id=None,
+        eos_token_id=None,
+    )
+    if architecture.family == "gpt2":
+        return shared | dict(
+            architectures=["GPT2LMHeadModel"],
+            n_embd=model.d_model,
+            n_layer=model.n_layers,
+            n_head=model.n_heads,
+            n_inner=model.mlp_width,
+            n_positions=model.max_length,
+            layer_norm_epsilon=model.norm_epsilon,
+            activation_function=activation,
+        )
+    shared |= dict(
+        hidden_size=model.d_model,
+        num_hidden_layers=model.n_layers,
+        num_attention_heads=model.n_heads,
+        intermediate_size=model.mlp_width,
+        max_position_embeddings=model.max_length,
+        hidden_act=activation,
+        attention_bias=architecture.attention_bias,
+    )
+    if architecture.family == "llama":
+        return shared | dict(
+            architectures=["LlamaForCausalLM"],
+            num_key_value_heads=model.kv_heads,
+            rms_norm_eps=model.norm_epsilon,
+            rope_theta=model.rotary_theta,
+            mlp_bias=architecture.mlp_bias,
+        )
+    return shared | dict(
+        architectures=["GPTNeoXForCausalLM"],
+        layer_norm_eps=model.norm_epsilon,
+        rotary_emb_base=model.rotary_theta,
+        rotary_pct=model.rotary_fraction,
+        use_parallel_residual=model.parallel_residual,
+    )
