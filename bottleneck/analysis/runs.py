@@ -44,10 +44,17 @@ class Run:
     metrics: pl.DataFrame  # one row per (step, split), ascending; null where not measured
     n_params: int  # N, total
     n_params_non_embedding: int
-    corpus: Corpus
+    trained_on: Corpus | None  # None: imported, not trained here
     versions: dict[str, str]
     mesh: dict[str, int]
     git_revision: str | None
+
+    @property
+    def corpus(self) -> Corpus:
+        """What it was trained on; `UserError` for imported weights."""
+        if self.trained_on is None:
+            raise UserError(f"{self.path} was imported: what it was trained on is not known")
+        return self.trained_on
 
     @property
     def is_complete(self) -> bool:
@@ -132,10 +139,14 @@ class Run:
 
 
 def load_run(workdir: str | os.PathLike[str]) -> Run:
-    """The run in a folder; `UserError` where it is not a run folder or has no metrics yet."""
+    """The run in a folder; `UserError` where it is not a run folder or has no metrics yet.
+
+    One that was imported has no metrics, and none are asked of it.
+    """
     path = Path(workdir).expanduser()
     record = _read_record(path)
-    metrics = _read_metrics(path / METRICS)
+    is_imported = "corpus" in record and record["corpus"] is None
+    metrics = _read_metrics(path / METRICS, may_be_empty=is_imported)
     try:
         return Run(
             path=path,
@@ -144,7 +155,7 @@ def load_run(workdir: str | os.PathLike[str]) -> Run:
             metrics=metrics,
             n_params=record["parameters"]["total"],
             n_params_non_embedding=record["parameters"]["non_embedding"],
-            corpus=Corpus(**record["corpus"]),
+            trained_on=None if is_imported else Corpus(**record["corpus"]),
             versions=record["versions"],
             mesh=record["mesh"],
             git_revision=record["git_revision"],
@@ -175,7 +186,10 @@ def load_runs(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Run], list[
     runs, problems = [], []
     for path in find_runs(paths):
         try:
-            runs.append(load_run(path))
+            run = load_run(path)
+            if run.metrics.is_empty():
+                raise UserError(f"{path} was imported and has no metrics")
+            runs.append(run)
         except UserError as error:
             problems.append(str(error))
     if not runs:
@@ -204,7 +218,7 @@ def _read_record(path: Path) -> dict[str, Any]:
         raise UserError(f"{path / CONFIG} is not JSON: {error}") from error
 
 
-def _read_metrics(path: Path) -> pl.DataFrame:
+def _read_metrics(path: Path, *, may_be_empty: bool) -> pl.DataFrame:
     """One row per (step, split): a run that was killed and continued says some things twice."""
     lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
     rows: dict[tuple[int, str], dict[str, Any]] = {}
@@ -216,6 +230,8 @@ def _read_metrics(path: Path) -> pl.DataFrame:
             if number == len(lines):
                 break  # a run that was killed as it wrote leaves a torn last line
             raise UserError(f"{path}, line {number} is not a line of metrics: {line!r}") from error
+    if not rows and may_be_empty:
+        return pl.DataFrame(schema={"step": pl.Int64, "split": pl.String})
     if not rows:
         raise UserError(f"{path.parent} has no metrics yet")
     # JSON does not tell 3.0 from 3, so counts are told from measurements by their names.

@@ -75,3 +75,19 @@ class Checkpointer:
         trace: TracebackType | None,
     ) -> None:
         self._manager.close()
+
+
+def save_params(folder: Path, step: int, params: Any, origin: dict[str, Any]) -> None:
+    """Saves the parameters of a model that was not trained here, beside the steps already there.
+
+    Args:
+        origin: where they come from; it goes into the item `meta`.
+    """
+    with ocp.CheckpointManager(folder.resolve()) as manager:
+        manager.save(
+            step,
+            args=ocp.args.Composite(
+                params=ocp.args.StandardSave(params),
+                meta=ocp.args.JsonSave({"step": step, **origin}),
+            ),
+        )
