@@ -19,7 +19,7 @@ PATTERNS = [
     "model.safetensors.index.json",
 ]
 
-_NAME = re.compile(r"[\w.-]+(/[\w.-]+)?")
+_NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
 
 def locate(path_or_name: str | os.PathLike[str], revision: str | None = None) -> Path:

@@ -101,7 +101,7 @@ def _check_tied(folder: Path, stored: SafetensorsFolder, head: str, embedding: s
     shape = stored.shapes[embedding]
     same = stored.shapes[head] == shape
     for start in range(0, shape[0] if same else 0, 4096):
-        rows = (slice(start, min(start + 4096, shape[0])), slice(0, shape[1]))
+        rows = ((start, min(start + 4096, shape[0])), (0, shape[1]))
         same = same and np.array_equal(stored.read(head, rows), stored.read(embedding, rows))
     if not same:
         raise UserError(
@@ -202,8 +202,8 @@ def _on_devices(stored: SafetensorsFolder, name: str, tensor: Tensor, sharding: 
 
     def read(index: tuple[slice, ...] | None) -> np.ndarray:
         assert index is not None
-        bounds = (part.indices(n)[:2] for part, n in zip(index, shape, strict=True))
-        return stored.read(name, tuple(slice(*pair) for pair in bounds))
+        bounds = tuple(part.indices(n)[:2] for part, n in zip(index, shape, strict=True))
+        return stored.read(name, bounds)
 
     return jax.make_array_from_callback(shape, sharding, read)
 
@@ -255,11 +255,10 @@ def _published(
     tensor: Tensor, config: ModelConfig, params: dict[families.Path, jax.Array]
 ) -> np.ndarray:
     """A published tensor on the host."""
+    if not params.keys() >= set(tensor.paths):  # biases that the family has and the model has not
+        return np.zeros(tensor.shape, np.float32)
     parts = []
     for path in tensor.paths:
-        if path not in params:  # a bias that the family has and the model has not
-            parts.append(np.zeros(tensor.shape, np.float32))
-            continue
         value = params[path] if tensor.layer is None else params[path][tensor.layer]
         if path == ("head", "rows"):
             value = _product(HeadFactors(value, params.get(("head", "basis"))))

@@ -24,6 +24,9 @@ _INDEX = "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 _FLOATS = ("F16", "BF16", "F32")
 
+_PIECE_BYTES = 2**23  # at a time from a file, as float32
+_ALIGNMENT = 64  # bytes; of the arrays of XLA's CPU devices
+
 # A file that is written gets no larger, but for a single tensor that is.
 SHARD_BYTES = 4 * 2**30
 
@@ -74,12 +77,28 @@ class SafetensorsFolder:
             if name not in self._owner or self._path_of[name].name != file:
                 raise UserError(f"{folder / file} has no tensor {name}, though the index says so")
 
-    def read(self, name: str, index: tuple[slice, ...]) -> np.ndarray:
-        """A slice of a tensor, in the type of the file: float16, bfloat16 or float32."""
+    def read(self, name: str, bounds: tuple[tuple[int, int], ...]) -> np.ndarray:
+        """A slice of a tensor, in the type of the file: float16, bfloat16 or float32.
+
+        Args:
+            bounds: (start, stop) of each dimension.
+        """
+        (start, stop), *rest = bounds
+        inner = [slice(*pair) for pair in rest]
+        shape = tuple(high - low for low, high in bounds)
+        step = max(_PIECE_BYTES * (stop - start) // max(_bytes(shape), 1), 1)
+        result = None
         try:
-            return self._owner[name].get_slice(name)[index]
+            stored = self._owner[name].get_slice(name)
+            for low in range(start, stop, step):
+                piece = stored[(slice(low, min(low + step, stop)), *inner)]
+                if result is None:
+                    result = _aligned(shape, piece.dtype)
+                result[low - start : low - start + len(piece)] = piece
         except (OSError, SafetensorError) as error:
             raise UserError(_damaged(self._path_of[name], error)) from error
+        assert result is not None, f"{name} has no rows"
+        return result
 
     def __enter__(self) -> Self:
         return self
@@ -171,6 +190,14 @@ def _groups(shapes: dict[str, tuple[int, ...]]) -> Iterator[list[str]]:
         group.append(name)
         size += _bytes(shape)
     yield group
+
+
+def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
+    """An array that a CPU device takes as it lies, where it would copy another."""
+    n_bytes = int(np.prod(shape)) * dtype.itemsize
+    memory = np.empty(n_bytes + _ALIGNMENT, np.uint8)
+    start = -memory.ctypes.data % _ALIGNMENT
+    return memory[start : start + n_bytes].view(dtype).reshape(shape)
 
 
 def _bytes(shape: tuple[int, ...]) -> int:
