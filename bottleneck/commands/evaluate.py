@@ -1,0 +1,67 @@
+"""Run tasks of the LM Evaluation Harness on steps of a run, trained here or imported.
+
+Needs the [eval] extra. The results are printed and added to evaluation.jsonl in the run folder.
+"""
+
+from __future__ import annotations
+
+import argparse
+from importlib.util import find_spec
+from pathlib import Path
+
+from bottleneck.errors import UserError
+
+
+def main(argv: list[str]) -> int:
+    """Returns the exit code; raises `UserError` where a run, a step or a task is not there."""
+    parser = argparse.ArgumentParser("python -m bottleneck evaluate", description=__doc__)
+    parser.add_argument("workdir", metavar="RUN", type=Path, help="a run folder")
+    parser.add_argument(
+        "--tasks",
+        required=True,
+        metavar="A,B",
+        help="such as lambada_openai,wikitext,sciq,arc_easy",
+    )
+    parser.add_argument("--steps", metavar="N,M", help="of checkpoints (default: the last)")
+    parser.add_argument("--limit", type=int, metavar="N", help="examples of each task; for a trial")
+    parser.add_argument("--batch_size", type=int, default=16, metavar="B", help="default: 16")
+    parser.add_argument(
+        "--include", type=Path, metavar="DIR", help="with tasks of your own, in YAML"
+    )
+    parser.add_argument("--output", type=Path, metavar="FILE", help="instead of evaluation.jsonl")
+    flags = parser.parse_args(argv)
+    if find_spec("lm_eval") is None:
+        raise UserError("the tasks need the [eval] extra: pip install 'softmax-bottleneck[eval]'")
+
+    # Imported here, as they take seconds that `--help` need not wait for.
+    import rich.console
+    import rich.table
+
+    from bottleneck.analysis.evaluation import EVALUATION, append, evaluate
+    from bottleneck.analysis.runs import load_run
+
+    run = load_run(flags.workdir)
+    try:
+        steps = [int(step) for step in flags.steps.split(",")] if flags.steps else []
+    except ValueError as error:
+        raise UserError(
+            f"--steps={flags.steps} must be numbers with commas between them"
+        ) from error
+    rows = evaluate(
+        run,
+        steps,
+        flags.tasks.split(","),
+        limit=flags.limit,
+        batch_size=flags.batch_size,
+        include=flags.include,
+    )
+    append(flags.output or run.path / EVALUATION, rows)
+    table = rich.table.Table("step", "task", "metric", "value", box=None, header_style="bold")
+    for row in rows:
+        for name, value in row.items():
+            spread = row.get(f"{name}_stderr")
+            if isinstance(value, float) and not name.endswith("_stderr"):
+                shown = f"{value:.4f}" + ("" if spread is None else f" ± {spread:.4f}")
+                table.add_row(str(row["step"]), row["task"], name, shown)
+    rich.console.Console().print(table)
+    return 0
