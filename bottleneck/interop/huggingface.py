@@ -72,14 +72,14 @@ def _match(folder: Path, architecture: Architecture, stored: SafetensorsFolder) 
         name.removeprefix(family.prefix) if has_prefix else name: name for name in stored.shapes
     }
     for alias in family.head_aliases:
-        if alias in short:
-            short.setdefault(family.head, short.pop(alias))
+        if alias in short and family.head not in short:
+            short[family.head] = short.pop(alias)
     expected = {tensor.name: tensor.shape for tensor in families.tensors(architecture)}
     missing = [name for name in expected if name not in short]
     surplus = [
         name for name in short if name not in expected and not family.surplus.fullmatch(name)
     ]
-    if architecture.model.tie_embeddings and family.head in surplus:
+    if architecture.model.tie_embeddings and family.head in surplus and not missing:
         _check_tied(folder, stored, short[family.head], short[next(iter(expected))])
         surplus.remove(family.head)
     for what, names in (("lacks", missing), ("has the surplus", surplus)):
@@ -200,12 +200,14 @@ def _on_devices(stored: SafetensorsFolder, name: str, tensor: Tensor, sharding: 
         ]
         sharding = NamedSharding(sharding.mesh, PartitionSpec(*axes))
 
-    def read(index: tuple[slice, ...] | None) -> np.ndarray:
-        assert index is not None
-        bounds = tuple(part.indices(n)[:2] for part, n in zip(index, shape, strict=True))
-        return stored.read(name, bounds)
+    # Once for all devices that hold the same share, which each would ask for.
+    read = functools.cache(functools.partial(stored.read, name))
 
-    return jax.make_array_from_callback(shape, sharding, read)
+    def share(index: tuple[slice, ...] | None) -> np.ndarray:
+        assert index is not None
+        return read(tuple(part.indices(n)[:2] for part, n in zip(index, shape, strict=True)))
+
+    return jax.make_array_from_callback(shape, sharding, share)
 
 
 def _size(mesh: Any, axis: str | tuple[str, ...]) -> int:

@@ -80,6 +80,19 @@ def test_a_mesh_gets_the_same_model_in_its_shares(build, family, tmp_path, mesh)
     assert_equal_trees(unpadded, params)
 
 
+def test_devices_with_the_same_share_read_it_once(neox, monkeypatch):
+    read, n_bytes = safetensors_folder.SafetensorsFolder.read, []
+
+    def counted(*arguments):
+        values = read(*arguments)
+        n_bytes.append(values.nbytes)
+        return values
+
+    monkeypatch.setattr(safetensors_folder.SafetensorsFolder, "read", counted)
+    from_pretrained(neox[2], mesh=mesh_lib.make_mesh(MeshConfig(replica=2, fsdp=2)))
+    assert sum(n_bytes) == sum(leaf.nbytes for leaf in jax.tree.leaves(neox[1]))
+
+
 def test_what_has_no_even_shares_on_a_mesh_is_named(neox, mesh):
     with pytest.raises(UserError, match=r"^blocks\..* of shape \[.*97.*\] has no even shares on a"):
         from_pretrained(neox[2], mesh=mesh)
