@@ -42,7 +42,7 @@ def locate(path_or_name: str | os.PathLike[str], revision: str | None = None) ->
 
     from huggingface_hub import errors, snapshot_download
 
-    of_revision = "" if revision is None else f" of revision {revision}"
+    what = name if revision is None else f"revision {revision} of {name}"
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=PATTERNS))
     except errors.RevisionNotFoundError as error:
@@ -57,15 +57,15 @@ def locate(path_or_name: str | os.PathLike[str], revision: str | None = None) ->
         ) from error
     except errors.LocalEntryNotFoundError as error:
         raise UserError(
-            f"{name}{of_revision} is not on this machine and the hub cannot be reached; "
+            f"{what} is not on this machine and the hub cannot be reached; "
             "give a folder, or try again with a network"
         ) from error
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"the hub did not give {name}{of_revision}: {reason}") from error
+        raise UserError(f"the hub did not give {what}: {reason}") from error
     if not any(folder.glob("*.safetensors")):
         raise UserError(
-            f"{name}{of_revision} has no safetensors; where you trust it, convert it once: "
+            f"{what} has no safetensors; where you trust it, convert it once: "
             + conversion(name, revision)
         )
     return folder

@@ -57,8 +57,11 @@ def test_a_name_without_safetensors_says_how_to_convert_it(hub):
         (errors.RevisionNotFoundError("a\nb", response=Mock()), "has no revision step7$"),
         (errors.RepositoryNotFoundError("a\nb", response=Mock()), "nor a model of the hub"),
         (errors.GatedRepoError("a\nb", response=Mock()), "to those alone who accepted"),
-        (errors.LocalEntryNotFoundError("a\nb"), "of revision step7 is not on this machine and"),
-        (errors.HfHubHTTPError("a\nb", response=Mock()), "did not give a/b of revision step7"),
+        (
+            errors.LocalEntryNotFoundError("a\nb"),
+            "^revision step7 of a/b is not on this machine and",
+        ),
+        (errors.HfHubHTTPError("a\nb", response=Mock()), "did not give revision step7 of a/b"),
         (errors.HFValidationError("a\nb"), "neither a folder here nor a model"),
     ],
     ids=lambda value: type(value).__name__,
