@@ -120,7 +120,11 @@ class Run:
         with ocp.CheckpointManager(
             (self.path / "checkpoints").absolute(),
             options=ocp.CheckpointManagerOptions(create=False),
-            item_handlers={"params": ocp.StandardCheckpointHandler()},
+            item_handlers={  # of all that may be there, or orbax warns of the others
+                "params": ocp.StandardCheckpointHandler(),
+                "opt_state": ocp.StandardCheckpointHandler(),
+                "meta": ocp.JsonCheckpointHandler(),
+            },
         ) as manager:
             saved = manager.item_metadata(step)["params"].tree
             target = jax.tree.map(

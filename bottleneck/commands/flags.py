@@ -34,18 +34,40 @@ def parse_command(
     Args:
         needs_data: whether the verb reads data, so that a given tokenizer must be there and fit.
     """
+    arguments, assigned = _parse(parser, argv, is_required=True)
+    config = load_config(arguments.config, assigned)
+    if needs_data:
+        _check_vocabulary(config)
+    return arguments, config
+
+
+def parse_command_with_data(
+    parser: argparse.ArgumentParser, argv: list[str]
+) -> tuple[argparse.Namespace, config_lib.DataConfig | None]:
+    """As `parse_command`, for verbs that need no more than data, or none: then there is None."""
+    arguments, assigned = _parse(parser, argv, is_required=False)
+    if arguments.config is None:
+        if assigned:
+            raise UserError(f"--config.{next(iter(assigned))} overrides a --config, and has none")
+        return arguments, None
+    return arguments, load_config(arguments.config, assigned).data
+
+
+def _parse(
+    parser: argparse.ArgumentParser, argv: list[str], *, is_required: bool
+) -> tuple[argparse.Namespace, dict[str, str]]:
+    """The parsed flags, `--config` among them, and its overrides."""
     parser.add_argument(
-        "--config", required=True, metavar="FILE.py", help="config file, such as configs/nano.py"
+        "--config",
+        required=is_required,
+        metavar="FILE.py",
+        help="config file, such as configs/nano.py",
     )
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _OVERRIDES_HELP
     overrides = [argument for argument in argv if argument.startswith("--config.")]
     assigned = dict(_parse_override(override) for override in overrides)
-    arguments = parser.parse_args([a for a in argv if not a.startswith("--config.")])
-    config = load_config(arguments.config, assigned)
-    if needs_data:
-        _check_vocabulary(config)
-    return arguments, config
+    return parser.parse_args([a for a in argv if not a.startswith("--config.")]), assigned
 
 
 def _check_vocabulary(config: config_lib.Config) -> None:

@@ -14,7 +14,7 @@ from collections.abc import Iterator
 import numpy as np
 
 from bottleneck.data.shards import TokenSequence
-from bottleneck.data.tokens import TokenCache
+from bottleneck.data.tokens import Split, TokenCache
 from bottleneck.errors import UserError
 
 _STEPS_AHEAD = 2  # read in the background
@@ -78,8 +78,10 @@ class Batches:
         yield from steps.to_iter_dataset(options)
 
 
-def held_out(cache: TokenCache, n_tokens: int, sequence_length: int) -> dict[str, np.ndarray]:
-    """Fixed windows for evaluation, spread evenly over the held-out split.
+def held_out(
+    cache: TokenCache, n_tokens: int, sequence_length: int, split: Split = "heldout"
+) -> dict[str, np.ndarray]:
+    """Fixed windows for evaluation, spread evenly over the held-out split, or over another.
 
     There are as many as n_tokens hold whole; of a smaller split all tokens are taken, and the last
     window is filled up with targets of weight 0.
@@ -92,10 +94,14 @@ def held_out(cache: TokenCache, n_tokens: int, sequence_length: int) -> dict[str
     Raises:
         UserError: where the split has no target.
     """
-    tokens = cache.tokens("heldout")
+    tokens = cache.tokens(split)
     n_targets, length = len(tokens) - 1, sequence_length
     if n_targets < 1:
-        raise UserError("the held-out split is empty; config.data.heldout_fraction must be larger")
+        name = "held-out" if split == "heldout" else split
+        raise UserError(
+            f"the {name} split is empty; config.data.heldout_fraction must be "
+            f"{'larger' if split == 'heldout' else 'smaller'}"
+        )
     n = min(max(n_tokens // length, 1), -(-n_targets // length))
     # Where all windows are taken, the last may be in part; else n of the whole ones are.
     starts = [length * (i * max(n_targets // length, n) // n) for i in range(n)]

@@ -66,6 +66,16 @@ def centred_pairs(hidden: jax.Array, weights: jax.Array) -> PairSum:
     return PairSum(jnp.sum(sums.total**2) - sums.number, pairs)
 
 
+def layer_sums(hidden: jax.Array, weights: jax.Array | np.ndarray) -> jax.Array:
+    """float32 [D + 3]: a batch's `unit_sum` and `centred_pairs` in one array, which adds up.
+
+    Σ h/‖h‖ [D], the number of tokens, the sum of the cosines of pairs, the number of pairs.
+    """
+    weights = jnp.asarray(weights)
+    units, pairs = unit_sum(hidden, weights), centred_pairs(hidden, weights)
+    return jnp.concatenate([units.total, jnp.stack([units.number, pairs.cosines, pairs.number])])
+
+
 def mean(hidden: jax.Array, weights: jax.Array) -> jax.Array:
     """Σ w h / Σ w, float32 [D], of hidden states [..., D]; zeros where no token counts."""
     hidden = hidden.astype(jnp.float32).reshape(-1, hidden.shape[-1])
