@@ -1,0 +1,159 @@
+"""Frozen heads, drawn and in words: loss and accuracy against rank, and against the W-error."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rich.box
+import rich.console
+import rich.table
+from matplotlib.figure import Figure
+
+from bottleneck.analysis.drawing import GREY, SMALL, WIDTH, NothingToShow, log2_ticks, save, styled
+from bottleneck.analysis.frozen_heads import DOCUMENTS, RESULTS, load_results
+from bottleneck.analysis.rank_law import RankLaw, fit_rank_law
+from bottleneck.analysis.runs import Run
+from bottleneck.errors import UserError
+
+GAPS = (0.01, 0.03, 0.1, 0.3)  # nats per token
+
+_LOOK = {
+    "whitened": ("#0072b2", "o", "from the model's head, cut after whitening"),
+    "plain": ("#009e73", "s", "from the model's head, cut by SVD"),
+    "matched": ("#cc79a7", "^", "from random entries, variance matched"),
+    "normal": ("#d55e00", "D", "from random entries, N(0, 1)"),
+}
+
+
+def laws(folder: Path) -> dict[str, RankLaw]:
+    """Start → the law of its losses, for starts with at least four ranks."""
+    record = load_results(folder)
+    with np.load(folder / DOCUMENTS) as arrays:
+        names = [str(name) for name in arrays["names"]]
+        losses, tokens = arrays["losses"], arrays["tokens"]
+    found = {}
+    for start, cells in _by_start(record).items():
+        columns = [names.index(f"{start}/{cell['rank']}") for cell in cells]
+        law = fit_rank_law(
+            np.array([cell["rank"] for cell in cells]),
+            np.array([cell["loss"] for cell in cells]),
+            losses[:, columns],
+            tokens,
+        )
+        if law is not None:
+            found[start] = law
+    return found
+
+
+def print_results(folder: Path) -> None:
+    """The table of a study, and its laws in words."""
+    record = load_results(folder)
+    table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
+    for name in ("start", "rank", "learning rate", "step", "loss", "gap", "accuracy", "converged"):
+        table.add_column(name, justify="left" if name == "start" else "right")
+    for cell in record["cells"]:
+        table.add_row(
+            cell["start"],
+            f"{cell['rank']:,}",
+            f"{cell['learning_rate']:g}",
+            f"{cell['best_step']:,}",
+            f"{cell['loss']:.4f} ± {cell['loss_se']:.4f}",
+            f"{cell['gap']:+.4f} ± {cell['gap_se']:.4f}",
+            f"{cell['accuracy']:.2%}",
+            f"{cell['converged_loss']:.4f}",
+        )
+    console = rich.console.Console(highlight=False, soft_wrap=True)
+    console.print(table)
+    console.print(
+        f"held-out loss of the model's own head {record['own']:.4f}, of the convex optimum "
+        f"{record['optimum']:.4f}, stopped early {record['optimum_stopped']:.4f} "
+        "(gaps are to the last)"
+    )
+    for start, law in laws(folder).items():
+        console.print(f"{start}: {sentence(law, record['d_model'])}")
+
+
+def sentence(law: RankLaw, width: int) -> str:
+    """A law in words, with the ranks at which the gap to the full head passes some sizes."""
+    parts = {"limit": law.limit, "scale": law.scale, "exponent": law.exponent}
+    limit, scale, exponent = (
+        f"{value:.3g}"
+        + ("" if law.intervals is None else " [{:.3g}, {:.3g}]".format(*law.intervals[k]))
+        for k, value in parts.items()
+    )
+    passed = ", ".join(f"{gap:g} nat below rank {law.rank_of_gap(gap, width):,.0f}" for gap in GAPS)
+    return (
+        f"L(r) = L∞ + c·r^−p with L∞ = {limit}, c = {scale}, p = {exponent}, off by at most "
+        f"{law.residual:.3f}; the gap passes {passed}"
+    )
+
+
+def write_figures(folder: Path) -> list[Path]:
+    """Draws a study into its folder, and returns the pictures."""
+    return [save(figure_of([folder]), folder / "frozen_heads.png")]
+
+
+@styled
+def frozen_heads(runs: Sequence[Run]) -> Figure:
+    """The studies in the folders of these runs, each drawn as `figure_of` does."""
+    folders = [path.parent for run in runs for path in sorted(run.path.glob(f"**/{RESULTS}"))]
+    if not folders:
+        raise NothingToShow("no run has heads trained on its frozen features")
+    return figure_of(folders)
+
+
+def figure_of(folders: Sequence[Path]) -> Figure:
+    """Loss and accuracy against rank, and loss against the W-error of the model's own head."""
+    figure = Figure(figsize=(WIDTH, 3.6 * len(folders)), layout="constrained")
+    rows = figure.subplots(len(folders), 3, squeeze=False)
+    for panels, folder in zip(rows, folders, strict=True):
+        _draw(panels, load_results(folder), laws(folder))
+    return figure
+
+
+def _draw(panels: Any, record: dict[str, Any], fitted: dict[str, RankLaw]) -> None:
+    of_rank, of_accuracy, of_error = panels
+    width = record["d_model"]
+    lowest = width
+    for start, cells in _by_start(record).items():
+        colour, marker, label = _LOOK[start]
+        ranks, losses, errors, accuracy, accuracy_se, w_error = (
+            np.array([cell[name] for cell in cells])
+            for name in ("rank", "loss", "loss_se", "accuracy", "accuracy_se", "w_error")
+        )
+        lowest = min(lowest, int(ranks.min()))
+        style = {"color": colour, "marker": marker, "ls": ""}
+        of_rank.errorbar(ranks, losses, errors, label=label, **style)
+        of_accuracy.errorbar(ranks, 100 * accuracy, 100 * accuracy_se, **style)
+        of_error.errorbar(w_error, losses, errors, **style)
+        if start in fitted:
+            grid = np.geomspace(ranks.min(), width, 100)
+            of_rank.plot(grid, fitted[start].loss(grid), color=colour, lw=1)
+        if cells[0]["start_loss"] is not None:
+            starts = [cell["start_loss"] for cell in cells]
+            of_rank.plot(ranks, starts, color=colour, lw=1, ls=":", label="before training")
+    for panel in (of_rank, of_error):
+        panel.axhline(record["optimum_stopped"], color=GREY, lw=1, ls=(0, (4, 3)))
+    of_rank.text(
+        *(lowest, record["optimum_stopped"], "best full-rank head\n"),
+        **{"color": GREY, "size": SMALL, "va": "baseline"},
+    )
+    of_rank.set(xlabel="rank r of the head", ylabel="held-out loss (nats/token)", xscale="log")
+    of_accuracy.set(xlabel="rank r of the head", ylabel="next token right (%)", xscale="log")
+    of_error.set(xlabel="W-error of the model's own head at r", ylabel="held-out loss (nats/token)")
+    for panel in (of_rank, of_accuracy):
+        log2_ticks(panel.xaxis, lowest, width)
+    of_rank.set_title(record["model"])
+    of_rank.legend(loc="upper right", fontsize=SMALL)
+
+
+def _by_start(record: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for cell in record["cells"]:
+        found.setdefault(cell["start"], []).append(cell)
+    if not found:
+        raise UserError("the study has no heads")
+    return found

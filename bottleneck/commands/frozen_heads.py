@@ -1,0 +1,90 @@
+"""Train heads of many ranks on the frozen features of a model, and fit what the rank costs.
+
+FEATURES is a folder that `features` made, with both training and held-out tokens. Give the same
+command again to go on after an interruption.
+"""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+
+def main(argv: list[str]) -> int:
+    """Returns the exit code; raises `UserError` where the features or a value are wrong."""
+    parser = argparse.ArgumentParser("python -m bottleneck frozen_heads", description=__doc__)
+    parser.add_argument("features", metavar="FEATURES", type=Path)
+    parser.add_argument(
+        "--output", metavar="DIR", type=Path, help="default: frozen_heads/ in FEATURES"
+    )
+    parser.add_argument(
+        "--ranks", type=_list(int), metavar="R,…", help="default: powers of two; D is added"
+    )
+    parser.add_argument(
+        "--starts",
+        type=_list(str),
+        default=("whitened", "normal"),
+        metavar="S,…",
+        help="normal (the paper's), matched, plain, whitened (default: whitened,normal)",
+    )
+    parser.add_argument(
+        "--learning_rates",
+        type=_list(float),
+        default=(1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2),
+        metavar="X,…",
+        help="the grid that is tried for each rank (default: the paper's, 1e-3 to 5e-2)",
+    )
+    parser.add_argument("--steps", type=int, default=2000, help="default: 2000")
+    parser.add_argument(
+        "--search_steps", type=int, metavar="N", help="of the grid (default: a tenth of --steps)"
+    )
+    parser.add_argument("--batch_tokens", type=int, default=8192, metavar="N", help="default: 8192")
+    parser.add_argument(
+        "--logit_sd",
+        type=float,
+        default=5.0,
+        metavar="X",
+        help="standard deviation, in nats, of the prior on logits; inf for none (default: 5)",
+    )
+    parser.add_argument(
+        "--chunk", type=int, default=256, metavar="N", help="tokens with logits at a time"
+    )
+    parser.add_argument("--seed", type=int, default=0)
+    flags = parser.parse_args(argv)
+
+    # Imported here, as they take seconds that `--help` need not wait for.
+    from bottleneck.analysis.feature_set import load_features
+    from bottleneck.analysis.frozen_head_figures import print_results, write_figures
+    from bottleneck.analysis.frozen_heads import Plan, Study
+
+    features = load_features(flags.features)
+    width = features.manifest.d_model
+    powers = tuple(2**i for i in range(width.bit_length()))
+    plan = Plan(
+        features=f"{features.manifest.model}, {features.manifest.corpus}",
+        ranks=tuple(sorted({*(flags.ranks or (r for r in powers if r < width)), width})),
+        starts=flags.starts,
+        learning_rates=flags.learning_rates,
+        steps=flags.steps,
+        search_steps=flags.search_steps or max(flags.steps // 10, 10),
+        batch_tokens=flags.batch_tokens,
+        logit_sd=flags.logit_sd,
+        chunk=flags.chunk,
+        seed=flags.seed,
+    )
+    folder = flags.output or flags.features / "frozen_heads"
+    Study(features, plan, folder).run()
+    print_results(folder)
+    for path in write_figures(folder):
+        print(f"figure: {path}")
+    return 0
+
+
+def _list(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
+    def parse(text: str) -> tuple[Any, ...]:
+        return tuple(kind(item) for item in text.split(","))
+
+    parse.__name__ = f"list of {kind.__name__}"
+    return parse
