@@ -8,7 +8,7 @@ from __future__ import annotations
 import functools
 from collections.abc import Callable, Sequence
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, ParamSpec
 
 import matplotlib
 import numpy as np
@@ -55,6 +55,7 @@ _LOOK = {
 _DISTINCT = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 _DASHES = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (2, 1)))  # dotted lines mark bounds
 _MARKERS = "osD^v"
+_Given = ParamSpec("_Given")
 _PLAIN = FuncFormatter(lambda tick, _: f"{tick:g}")  # 0.05, not 5·10⁻²
 
 
@@ -103,13 +104,13 @@ def styles(runs: Sequence[Run]) -> dict[str, Style]:
     return {run.name: Style(c, "-", "o") for run, c in zip(runs, colours, strict=False)}
 
 
-def styled(draw: Callable[[Sequence[Run]], Figure]) -> Callable[[Sequence[Run]], Figure]:
+def styled(draw: Callable[_Given, Figure]) -> Callable[_Given, Figure]:
     """The function, drawing with this module's look; matplotlib's settings stay as they were."""
 
     @functools.wraps(draw)
-    def wrapped(runs: Sequence[Run]) -> Figure:
+    def wrapped(*args: _Given.args, **kwargs: _Given.kwargs) -> Figure:
         with matplotlib.rc_context(_LOOK):
-            return draw(runs)
+            return draw(*args, **kwargs)
 
     return wrapped
 
