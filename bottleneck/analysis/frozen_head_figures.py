@@ -21,10 +21,10 @@ from bottleneck.errors import UserError
 GAPS = (0.01, 0.03, 0.1, 0.3)  # nats per token
 
 _LOOK = {
-    "whitened": ("#0072b2", "o", "from the model's head, cut after whitening"),
-    "plain": ("#009e73", "s", "from the model's head, cut by SVD"),
-    "matched": ("#cc79a7", "^", "from random entries, variance matched"),
-    "normal": ("#d55e00", "D", "from random entries, N(0, 1)"),
+    "whitened": ("#0072b2", "o", "whitened: from the model's head, cut after whitening"),
+    "plain": ("#009e73", "s", "plain: from the model's head, cut by SVD"),
+    "matched": ("#cc79a7", "^", "matched: from random entries of a full head's variance"),
+    "normal": ("#d55e00", "D", "normal: from random entries, N(0, 1)"),
 }
 
 
@@ -66,6 +66,8 @@ def print_results(folder: Path) -> None:
             f"{cell['converged_loss']:.4f}",
         )
     console = rich.console.Console(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 120
     console.print(table)
     console.print(
         f"held-out loss of the model's own head {record['own']:.4f}, of the convex optimum "
@@ -96,7 +98,6 @@ def write_figures(folder: Path) -> list[Path]:
     return [save(figure_of([folder]), folder / "frozen_heads.png")]
 
 
-@styled
 def frozen_heads(runs: Sequence[Run]) -> Figure:
     """The studies in the folders of these runs, each drawn as `figure_of` does."""
     folders = [path.parent for run in runs for path in sorted(run.path.glob(f"**/{RESULTS}"))]
@@ -105,12 +106,15 @@ def frozen_heads(runs: Sequence[Run]) -> Figure:
     return figure_of(folders)
 
 
+@styled
 def figure_of(folders: Sequence[Path]) -> Figure:
     """Loss and accuracy against rank, and loss against the W-error of the model's own head."""
-    figure = Figure(figsize=(WIDTH, 3.6 * len(folders)), layout="constrained")
+    figure = Figure(figsize=(WIDTH, 3.1 * len(folders) + 0.5), layout="constrained")
     rows = figure.subplots(len(folders), 3, squeeze=False)
     for panels, folder in zip(rows, folders, strict=True):
         _draw(panels, load_results(folder), laws(folder))
+    shown = dict(zip(*reversed(rows[0][0].get_legend_handles_labels()), strict=True))
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=2)
     return figure
 
 
@@ -118,14 +122,16 @@ def _draw(panels: Any, record: dict[str, Any], fitted: dict[str, RankLaw]) -> No
     of_rank, of_accuracy, of_error = panels
     width = record["d_model"]
     lowest = width
+    # The later are drawn smaller, so that those that agree are seen one inside the other.
+    sizes = iter((8.0, 5.5, 4.0, 3.0))
     for start, cells in _by_start(record).items():
-        colour, marker, label = _LOOK[start]
+        (colour, marker, label), size = _LOOK[start], next(sizes)
         ranks, losses, errors, accuracy, accuracy_se, w_error = (
             np.array([cell[name] for cell in cells])
             for name in ("rank", "loss", "loss_se", "accuracy", "accuracy_se", "w_error")
         )
         lowest = min(lowest, int(ranks.min()))
-        style = {"color": colour, "marker": marker, "ls": ""}
+        style = {"color": colour, "marker": marker, "ls": "", "mfc": "none", "ms": size}
         of_rank.errorbar(ranks, losses, errors, label=label, **style)
         of_accuracy.errorbar(ranks, 100 * accuracy, 100 * accuracy_se, **style)
         of_error.errorbar(w_error, losses, errors, **style)
@@ -134,7 +140,9 @@ def _draw(panels: Any, record: dict[str, Any], fitted: dict[str, RankLaw]) -> No
             of_rank.plot(grid, fitted[start].loss(grid), color=colour, lw=1)
         if cells[0]["start_loss"] is not None:
             starts = [cell["start_loss"] for cell in cells]
-            of_rank.plot(ranks, starts, color=colour, lw=1, ls=":", label="before training")
+            of_rank.plot(
+                ranks, starts, color=colour, lw=1, ls=":", label=f"{start}: before training"
+            )
     for panel in (of_rank, of_error):
         panel.axhline(record["optimum_stopped"], color=GREY, lw=1, ls=(0, (4, 3)))
     of_rank.text(
@@ -147,7 +155,6 @@ def _draw(panels: Any, record: dict[str, Any], fitted: dict[str, RankLaw]) -> No
     for panel in (of_rank, of_accuracy):
         log2_ticks(panel.xaxis, lowest, width)
     of_rank.set_title(record["model"])
-    of_rank.legend(loc="upper right", fontsize=SMALL)
 
 
 def _by_start(record: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
