@@ -13,7 +13,7 @@ import rich.table
 from matplotlib.figure import Figure
 
 from bottleneck.analysis.drawing import GREY, SMALL, WIDTH, NothingToShow, log2_ticks, save, styled
-from bottleneck.analysis.frozen_heads import DOCUMENTS, RESULTS, load_results
+from bottleneck.analysis.frozen_head_results import DOCUMENTS, RESULTS, load_results
 from bottleneck.analysis.rank_law import RankLaw, fit_rank_law
 from bottleneck.analysis.runs import Run
 from bottleneck.errors import UserError
@@ -100,7 +100,9 @@ def write_figures(folder: Path) -> list[Path]:
 
 def frozen_heads(runs: Sequence[Run]) -> Figure:
     """The studies in the folders of these runs, each drawn as `figure_of` does."""
-    folders = [path.parent for run in runs for path in sorted(run.path.glob(f"**/{RESULTS}"))]
+    places = (f"*/{RESULTS}", f"*/*/{RESULTS}")  # beside a run's features, or inside them
+    found = [path for run in runs for place in places for path in sorted(run.path.glob(place))]
+    folders = [path.parent for path in found]
     if not folders:
         raise NothingToShow("no run has heads trained on its frozen features")
     return figure_of(folders)

@@ -21,6 +21,7 @@ import rich.progress
 
 from bottleneck.analysis.convex_head import convex_optimum
 from bottleneck.analysis.feature_set import Features, FeatureSet, writing
+from bottleneck.analysis.frozen_head_results import DOCUMENTS, RESULTS, load_results
 from bottleneck.analysis.head_starts import STARTS, Start, cut_head, starting_heads
 from bottleneck.analysis.head_training import (
     BatchOrder,
@@ -38,8 +39,7 @@ from bottleneck.training.checkpoint import Checkpointer
 from bottleneck.training.progress import console
 from bottleneck.training.run_folder import write_text
 
-PLAN, SEARCH, OPTIMUM, RESULTS = "plan.json", "search.json", "optimum.npz", "results.json"
-DOCUMENTS = "documents.npz"  # what each document adds to each loss, for paired comparisons
+_PLAN, _SEARCH, _OPTIMUM = "plan.json", "search.json", "optimum.npz"
 
 _STEPS_TOGETHER = 10  # in one call of the compiled program
 _EVALUATIONS = 20  # of a training, about
@@ -126,14 +126,14 @@ class Study:
             return load_results(self.folder)
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_text(self.folder / PLAN, json.dumps(dataclasses.asdict(self.plan), indent=2))
+            write_text(self.folder / _PLAN, json.dumps(dataclasses.asdict(self.plan), indent=2))
             rates = self._search()
             optimum = self._optimum()
             states = self._train_all(rates)
             return self._write_results(rates, optimum, states)
 
     def _check_folder(self) -> None:
-        path = self.folder / PLAN
+        path = self.folder / _PLAN
         if path.exists():
             old = json.loads(path.read_text(encoding="utf-8"))
             now = json.loads(json.dumps(dataclasses.asdict(self.plan)))
@@ -147,7 +147,7 @@ class Study:
 
     def _search(self) -> dict[str, float]:
         """Group → the learning rate with the least held-out loss after a short training."""
-        path = self.folder / SEARCH
+        path = self.folder / _SEARCH
         if path.exists():
             found: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))["best"]
             return found
@@ -166,7 +166,7 @@ class Study:
 
     def _optimum(self) -> dict[str, np.ndarray]:
         """The convex optimum, and the head on the way to it that had the least held-out loss."""
-        path = self.folder / OPTIMUM
+        path = self.folder / _OPTIMUM
         if not path.exists():
             best: dict[str, Any] = {"loss": np.inf}
 
@@ -336,18 +336,6 @@ class Study:
             np.savez(file, names=names, losses=of_loss.totals, tokens=of_loss.n_tokens)
         write_text(self.folder / RESULTS, json.dumps(record, indent=2) + "\n")
         return record
-
-
-def load_results(folder: Path) -> dict[str, Any]:
-    """The results of a finished study; `UserError` where there is none."""
-    path = folder / RESULTS
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{folder} holds no finished study of frozen heads") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is damaged: {error}") from error
-    return record
 
 
 def _apart(states: list[State]) -> tuple[list[Heads], list[Progress]]:

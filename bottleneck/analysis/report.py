@@ -14,6 +14,7 @@ from matplotlib.figure import Figure
 from bottleneck.analysis import anatomy, figures, theory
 from bottleneck.analysis.calibration import SLACK, calibration
 from bottleneck.analysis.drawing import NothingToShow, save
+from bottleneck.analysis.frozen_head_figures import frozen_heads
 from bottleneck.analysis.runs import Run
 from bottleneck.analysis.summary import MEASURES, count, summary_table
 from bottleneck.sections import flatten
@@ -83,6 +84,16 @@ EXHIBITS = (
         "below 0 % the cut makes those tokens more likely. Right: for how many tokens the "
         "head cut to rank r still finds the same next token most likely.",
         anatomy.anatomy,
+    ),
+    Exhibit(
+        "frozen_heads",
+        "Heads of every rank on frozen features",
+        "Heads trained on the run's hidden states, all else frozen: held-out loss (left) and how "
+        "often the likeliest token is right (middle) against the head's rank, and the loss against "
+        "the share of its norm that the run's own head loses at that rank (right). Lines are "
+        "L∞ + c·r^−p; dotted is the run's own head, cut and not trained; dashed is the best head "
+        "of full rank, a convex problem, stopped where its held-out loss was least.",
+        frozen_heads,
     ),
     Exhibit(
         "spectrum",

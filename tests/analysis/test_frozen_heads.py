@@ -13,7 +13,8 @@ from scipy.special import log_softmax
 from bottleneck.analysis import frozen_head_figures, frozen_heads
 from bottleneck.analysis.convex_head import convex_optimum
 from bottleneck.analysis.feature_set import FeatureWriter, Manifest, load_features
-from bottleneck.analysis.frozen_heads import Plan, Study, load_results
+from bottleneck.analysis.frozen_head_results import load_results
+from bottleneck.analysis.frozen_heads import Plan, Study
 from bottleneck.analysis.head_starts import starting_heads
 from bottleneck.analysis.head_training import BatchOrder, Heads, Training, schedule
 from bottleneck.analysis.rank_law import fit_rank_law
