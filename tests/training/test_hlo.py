@@ -13,10 +13,12 @@ from bottleneck.config import (
     DataConfig,
     MeshConfig,
     ModelConfig,
+    ProbeConfig,
     TrainConfig,
 )
 from bottleneck.parallel.mesh import make_mesh
 from bottleneck.training.hlo import Shape, collectives
+from bottleneck.training.probe_programs import ProbePrograms
 from bottleneck.training.step import make_train_program
 
 MESH = {"replica": 2, "fsdp": 2, "tensor": 2}  # device 4·replica + 2·fsdp + tensor
@@ -232,9 +234,8 @@ def test_a_sum_in_a_loop_of_a_compiled_program_counts_as_often_as_it_runs():
 V, D, R = 2048, 64, 16
 
 
-@functools.cache
-def collectives_of_train_step(rank, sizes, tied=False):
-    config = Config(
+def config_of(rank, sizes, tied=False):
+    return Config(
         data=DataConfig(tokenizer_vocab_size=1000),
         model=ModelConfig(
             vocab_size=V,
@@ -248,7 +249,13 @@ def collectives_of_train_step(rank, sizes, tied=False):
         ),
         train=TrainConfig(steps=10, batch_size=8, sequence_length=64),
         mesh=MeshConfig(*sizes),
+        probe=ProbeConfig(tokens=512, ranks=(4, 16)),
     )
+
+
+@functools.cache
+def collectives_of_train_step(rank, sizes, tied=False):
+    config = config_of(rank, sizes, tied)
     mesh = make_mesh(config.mesh)
     program = make_train_program(config, mesh)
     with jax.set_mesh(mesh):
@@ -272,6 +279,25 @@ def test_no_device_gathers_the_head_or_the_logits(rank, sizes, tied):
             # What is gathered of the head is a block of its rows, and of the logits nothing.
             assert not {V, rows} & set(shape.dimensions), each
             assert math.prod(shape.dimensions) < rows * (rank or D), each
+
+
+@pytest.mark.parametrize(
+    ("rank", "sizes"),
+    [pytest.param(None, (1, 4, 1), marks=pytest.mark.slow), (None, (1, 2, 2)), (R, (1, 2, 2))],
+)
+def test_no_probe_gathers_the_head_or_the_logits(rank, sizes):
+    config = config_of(rank, sizes)
+    mesh = make_mesh(config.mesh)
+    params = make_train_program(config, mesh).abstract_state[0]
+    rows = V // sizes[2]
+    with jax.set_mesh(mesh):
+        lowered = ProbePrograms(config, mesh, n_sequences=8).lower(params)
+        for name, program in lowered.items():
+            for each in collectives(program.compile().as_text(), mesh.shape):
+                for shape in each.shapes:
+                    assert not {V, rows} & set(shape.dimensions), (name, each)
+                    if each.op in ("all-gather", "all-to-all"):
+                        assert math.prod(shape.dimensions) < rows * (rank or D), (name, each)
 
 
 @pytest.mark.parametrize("rank", [None, R])
