@@ -22,7 +22,7 @@ pytestmark = [
     ),
 ]
 
-TOLERANCE = 1e-4  # of logits near 1: sums of some 100 products, three layers deep
+TOLERANCE = 2e-5  # of logits near 1: sums of some 100 products, three layers deep; 3e-6 was seen
 
 # Widths that are odd or no power of two, a vocabulary that is not padded.
 GPT_NEOX = dict(
