@@ -14,17 +14,24 @@ PY := $(VENV)/bin/python
 BASE := $(VENV)/installed
 TEST := $(VENV)/installed-with-test
 SLOW := $(VENV)/installed-with-test-and-tpu
+HF := $(VENV)/installed-with-test-hf-and-eval
 BELONGS := "$(VERSION) $$(pwd -P)"
-SOUND := $(shell $(PY) -c '' 2>/dev/null && cat $(BASE) $(TEST) $(SLOW) 2>/dev/null | grep -qxF $(BELONGS) && echo yes)
-# What the slow tests need includes all that the others need, and that all that the demo needs.
-STAMP := $(if $(filter test lint format,$(MAKECMDGOALS))$(wildcard $(TEST)),$(TEST),$(BASE))
-STAMP := $(if $(filter test-slow,$(MAKECMDGOALS))$(wildcard $(SLOW)),$(SLOW),$(STAMP))
+SOUND := $(shell $(PY) -c '' 2>/dev/null && cat $(BASE) $(TEST) $(SLOW) $(HF) 2>/dev/null | grep -qxF $(BELONGS) && echo yes)
+# What the slow tests need, and those against transformers, includes all that the others need, and
+# that all that the demo needs.
+STAMP := $(or $(firstword $(wildcard $(SLOW) $(HF) $(TEST))),$(if $(filter test lint format,$(MAKECMDGOALS)),$(TEST),$(BASE)))
+STAMP := $(if $(filter test-hf,$(MAKECMDGOALS)),$(HF),$(if $(filter test-slow,$(MAKECMDGOALS)),$(SLOW),$(STAMP)))
+
+# The build for CPUs, from the index of its makers: the one on the common index brings gigabytes of
+# CUDA. macOS has no other than that for CPUs.
+TORCH ?= torch==2.13.0$(if $(filter Darwin,$(shell uname -s)),,+cpu)
+TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 TRAIN := $(PY) -m bottleneck train --config=configs/nano.py
 KNOWN := $(PY) -m bottleneck train --config=configs/known_rank.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo calibration test test-slow lint format clean FORCE
+.PHONY: help demo calibration test test-hf test-slow lint format clean FORCE
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -50,6 +57,10 @@ test: lint ## Lint, then run the tests; PYTEST_ARGS="-k head" and the like go to
 test-slow: $(STAMP) ## Large compiles for TPUs that are not here, and other checks that take minutes.
 	$(PY) -m pytest -m slow $(PYTEST_ARGS)
 
+test-hf: $(STAMP) ## Tests against transformers and its evaluation harness; installs torch, for CPUs.
+	@$(PY) -c 'import lm_eval, torch, transformers'
+	$(PY) -m pytest -m hf $(PYTEST_ARGS)
+
 lint: $(STAMP) ## Check format, style, the order of imports, and types.
 	$(PY) -m ruff format --check
 	$(PY) -m ruff check
@@ -68,12 +79,15 @@ clean: ## Remove environments and caches; runs/ stays.
 $(BASE): EXTRAS :=
 $(TEST): EXTRAS := [test]
 $(SLOW): EXTRAS := [test,tpu]
+$(HF): EXTRAS := [test,hf,eval]
+$(HF): FIRST := --no-deps --retries 1 --extra-index-url $(TORCH_INDEX) '$(TORCH)'
 $(STAMP): setup.cfg pyproject.toml $(if $(SOUND),,FORCE)
 	$(if $(VERSION),,$(error $(PYTHON) does not run; name a Python that does: make $(MAKECMDGOALS) PYTHON=/path/to/python3))
 	$(if $(filter 2.% 3.4 3.5 3.6 3.7 3.8 3.9 3.10,$(VERSION)),$(error Python 3.11 or newer is needed and $(PYTHON) is $(VERSION); name another: make $(MAKECMDGOALS) PYTHON=python3.12))
 	$(if $(shell "$(PYTHON)" -c 'import ensurepip, venv' 2>&1),$(error $(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt-get install python$(VERSION)-venv))
 	@echo "Installing into $(VENV); the first time this takes some minutes"
-	@rm -f $(BASE) $(TEST) $(SLOW)
+	@rm -f $(BASE) $(TEST) $(SLOW) $(HF)
 	@$(if $(SOUND),$(PY) -m pip --version >/dev/null 2>&1 ||) "$(PYTHON)" -m venv --clear $(VENV)
+	@$(if $(FIRST),$(PY) -m pip install -qq --disable-pip-version-check $(FIRST))
 	@$(PY) -m pip install -qq --disable-pip-version-check --editable '.$(EXTRAS)'
 	@echo $(BELONGS) > $@
