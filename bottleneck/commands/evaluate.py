@@ -31,7 +31,9 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--output", type=Path, metavar="FILE", help="instead of evaluation.jsonl")
     flags = parser.parse_args(argv)
     if find_spec("lm_eval") is None:
-        raise UserError("the tasks need the [eval] extra: pip install 'softmax-bottleneck[eval]'")
+        raise UserError(
+            "the tasks need the [eval] extra; in the repository: pip install -e '.[eval]'"
+        )
 
     # Imported here, as they take seconds that `--help` need not wait for.
     import rich.console
