@@ -93,6 +93,11 @@ def _match(folder: Path, architecture: Architecture, stored: SafetensorsFolder) 
                 f"{folder}: {name} has shape {list(found)}; going by its {CONFIG} it must have "
                 f"{list(shape)}"
             )
+        if stored.types[short[name]] not in safetensors_folder.FLOATS:
+            raise UserError(
+                f"{folder}: {name} is of type {stored.types[short[name]]}; it must be one of "
+                + ", ".join(safetensors_folder.FLOATS)
+            )
     return {name: short[name] for name in expected}
 
 

@@ -26,9 +26,9 @@ _GELU = {
 
 # Fields that do not change the logits of a trained model.
 _WITHOUT_EFFECT = re.compile(
-    r"_.*|architectures|transformers_version|(torch_)?dtype|use_cache|initializer_range|n_ctx"
+    r"_.*|architectures|transformers[._].*|(torch_)?dtype|use_cache|initializer_range|n_ctx"
     r"|.*_token_id|.*_dropout|.*_pdrop|summary_.*|task_specific_params|reorder_and_upcast_attn"
-    r"|pretraining_tp|is_llama_config|is_decoder|id2label|label2id|return_dict|output_.*"
+    r"|pretraining_tp|is_llama_config|is_decoder|gradient_checkpointing|id2label|label2id|return_dict|output_.*"
 )
 
 

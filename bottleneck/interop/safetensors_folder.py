@@ -22,7 +22,7 @@ from bottleneck.errors import UserError
 _WHOLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-_FLOATS = ("F16", "BF16", "F32")
+FLOATS = ("F16", "BF16", "F32")  # the types of weights
 
 _PIECE_BYTES = 2**23  # at a time from a file, as float32
 _ALIGNMENT = 64  # bytes; of the arrays of XLA's CPU devices
@@ -34,14 +34,16 @@ SHARD_BYTES = 4 * 2**30
 class SafetensorsFolder:
     """The tensors of a folder by name, in the order of their files.
 
-    shapes: name → shape. `read` gives the values. A context manager, which holds the files open.
+    shapes, types: name → shape, name → type, in the words of the format. `read` gives the values.
+    A context manager, which holds the files open.
     """
 
     def __init__(self, folder: Path):
-        """Raises `UserError` where the files are not there, not whole, or not of floats."""
+        """Raises `UserError` where the files are not there or not whole."""
         self._owner: dict[str, Any] = {}
         self._path_of: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
+        self.types: dict[str, str] = {}
         self._files = contextlib.ExitStack()
         try:
             for path in _files(folder):
@@ -64,13 +66,9 @@ class SafetensorsFolder:
             header = file.get_slice(name)
             if name in self._owner:
                 raise UserError(f"{name} is in {self._path_of[name].name} and in {path.name}")
-            if header.get_dtype() not in _FLOATS:
-                kinds = ", ".join(_FLOATS)
-                raise UserError(
-                    f"{path}: {name} is of type {header.get_dtype()}; it must be one of {kinds}"
-                )
             self._owner[name], self._path_of[name] = file, path
             self.shapes[name] = tuple(header.get_shape())
+            self.types[name] = header.get_dtype()
 
     def _check_index(self, folder: Path) -> None:
         for name, file in _index(folder).items():
@@ -78,7 +76,7 @@ class SafetensorsFolder:
                 raise UserError(f"{folder / file} has no tensor {name}, though the index says so")
 
     def read(self, name: str, bounds: tuple[tuple[int, int], ...]) -> np.ndarray:
-        """A slice of a tensor, in the type of the file: float16, bfloat16 or float32.
+        """A slice of a tensor, in the type of the file.
 
         Args:
             bounds: (start, stop) of each dimension.

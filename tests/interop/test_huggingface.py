@@ -158,7 +158,7 @@ def test_buffers_of_older_releases_and_a_missing_prefix_do_no_harm(neox, spoilt)
             tensors[name.removeprefix("gpt_neox.")] = tensors.pop(name)
         for layer in range(2):
             at = f"layers.{layer}.attention"
-            tensors[f"{at}.bias"] = np.ones((1, 1, 5, 5), np.float32)
+            tensors[f"{at}.bias"] = np.ones((1, 1, 5, 5), bool)
             tensors[f"{at}.masked_bias"] = np.array(-1e9, np.float32)
             tensors[f"{at}.rotary_emb.inv_freq"] = np.ones(2, np.float32)
 
