@@ -28,7 +28,8 @@ _GELU = {
 _WITHOUT_EFFECT = re.compile(
     r"_.*|architectures|transformers[._].*|(torch_)?dtype|use_cache|initializer_range|n_ctx"
     r"|.*_token_id|.*_dropout|.*_pdrop|summary_.*|task_specific_params|reorder_and_upcast_attn"
-    r"|pretraining_tp|is_llama_config|is_decoder|gradient_checkpointing|id2label|label2id|return_dict|output_.*"
+    r"|pretraining_tp|is_llama_config|is_decoder|gradient_checkpointing|id2label|label2id"
+    r"|return_dict|output_.*"
 )
 
 
