@@ -50,20 +50,7 @@ def train(config: Config, workdir: str | Path) -> None:
     multihost_utils.sync_global_devices("run folder checked")
     if is_writer:
         workdir.mkdir(parents=True, exist_ok=True)
-        facts = {
-            "mesh": dict(mesh.shape),
-            "parameters": {
-                "total": parameters.total,
-                "non_embedding": parameters.non_embedding,
-            },
-            "corpus": {
-                "digest": cache.digest,
-                "train_tokens": cache.n_tokens("train"),
-                "heldout_tokens": cache.n_tokens("heldout"),
-                "unigram_entropy": cache.unigram_entropy,
-                "bytes_per_token": cache.bytes_per_token,
-            },
-        }
+        facts = run_folder.facts(dict(mesh.shape), parameters, cache)
         run_folder.write_config(workdir, config, facts)
 
     # Measured, where it is not known, before the mesh is in context and the devices are at work.

@@ -21,23 +21,30 @@ from bottleneck.training.run_folder import METRICS
 class MetricsWriter:
     """Appends scalars to metrics.jsonl, each line whole when it is there, and to TensorBoard."""
 
-    def __init__(self, workdir: Path, start_step: int):
+    def __init__(self, workdir: Path, start_step: int | None):
+        """`start_step` is where a run begins or continues; None: steps come in any order, which
+        TensorBoard cannot show, and it gets nothing."""
         path = workdir / METRICS
         _drop_torn_line(path)
         self._file = path.open("a", encoding="utf-8")
-        self._board = tensorboardX.SummaryWriter(
-            str(workdir / "tensorboard"), purge_step=start_step + 1
-        )
+        self._board = None
+        if start_step is not None:
+            self._board = tensorboardX.SummaryWriter(
+                str(workdir / "tensorboard"), purge_step=start_step + 1
+            )
 
     def write(self, step: int, split: str, scalars: dict[str, float]) -> None:
         self._file.write(json.dumps({"step": step, "split": split, **scalars}) + "\n")
         self._file.flush()
+        if self._board is None:
+            return
         for name, value in scalars.items():
             self._board.add_scalar(f"{split}/{name}", value, step)
 
     def close(self) -> None:
         self._file.close()
-        self._board.close()
+        if self._board is not None:
+            self._board.close()
 
 
 def _drop_torn_line(path: Path) -> None:

@@ -15,16 +15,17 @@ console = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
 class Progress:
     """Steps done, with the newest numbers."""
 
-    def __init__(self, start: int, steps: int):
+    def __init__(self, start: int, steps: int, what: str = "step", numbers: str = "compiling"):
+        """Begins at `start` of `steps`; `what` is done one by one."""
         self._steps = steps
         self._bar = rich.progress.Progress(
-            rich.progress.TextColumn("step {task.completed:,}/{task.total:,}"),
+            rich.progress.TextColumn(what + " {task.completed:,}/{task.total:,}"),
             rich.progress.BarColumn(bar_width=24),
             rich.progress.TextColumn("{task.fields[numbers]}"),
             console=console,
             disable=console.quiet or not console.is_terminal,
         )
-        self._task = self._bar.add_task("", total=steps, completed=start, numbers="compiling")
+        self._task = self._bar.add_task("", total=steps, completed=start, numbers=numbers)
 
     def advance(self, step: int, metrics: dict[str, float], seconds_left: float) -> None:
         """Shows the newest metrics of training."""
@@ -33,9 +34,13 @@ class Progress:
             f"loss {metrics['loss']:.4f}  {metrics['tokens_per_second']:,.0f} tokens/s  "
             f"MFU {metrics['mfu']:.1%}  {left} left"
         )
-        self._bar.update(self._task, completed=step, numbers=numbers)
+        self.show(step, numbers)
         if not console.is_terminal:
             self.say(f"step {step:,}/{self._steps:,}  {numbers}")
+
+    def show(self, done: int, numbers: str) -> None:
+        """Moves the bar, where there is one."""
+        self._bar.update(self._task, completed=done, numbers=numbers)
 
     def say(self, line: str) -> None:
         """A line that stays."""

@@ -22,6 +22,22 @@ from bottleneck.training.progress import Progress
 PROBES = "probes"
 
 
+def write_record(
+    writer: MetricsWriter, workdir: Path, step: int, tokens: int, record: ProbeRecord
+) -> None:
+    """Writes what a probe found: its arrays into a file of their own, and then its scalars.
+
+    So a step whose two lines of scalars are there has all.
+    """
+    probes = workdir / PROBES
+    probes.mkdir(exist_ok=True)
+    draft = probes / f".{step:08}.npz"
+    np.savez(draft, allow_pickle=False, **record.arrays)
+    draft.replace(probes / f"{step:08}.npz")
+    writer.write(step, "eval", {"tokens": tokens, **record.evaluation})
+    writer.write(step, "probe", {"tokens": tokens, **record.scalars})
+
+
 class Reporter:
     """Writes metrics when their step has surely ended, and books the time that is not training.
 
@@ -34,7 +50,6 @@ class Reporter:
         self._config, self._workdir = config, workdir
         # One process of many writes; the consoles of the others are quiet.
         self._writer = MetricsWriter(workdir, start) if jax.process_index() == 0 else None
-        self._probes = workdir / PROBES
         self._progress = Progress(start, config.train.steps)
         self._schedule = learning_rate_schedule(config.optimizer, config.train.steps)
         self._flops_per_token = flops_per_token(
@@ -83,14 +98,10 @@ class Reporter:
         self._progress.advance(step, values, elapsed / (step - self._start) * steps_left)
 
     def probe(self, step: int, record: ProbeRecord) -> None:
-        """Writes what a probe found; its arrays go into a file of their own."""
+        """Writes what a probe found, and says the most of it."""
         if self._writer is not None:
-            self._probes.mkdir(exist_ok=True)
-            draft = self._probes / f".{step:08}.npz"
-            np.savez(draft, allow_pickle=False, **record.arrays)
-            draft.replace(self._probes / f"{step:08}.npz")
-        self._write(step, "eval", record.evaluation)
-        self._write(step, "probe", record.scalars)
+            tokens = step * self._config.tokens_per_step
+            write_record(self._writer, self._workdir, step, tokens, record)
         self.say(f"step {step:,}: {record.headline()}")
 
     def _write(self, step: int, split: str, values: dict[str, float]) -> None:

@@ -7,18 +7,29 @@ import json
 import os
 import subprocess
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from bottleneck import config as config_lib
 from bottleneck.config import Config
 from bottleneck.errors import UserError
+
+if TYPE_CHECKING:  # analysis reads run folders without what these import
+    from bottleneck.data.tokens import TokenCache
+    from bottleneck.model.accounting import ParameterCount
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"
 COMPLETE = "COMPLETE"
 
 # Where and how a run is carried out may change between restarts; what it computes may not.
-_FREE_TO_CHANGE = ("mesh.", "data.cache_dir", "train.log_every", "train.peak_flops", "checkpoint.")
+_FREE_TO_CHANGE = (
+    "mesh.",
+    "data.cache_dir",
+    "data.tokenizer:",  # a path; `check_same_corpus` sees what is in it
+    "train.log_every",
+    "train.peak_flops",
+    "checkpoint.",
+)
 
 _VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
@@ -66,6 +77,26 @@ def write_config(workdir: Path, config: Config, facts: dict[str, Any]) -> None:
         **facts,
     }
     write_text(workdir / CONFIG, json.dumps(description, indent=2) + "\n")
+
+
+def facts(
+    mesh_sizes: dict[str, int], parameters: ParameterCount, cache: TokenCache
+) -> dict[str, Any]:
+    """What a run writes down beside its config when it begins."""
+    return {
+        "mesh": mesh_sizes,
+        "parameters": {
+            "total": parameters.total,
+            "non_embedding": parameters.non_embedding,
+        },
+        "corpus": {
+            "digest": cache.digest,
+            "train_tokens": cache.n_tokens("train"),
+            "heldout_tokens": cache.n_tokens("heldout"),
+            "unigram_entropy": cache.unigram_entropy,
+            "bytes_per_token": cache.bytes_per_token,
+        },
+    }
 
 
 def write_text(path: Path, text: str) -> None:
