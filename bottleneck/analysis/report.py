@@ -16,8 +16,11 @@ from bottleneck.analysis.calibration import SLACK, calibration
 from bottleneck.analysis.drawing import NothingToShow, save
 from bottleneck.analysis.frozen_head_figures import frozen_heads
 from bottleneck.analysis.runs import Run
+from bottleneck.analysis.series_audit import left_out
 from bottleneck.analysis.summary import MEASURES, count, summary_table
 from bottleneck.sections import flatten
+
+_FEW_STEPS = 6  # are named one by one
 
 
 @dataclass(frozen=True)
@@ -184,8 +187,17 @@ def _opening(runs: Sequence[Run]) -> str:
     ranks = _listed(sorted({run.head_rank for run in runs}))
     widths = _listed(sorted({run.config.model.d_model for run in runs}))
     corpora = _listed(sorted({run.config.data.corpus for run in runs}))
-    lines = [f"{_title(runs)}: head rank {ranks}, hidden width {widths}, trained on {corpora}."]
+    verb = "measured" if any(run.series_of for run in runs) else "trained"
+    lines = [f"{_title(runs)}: head rank {ranks}, hidden width {widths}, {verb} on {corpora}."]
     for run in runs:
+        if missing := left_out(run.path):
+            which = f"{len(missing)} steps between {missing[0]} and {missing[-1]}"
+            if len(missing) <= _FEW_STEPS:
+                which = f"step {_listed(missing)}"
+            lines.append(
+                f"Left out of {run.name}: {which}, with the weights of other steps or with none "
+                "that can be read."
+            )
         if not run.is_complete:
             done, planned = run.metrics["step"][-1], run.config.train.steps
             probes = "" if run.probe_steps else ", and has not been probed"
@@ -239,9 +251,13 @@ def _origin(runs: Sequence[Run]) -> str:
 
     def describe(run: Run) -> tuple[str, ...]:
         corpus = run.corpus
+        of_training = f"{count(corpus.train_tokens)} tokens to train on, "
+        if run.series_of:
+            of_training = ""
         return (
-            f"{run.config.data.corpus}: {count(corpus.train_tokens)} tokens to train on, "
-            f"{count(corpus.heldout_tokens)} held out; unigram entropy "
+            f"checkpoints of {run.series_of}" if run.series_of else "trained here",
+            f"{run.config.data.corpus}: {of_training}{count(corpus.heldout_tokens)} held out; "
+            f"unigram entropy "
             f"{corpus.unigram_entropy:.3f} nats/token; {corpus.bytes_per_token:.2f} bytes/token",
             ", ".join(f"{name} {version}" for name, version in run.versions.items()),
             " × ".join(f"{axis} {size}" for axis, size in run.mesh.items()),
@@ -251,7 +267,7 @@ def _origin(runs: Sequence[Run]) -> str:
     ordered = sorted(runs, key=describe)
     groups = itertools.groupby(ordered, key=describe)
     return _table(
-        ["runs", "corpus", "versions", "mesh (devices)", "git revision"],
+        ["runs", "weights", "corpus", "versions", "mesh (devices)", "git revision"],
         [[_listed(run.name for run in group), *described] for described, group in groups],
     )
 

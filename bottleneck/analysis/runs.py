@@ -44,10 +44,11 @@ class Run:
     metrics: pl.DataFrame  # one row per (step, split), ascending; null where not measured
     n_params: int  # N, total
     n_params_non_embedding: int
-    trained_on: Corpus | None  # None: imported, not trained here
+    trained_on: Corpus | None  # None: imported, not trained here; of a series, what it is read on
     versions: dict[str, str]
     mesh: dict[str, int]
     git_revision: str | None
+    series_of: str | None = None  # where its checkpoints lie, for a run that others trained
 
     @property
     def corpus(self) -> Corpus:
@@ -145,12 +146,13 @@ class Run:
 def load_run(workdir: str | os.PathLike[str]) -> Run:
     """The run in a folder; `UserError` where it is not a run folder or has no metrics yet.
 
-    One that was imported has no metrics, and none are asked of it.
+    Of one that was imported, and of a series that others trained, none are asked.
     """
     path = Path(workdir).expanduser()
     record = _read_record(path)
     is_imported = "corpus" in record and record["corpus"] is None
-    metrics = _read_metrics(path / METRICS, may_be_empty=is_imported)
+    may_be_empty = is_imported or "series" in record
+    metrics = _read_metrics(path / METRICS, may_be_empty=may_be_empty)
     try:
         return Run(
             path=path,
@@ -163,6 +165,7 @@ def load_run(workdir: str | os.PathLike[str]) -> Run:
             versions=record["versions"],
             mesh=record["mesh"],
             git_revision=record["git_revision"],
+            series_of=record.get("series"),
         )
     except (KeyError, TypeError, UserError) as error:
         raise UserError(f"{path / CONFIG} is not one that a run writes: {error}") from error
@@ -192,7 +195,8 @@ def load_runs(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Run], list[
         try:
             run = load_run(path)
             if run.metrics.is_empty():
-                raise UserError(f"{path} was imported and has no metrics")
+                why = "was imported and has no metrics"
+                raise UserError(f"{path} {why if run.series_of is None else 'has no metrics yet'}")
             runs.append(run)
         except UserError as error:
             problems.append(str(error))

@@ -58,13 +58,15 @@ def from_pretrained(
     folder = locate(path_or_name, revision)
     architecture = read_config(folder, 1 if mesh is None else mesh.shape["tensor"])
     with SafetensorsFolder(folder) as stored:
-        names = _match(folder, architecture, stored)
+        names = match_tensors(folder, architecture, stored)
         return architecture.model, _load(
             stored, names, architecture, _shardings(architecture, mesh)
         )
 
 
-def _match(folder: Path, architecture: Architecture, stored: SafetensorsFolder) -> dict[str, str]:
+def match_tensors(
+    folder: Path, architecture: Architecture, stored: SafetensorsFolder
+) -> dict[str, str]:
     """The name in the files of each tensor of the family; `UserError` names what does not fit."""
     family = FAMILIES[architecture.family]
     has_prefix = any(name.startswith(family.prefix) for name in stored.shapes)
