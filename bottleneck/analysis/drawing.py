@@ -52,11 +52,12 @@ _LOOK = {
     "svg.hashsalt": "bottleneck",  # the same figure gives the same file
 }
 # Okabe and Ito's colours, told apart with any colour vision; without yellow, too pale on white.
-_DISTINCT = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
+DISTINCT = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 _DASHES = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (2, 1)))  # dotted lines mark bounds
 _MARKERS = "osD^v"
-_Given = ParamSpec("_Given")
 _PLAIN = FuncFormatter(lambda tick, _: f"{tick:g}")  # 0.05, not 5·10⁻²
+
+Drawn = ParamSpec("Drawn")  # what a figure is drawn of
 
 
 class NothingToShow(Exception):
@@ -100,17 +101,17 @@ def styles(runs: Sequence[Run]) -> dict[str, Style]:
             )
             for run, (rank, width) in zip(runs, shapes, strict=True)
         }
-    colours = _DISTINCT if len(runs) <= len(_DISTINCT) else _ramp(len(runs))
+    colours = DISTINCT if len(runs) <= len(DISTINCT) else _ramp(len(runs))
     return {run.name: Style(c, "-", "o") for run, c in zip(runs, colours, strict=False)}
 
 
-def styled(draw: Callable[_Given, Figure]) -> Callable[_Given, Figure]:
+def styled(draw: Callable[Drawn, Figure]) -> Callable[Drawn, Figure]:
     """The function, drawing with this module's look; matplotlib's settings stay as they were."""
 
     @functools.wraps(draw)
-    def wrapped(*args: _Given.args, **kwargs: _Given.kwargs) -> Figure:
+    def wrapped(*what: Drawn.args, **how: Drawn.kwargs) -> Figure:
         with matplotlib.rc_context(_LOOK):
-            return draw(*args, **kwargs)
+            return draw(*what, **how)
 
     return wrapped
 
