@@ -2,10 +2,8 @@
 
 from __future__ import annotations
 
-import base64
-import html
 import itertools
-from collections.abc import Callable, Iterable, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
@@ -13,10 +11,11 @@ from matplotlib.figure import Figure
 
 from bottleneck.analysis import anatomy, figures, theory
 from bottleneck.analysis.calibration import SLACK, calibration
-from bottleneck.analysis.drawing import NothingToShow, save
+from bottleneck.analysis.drawing import NothingToShow
 from bottleneck.analysis.frozen_head_figures import frozen_heads
+from bottleneck.analysis.page import STYLE, listed, picture, table, text
 from bottleneck.analysis.runs import Run
-from bottleneck.analysis.series_audit import left_out
+from bottleneck.analysis.series_audit import left_out_steps
 from bottleneck.analysis.summary import MEASURES, count, summary_table
 from bottleneck.sections import flatten
 
@@ -150,21 +149,19 @@ def write_report(runs: Sequence[Run], folder: Path) -> Path:
             figure = exhibit.draw(runs)
         except NothingToShow as reason:
             left_out.append(
-                f"<p class=note>Left out: {_text(exhibit.title)}, as {_text(reason)}.</p>"
+                f"<p class=note>Left out: {text(exhibit.title)}, as {text(reason)}.</p>"
             )
             continue
-        save(figure, png)
-        data = base64.b64encode(save(figure, svg).read_bytes()).decode()
         shown.append(
-            f"<figure id={exhibit.name}><h2>{_text(exhibit.title)}</h2>"
-            f'<img alt="{_text(exhibit.title)}" src="data:image/svg+xml;base64,{data}">'
-            f"<figcaption>{_text(exhibit.sentence)}</figcaption></figure>"
+            f"<figure id={exhibit.name}><h2>{text(exhibit.title)}</h2>"
+            f"{picture(figure, exhibit.title, images, exhibit.name)}"
+            f"<figcaption>{text(exhibit.sentence)}</figcaption></figure>"
         )
     page = folder / "report.html"
     page.write_text(
         _PAGE.format(
-            title=_text(_title(runs)),
-            style=_STYLE,
+            title=text(_title(runs)),
+            style=STYLE,
             opening=_opening(runs),
             summary=_summary(runs),
             figures="\n".join(shown + left_out),
@@ -184,16 +181,16 @@ def _title(runs: Sequence[Run]) -> str:
 
 def _opening(runs: Sequence[Run]) -> str:
     """One line on what was trained, and one for each run that is not finished."""
-    ranks = _listed(sorted({run.head_rank for run in runs}))
-    widths = _listed(sorted({run.config.model.d_model for run in runs}))
-    corpora = _listed(sorted({run.config.data.corpus for run in runs}))
+    ranks = listed(sorted({run.head_rank for run in runs}))
+    widths = listed(sorted({run.config.model.d_model for run in runs}))
+    corpora = listed(sorted({run.config.data.corpus for run in runs}))
     verb = "measured" if any(run.series_of for run in runs) else "trained"
     lines = [f"{_title(runs)}: head rank {ranks}, hidden width {widths}, {verb} on {corpora}."]
     for run in runs:
-        if missing := left_out(run.path):
+        if missing := left_out_steps(run.path):
             which = f"{len(missing)} steps between {missing[0]} and {missing[-1]}"
             if len(missing) <= _FEW_STEPS:
-                which = f"step {_listed(missing)}"
+                which = f"step {listed(missing)}"
             lines.append(
                 f"Left out of {run.name}: {which}, with the weights of other steps or with none "
                 "that can be read."
@@ -204,12 +201,12 @@ def _opening(runs: Sequence[Run]) -> str:
             lines.append(
                 f"{run.name} is unfinished: it stands at step {done} of {planned}{probes}."
             )
-    return "".join(f"<p>{_text(line)}</p>" for line in lines)
+    return "".join(f"<p>{text(line)}</p>" for line in lines)
 
 
 def _summary(runs: Sequence[Run]) -> str:
     rows = summary_table(runs).iter_rows(named=True)
-    return _table(
+    return table(
         [measure.heading.replace("\n", " ") for measure in MEASURES],
         [[measure.show(row) for measure in MEASURES] for row in rows],
     )
@@ -217,7 +214,7 @@ def _summary(runs: Sequence[Run]) -> str:
 
 def _definitions() -> str:
     items = (
-        f"<dt>{_text(measure.heading)}</dt><dd>{_text(measure.definition)}</dd>"
+        f"<dt>{text(measure.heading)}</dt><dd>{text(measure.definition)}</dd>"
         for measure in MEASURES
     )
     return f"<dl>{''.join(items)}</dl>"
@@ -229,7 +226,7 @@ def _differences(runs: Sequence[Run]) -> str:
         return ""
     differing = _differing_fields(runs)
     rows = [[run.name, *(str(flatten(run.config)[key]) for key in differing)] for run in runs]
-    answer = _table(["run", *differing], rows) if differing else "<p>They have one config.</p>"
+    answer = table(["run", *differing], rows) if differing else "<p>They have one config.</p>"
     return f"<section><h2>How the runs differ</h2>{answer}</section>"
 
 
@@ -241,7 +238,7 @@ def _differing_fields(runs: Sequence[Run]) -> list[str]:
 def _shared_config(runs: Sequence[Run]) -> str:
     differing = _differing_fields(runs)
     fields = flatten(runs[0].config).items()
-    return _table(
+    return table(
         ["field", "value"], [[key, str(value)] for key, value in fields if key not in differing]
     )
 
@@ -266,64 +263,11 @@ def _origin(runs: Sequence[Run]) -> str:
 
     ordered = sorted(runs, key=describe)
     groups = itertools.groupby(ordered, key=describe)
-    return _table(
+    return table(
         ["runs", "weights", "corpus", "versions", "mesh (devices)", "git revision"],
-        [[_listed(run.name for run in group), *described] for described, group in groups],
+        [[listed(run.name for run in group), *described] for described, group in groups],
     )
 
-
-def _table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    head = "".join(f"<th>{_text(heading)}</th>" for heading in headings)
-    body = "".join(
-        "<tr>" + "".join(f"<td>{_text(cell)}</td>" for cell in row) + "</tr>" for row in rows
-    )
-    return (
-        f"<div class=wide><table><thead><tr>{head}</tr></thead><tbody>{body}</tbody></table></div>"
-    )
-
-
-def _listed(items: Iterable[object]) -> str:
-    """ "a, b and c"."""
-    *first, last = map(str, items)
-    return f"{', '.join(first)} and {last}" if first else last
-
-
-def _text(value: object) -> str:
-    return html.escape(str(value))
-
-
-_STYLE = """
-:root { color-scheme: light; }
-body { font: 1rem/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; color: #1b1b1b;
-  background: #fff; max-width: 1000px; margin: 2.5rem auto 4rem; padding: 0 1.25rem; }
-h1 { font-size: 1.6rem; line-height: 1.2; margin: 0 0 .75rem; }
-h2 { font-size: 1.15rem; margin: 0 0 .5rem; }
-section { margin-top: 2.75rem; }
-p { margin: .25rem 0; max-width: 46rem; }
-figure { margin: 2.75rem 0 0; break-inside: avoid; }
-figure img { display: block; width: 100%; }
-figcaption { max-width: 46rem; margin-top: .5rem; color: #444; font-size: .92rem; }
-.note { margin-top: 1.5rem; color: #666; font-size: .92rem; }
-.wide { overflow-x: auto; margin: 1rem 0; }
-table { border-collapse: collapse; font-size: .82rem; line-height: 1.35;
-  font-variant-numeric: tabular-nums; }
-th, td { padding: .35rem .8rem .35rem 0; text-align: left; vertical-align: top; }
-th { vertical-align: bottom; font-weight: 600; border-bottom: 1.5px solid #1b1b1b; }
-td { border-bottom: 1px solid #e4e4e4; }
-.summary th + th, .summary td + td { text-align: right; }
-.summary td { white-space: nowrap; }
-dl { display: grid; grid-template-columns: 9.5rem 1fr; gap: .5rem 1rem; font-size: .92rem; }
-dt { font-weight: 600; }
-dd { margin: 0; }
-summary { cursor: pointer; font-weight: 600; }
-th:last-child, td:last-child { padding-right: 0; }
-@media print {
-  html { font-size: 10.5px; }
-  body { max-width: none; margin: 0; padding: 0; }
-  .wide { overflow: visible; }
-  section, tr { break-inside: avoid; }
-}
-"""
 
 _PAGE = """<!doctype html>
 <html lang="en">

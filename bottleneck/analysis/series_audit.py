@@ -104,7 +104,7 @@ def print_audit(audit: Audit, steps: Iterable[int], console: Console) -> None:
     )
 
 
-def left_out(workdir: Path) -> list[int]:
+def left_out_steps(workdir: Path) -> list[int]:
     """The steps of a measured series that are not in its curves, ascending; none for other runs."""
     if not (workdir / AUDIT).is_file():
         return []

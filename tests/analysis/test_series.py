@@ -19,7 +19,7 @@ from safetensors.numpy import load_file, save_file
 from bottleneck.analysis import series_source
 from bottleneck.analysis.report import EXHIBITS, write_report
 from bottleneck.analysis.runs import load_run
-from bottleneck.analysis.series_audit import left_out
+from bottleneck.analysis.series_audit import left_out_steps
 from bottleneck.commands.flags import load_config
 from bottleneck.commands.series import main
 from bottleneck.data.tokens import prepare
@@ -302,7 +302,7 @@ def test_of_steps_with_the_same_weights_the_last_is_measured(published, series, 
     assert load_run(workdir).probe_steps == [2, 4]
     assert len(counted) == 2
     assert {s: f["same_as"] for s, f in findings(workdir).items()} == {1: 4, 2: None, 3: 4, 4: None}
-    assert left_out(workdir) == [1, 3]
+    assert left_out_steps(workdir) == [1, 3]
     # They are looked at again each time: now one is what it should have been.
     shutil.copytree(snapshot(published, 8), model / "step1", dirs_exist_ok=True)
     assert series(model, workdir) == 0
