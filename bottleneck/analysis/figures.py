@@ -30,6 +30,7 @@ from bottleneck.analysis.drawing import (
     styled,
     styles,
 )
+from bottleneck.analysis.paper_curves import TOKENS_PER_STEP, lay_over, lay_under
 from bottleneck.analysis.runs import Run
 from bottleneck.analysis.summary import same_but_for_rank, summary_table
 
@@ -39,8 +40,11 @@ _SMALLEST_RATIO = 1e-3  # of singular values; the colours of the heat map end he
 
 
 @styled
-def loss(runs: Sequence[Run]) -> Figure:
-    """Loss against training tokens; beside it, enlarged, the held-out loss of the second half."""
+def loss(runs: Sequence[Run], paper: bool = False) -> Figure:
+    """Loss against training tokens; beside it, enlarged, the held-out loss of the second half.
+
+    Here as below, `paper` lays the paper's own curves under those of runs of the same width.
+    """
     look = styles(runs)
     heldout = {run.name: run.series("eval", "tokens", "loss", "loss_se") for run in runs}
     halfway = max(tokens.max(initial=0) for tokens, *_ in heldout.values()) / 2
@@ -72,7 +76,9 @@ def loss(runs: Sequence[Run]) -> Figure:
     panels[0].set_title("the whole run: training (thin) and held-out")
     if has_detail:
         panels[1].set_title("second half: held-out ± SE")
-    for panel in panels:
+    for panel, start in zip(panels, (0.0, halfway), strict=False):
+        if paper:
+            lay_under(panel, runs, look, "loss", TOKENS_PER_STEP, start)
         panel.set(xlabel="training tokens", ylabel="loss (nats/token)")
         panel.xaxis.set_major_formatter(EngFormatter(sep=" "))
         panel.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
@@ -81,7 +87,7 @@ def loss(runs: Sequence[Run]) -> Figure:
 
 
 @styled
-def spectrum(runs: Sequence[Run]) -> Figure:
+def spectrum(runs: Sequence[Run], paper: bool = False) -> Figure:
     """σᵢ/σ₀ over training as a heat map, a panel per run."""
     shown = [run for run in runs if len(run.probe_steps) >= 2]
     if not shown:
@@ -110,6 +116,8 @@ def spectrum(runs: Sequence[Run]) -> Figure:
             panel.set_ylabel("index i of σᵢ")
         panel.set(yscale="log", ylim=(n_values + 0.5, 0.5))
         log2_ticks(panel.yaxis, 1, n_values)
+        if paper:
+            lay_over(panel, run, mesh)
         panel.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
         panel.grid(False)
         panel.set_title(run.name)
@@ -136,7 +144,7 @@ def singular_value_ratios(run: Run) -> np.ndarray:
 
 
 @styled
-def singular_entropy(runs: Sequence[Run]) -> Figure:
+def singular_entropy(runs: Sequence[Run], paper: bool = False) -> Figure:
     """Singular entropy of the head over training, of W as it is and centred over the vocabulary."""
     look = styles(runs)
     shown = [run for run in runs if len(run.series("probe", "singular_entropy")[0])]
@@ -156,8 +164,12 @@ def singular_entropy(runs: Sequence[Run]) -> Figure:
                 least = math.log(run.config.model.d_model / run.head_rank)
                 panel.axhline(least, color=style.colour, lw=0.8, ls=":")
         panel.set(xlabel="step", ylabel="KL(p‖u) (nats)", yscale="log", title=title)
-        log10_ticks(panel.yaxis)
+        panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
         panel.label_outer()
+    if paper:
+        lay_under(panels[0], shown, look, "singular_entropy")
+    for panel in panels:
+        log10_ticks(panel.yaxis)
     label_line_ends(panels[1], ends)
     return figure
 
@@ -224,7 +236,7 @@ def loss_by_rank(runs: Sequence[Run]) -> Figure:
 
 
 @styled
-def anisotropy(runs: Sequence[Run]) -> Figure:
+def anisotropy(runs: Sequence[Run], paper: bool = False) -> Figure:
     """Anisotropy of the hidden states: by layer at the last probe; of the last layer over steps."""
     look = styles(runs)
     shown = [run for run in runs if run.probe_steps]
@@ -248,6 +260,9 @@ def anisotropy(runs: Sequence[Run]) -> Figure:
         where = "layer / number of layers (0: embedding, 1: after the final norm)"
     panels[0].set(xlabel=where, ylabel="mean cosine similarity", title="by layer, last probe")
     panels[1].set(xlabel="step", title="last layer, after the final norm")
+    panels[1].xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    if paper:
+        lay_under(panels[1], shown, look, "anisotropy")
     label_line_ends(panels[1], ends)
     return figure
 

@@ -19,6 +19,10 @@ from bottleneck.analysis.series_audit import left_out_steps
 from bottleneck.analysis.summary import MEASURES, count, summary_table
 from bottleneck.sections import flatten
 
+_READ_OFF = (
+    "Read off the figures of Godey et al. (2024), for runs of the width of one of their models and "
+    "as far as these go."
+)
 _FEW_STEPS = 6  # are named one by one
 
 
@@ -29,7 +33,8 @@ class Exhibit:
     name: str  # of its files
     title: str
     sentence: str
-    draw: Callable[[Sequence[Run]], Figure]  # raises NothingToShow
+    draw: Callable[..., Figure]  # of runs; raises NothingToShow
+    of_paper: str = ""  # what is added where the paper's curves are asked for, if it has such ones
 
 
 EXHIBITS = (
@@ -40,6 +45,7 @@ EXHIBITS = (
         "(thick, bars of one standard error); the dashed line is the entropy of single tokens in "
         "the corpus, and a model below it uses the context.",
         figures.loss,
+        "Broad and pale: Pythia on 50,000 tokens of the Pile, figure 1a.",
     ),
     Exhibit(
         "loss_by_rank",
@@ -104,6 +110,7 @@ EXHIBITS = (
         "to right: bright all the way down is a flat spectrum, and where a column turns dark a few "
         "directions have taken over.",
         figures.spectrum,
+        "Dots, in the same colours: Pythia, figure 4; one that can hardly be seen agrees.",
     ),
     Exhibit(
         "singular_entropy",
@@ -112,6 +119,7 @@ EXHIBITS = (
         "one is left. Dotted: the least that a head of that rank can have, ln(D/R). Centring takes "
         "the mean row out of W, which no softmax can see.",
         figures.singular_entropy,
+        "Broad and pale: Pythia, figure 5.",
     ),
     Exhibit(
         "gradient_survival",
@@ -128,14 +136,18 @@ EXHIBITS = (
         "probe (left) and of the last layer over training (right): near 0 they point everywhere, "
         "near 1 all the same way.",
         figures.anisotropy,
+        "Broad and pale: Pythia, figure 3.",
     ),
 )
 
 
-def write_report(runs: Sequence[Run], folder: Path) -> Path:
+def write_report(runs: Sequence[Run], folder: Path, *, with_paper: bool = False) -> Path:
     """The path of the page that it writes: `report.html` in the folder, beside `figures/`.
 
     The page needs nothing beside it and no network: its figures are inside it.
+
+    Args:
+        with_paper: lay the curves of Godey et al. 2024 under those of runs of the same width.
     """
     images = folder / "figures"
     images.mkdir(parents=True, exist_ok=True)
@@ -146,7 +158,12 @@ def write_report(runs: Sequence[Run], folder: Path) -> Path:
         png.unlink(missing_ok=True)
         svg.unlink(missing_ok=True)
         try:
-            figure = exhibit.draw(runs)
+            sentence = exhibit.sentence
+            if with_paper and exhibit.of_paper:
+                figure = exhibit.draw(runs, paper=True)
+                sentence += f" {exhibit.of_paper} {_READ_OFF}"
+            else:
+                figure = exhibit.draw(runs)
         except NothingToShow as reason:
             left_out.append(
                 f"<p class=note>Left out: {text(exhibit.title)}, as {text(reason)}.</p>"
@@ -155,7 +172,7 @@ def write_report(runs: Sequence[Run], folder: Path) -> Path:
         shown.append(
             f"<figure id={exhibit.name}><h2>{text(exhibit.title)}</h2>"
             f"{picture(figure, exhibit.title, images, exhibit.name)}"
-            f"<figcaption>{text(exhibit.sentence)}</figcaption></figure>"
+            f"<figcaption>{text(sentence)}</figcaption></figure>"
         )
     page = folder / "report.html"
     page.write_text(

@@ -24,6 +24,11 @@ def main(argv: list[str]) -> int:
         type=Path,
         help="folder of the report (default: report/ in what the paths share)",
     )
+    parser.add_argument(
+        "--paper",
+        action="store_true",
+        help="lay the curves of Godey et al. 2024 under those of runs of the same width",
+    )
     flags = parser.parse_args(argv)
 
     # Imported here, as they take seconds that `--help` need not wait for.
@@ -34,7 +39,8 @@ def main(argv: list[str]) -> int:
     runs, problems = load_runs(flags.workdir)
     for problem in problems:
         print(f"left out: {problem}", file=sys.stderr)
-    page = write_report(runs, flags.output or _default_output(flags.workdir))
+    output = flags.output or _default_output(flags.workdir)
+    page = write_report(runs, output, with_paper=flags.paper)
     print_summary(summary_table(runs))
     print(f"\nreport: {page}")
     return 0
