@@ -121,7 +121,8 @@ class Run:
         with ocp.CheckpointManager(
             (self.path / "checkpoints").absolute(),
             options=ocp.CheckpointManagerOptions(create=False),
-            item_handlers={  # of all that may be there, or orbax warns of the others
+            # Of all items, though one is read: orbax warns of those that it cannot read.
+            item_handlers={
                 "params": ocp.StandardCheckpointHandler(),
                 "opt_state": ocp.StandardCheckpointHandler(),
                 "meta": ocp.JsonCheckpointHandler(),

@@ -5,6 +5,7 @@ A checkpoint says which model it is, hashes its weights without holding them all
 
 from __future__ import annotations
 
+import functools
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Protocol
@@ -75,18 +76,22 @@ def open_series(source: str) -> Series:
 class _Released:
     release: Release
 
+    @functools.cached_property
+    def _folder(self) -> Path:
+        return self.release.folder()  # asks the hub each time
+
     def model(self, mesh: Mesh) -> ModelConfig:
-        return read_config(self.release.folder(), mesh.shape["tensor"]).model
+        return read_config(self._folder, mesh.shape["tensor"]).model
 
     def tokenizer(self) -> Path | None:
-        path = self.release.folder() / TOKENIZER
+        path = self._folder / TOKENIZER
         return path if path.is_file() else None
 
     def digest(self) -> str:
-        return weight_digest.of_folder(self.release.folder())
+        return weight_digest.of_folder(self._folder)
 
     def load(self, mesh: Mesh) -> Params:
-        return from_pretrained(self.release.folder(), mesh=mesh)[1]
+        return from_pretrained(self._folder, mesh=mesh)[1]
 
 
 @dataclass(frozen=True)

@@ -18,6 +18,16 @@ def test_each_write_is_a_whole_line_at_once(tmp_path):
     writer.close()
 
 
+def test_steps_in_any_order_are_written_but_not_shown_to_tensorboard(tmp_path):
+    for start, folder in ((None, tmp_path / "any"), (0, tmp_path / "run")):
+        folder.mkdir()
+        writer = MetricsWriter(folder, start)
+        writer.write(7, "eval", {"loss": 1.0})
+        writer.close()
+        assert [line["step"] for line in lines(folder / "metrics.jsonl")] == [7]
+        assert (folder / "tensorboard").exists() == (start is not None)
+
+
 def test_a_line_that_a_kill_tore_is_dropped_and_the_rest_kept(tmp_path):
     path = tmp_path / "metrics.jsonl"
     path.write_text('{"step": 1, "split": "train"}\n{"step": 2, "spl')
