@@ -1,0 +1,108 @@
+"""Figure 7: W-error of n-gram matrices against d, with the null of each and the paper's curves.
+
+Left: W-error (lines), where it lies (bands), its null (dashed) and what is left without chance
+(dotted). Right: how far the null is above the line, which is what the contexts share beyond the
+frequencies of single tokens.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import EngFormatter
+
+from bottleneck.analysis.drawing import DISTINCT, GREY, SMALL, WIDTH, styled
+from bottleneck.analysis.ngrams import Spectrum
+
+_LAST = 25_000  # d, where the paper's figure ends
+_POINTS = 1500  # drawn of a curve
+
+# W-error at d, read off the raster of figure 7 in arXiv 2404.07647v1 to about ±0.005; the last
+# values are below what its pixels show.
+PAPER_D = (512, 1024, 2048, 4096, 6000, 8000, 9000, 10_000, 11_000, 12_000, 13_000)
+PAPER: dict[str, dict[str, tuple[float | None, ...]]] = {
+    "Pythia's tokens": {
+        "The Pile": (0.637, 0.56, 0.478, 0.37, 0.296, 0.236, 0.207, None, 0.142, 0.091, 0.063),
+        "WikiText": (0.626, 0.567, 0.486, 0.379, 0.302, 0.241, 0.212, 0.178, 0.136, 0.084, 0.056),
+        "IMDb": (0.577, 0.509, 0.424, 0.318, 0.243, 0.187, 0.153, 0.11, 0.047, 0.018, 0.006),
+    },
+    "Llama 2's tokens": {
+        "The Pile": (0.626, 0.547, None, 0.303, 0.219, 0.14, 0.085, 0.048, 0.027, 0.015, 0.009),
+        "WikiText": (0.606, 0.537, 0.441, 0.308, 0.213, 0.124, 0.065, 0.033, 0.016, 0.007, 0.005),
+        "IMDb": (0.581, 0.495, 0.385, 0.252, 0.163, 0.054, 0.014, 0.003, 0.001, 0.001, 0.001),
+    },
+}
+_PAPER_LINES = {"Pythia's tokens": "-", "Llama 2's tokens": (0, (1, 1))}
+_PAPER_MARKERS = {"The Pile": "o", "WikiText": "s", "IMDb": "^"}
+
+
+@styled
+def figure_7(spectra: Sequence[Spectrum], paper: bool = False) -> Figure:
+    """The curves of some spectra; with the paper's own where `paper`."""
+    figure = Figure(figsize=(WIDTH, 5.0), layout="constrained")
+    left, right = figure.subplots(1, 2, width_ratios=[3, 2])
+    last = min(_LAST, max(len(one.w_error) for one in spectra) - 1)
+    if paper:
+        _draw_paper(left)
+        last = max(last, PAPER_D[-1])
+    handles = []
+    for i, one in enumerate(spectra):
+        colour = DISTINCT[i % len(DISTINCT)]
+        dash = ("-", (0, (5, 1.5)))[i // len(DISTINCT) % 2]
+        d = _places(min(len(one.w_error) - 1, _LAST))
+        left.fill_between(d, one.w_error_least[d], one.w_error[d], color=colour, alpha=0.2, lw=0)
+        left.plot(d, one.w_error[d], color=colour, ls=dash)
+        d_null = _places(min(len(one.null) - 1, _LAST))
+        left.plot(d_null, one.null[d_null], color=colour, lw=1, ls=(0, (4, 2)))
+        both = d[d < len(one.null)]
+        right.plot(both, one.null[both] - one.w_error[both], color=colour, ls=dash)
+        if one.halves is not None:
+            d_half = _places(min(len(one.halves.w_error) - 1, _LAST))
+            left.plot(d_half, one.halves.w_error[d_half], color=colour, lw=1.2, ls=(0, (1, 1)))
+        handles.append(Line2D([], [], color=colour, ls=dash, label=one.label))
+    handles.append(Line2D([], [], color=GREY, lw=1, ls=(0, (4, 2)), label="null: one-hot rows"))
+    if any(one.halves is not None for one in spectra):
+        handles.append(
+            Line2D([], [], color=GREY, lw=1.2, ls=(0, (1, 1)), label="without chance: split halves")
+        )
+    left.axhline(0.5, color=GREY, lw=0.8, ls=(0, (1, 2)))
+    left.set(xlim=(0, last), ylim=(0, 1), xlabel="dimensions d", ylabel="W-error(d)")
+    left.set_title("W-error, and what token frequencies alone give")
+    right.axhline(0, color=GREY, lw=0.8)
+    right.set(xscale="log", xlim=(1, last), xlabel="dimensions d")
+    right.set_ylabel("null − W-error")
+    right.set_title("what contexts share beyond frequencies")
+    for panel in (left, right):
+        panel.xaxis.set_major_formatter(EngFormatter(sep=""))
+    figure.legend(handles=handles, loc="outside lower center", ncols=2)
+    return figure
+
+
+def _places(last: int) -> np.ndarray:
+    """Dimensions to draw, int, from 0 to the last, denser at the beginning."""
+    spread = np.concatenate([np.geomspace(1, max(last, 1), _POINTS), np.linspace(0, last, _POINTS)])
+    return np.unique(np.concatenate([spread.astype(int), [0]]))
+
+
+def _draw_paper(axes: Axes) -> None:
+    """Points of the six published curves, in grey, with a legend of their own."""
+    handles = []
+    for tokenizer, corpora in PAPER.items():
+        for corpus, values in corpora.items():
+            marker = _PAPER_MARKERS[corpus]
+            known = [(d, v) for d, v in zip(PAPER_D, values, strict=True) if v is not None]
+            style = {
+                "color": GREY,
+                "lw": 0.8,
+                "ls": _PAPER_LINES[tokenizer],
+                "marker": marker,
+                "ms": 3.5,
+                "mfc": GREY if tokenizer.startswith("Pythia") else "white",
+            }
+            axes.plot(*zip(*known, strict=True), **style)
+            handles.append(Line2D([], [], label=f"{corpus}, {tokenizer}", **style))
+    axes.legend(handles=handles, loc="upper right", fontsize=SMALL, title="Godey et al. 2024")

@@ -1,0 +1,149 @@
+"""How many dimensions a text's n-grams ask for: spectra of contexts × next tokens, as in figure 7.
+
+The text is the corpus of a --config, tokenized as for training, or an array of token ids in a .npy
+file. Started again, the same command goes on where it was stopped.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+from pathlib import Path
+from typing import TYPE_CHECKING
+
+from bottleneck.commands.flags import parse_command
+from bottleneck.errors import UserError
+
+if TYPE_CHECKING:
+    from bottleneck.analysis.ngram_counts import Tokens
+
+_LIBRARIES = 0.5  # GB of memory that the program takes before it has any array
+_HASHED = 2**24  # tokens at a time
+
+
+def main(argv: list[str]) -> int:
+    """Returns the exit code; raises `UserError` where there is no text, or a flag is wrong."""
+    parser = _parser()
+    if any(argument.split("=")[0] == "--tokens" for argument in argv):
+        flags, config = parser.parse_args(argv), None
+    else:
+        flags, config = parse_command(parser, argv)
+    if flags.memory <= 2 * _LIBRARIES:
+        raise UserError(
+            f"--memory={flags.memory:g} is not allowed; give more than {2 * _LIBRARIES:g} GB"
+        )
+    if flags.end_of_text is not None and config is not None:
+        raise UserError("--end_of_text belongs to --tokens; a config's tokenizer has its own")
+
+    # Imported here, as they take seconds that `--help` need not wait for.
+    from bottleneck.analysis import ngram_study
+    from bottleneck.analysis.ngram_counts import Windows, largest_id
+    from bottleneck.analysis.ngram_rows import Estimate
+
+    smoothing = flags.smoothing
+    if smoothing is None:
+        smoothing = 1.0 if flags.space == "log" else 0.0
+    estimates = [
+        Estimate(
+            flags.space, flags.weighting, smoothing, flags.min_count, contexts, seed=flags.seed
+        )
+        for contexts in flags.contexts or [None]
+    ]
+    tokens: Tokens
+    if config is None:
+        tokens, identity = _stored(flags.tokens)
+        vocab_size, end_of_text = largest_id(tokens) + 1, flags.end_of_text
+    else:
+        from bottleneck.data.tokens import prepare
+
+        cache = prepare(config.data)
+        tokens, identity = cache.tokens("train"), cache.digest
+        vocab_size, end_of_text = cache.vocab_size, cache.end_of_text
+    samples = flags.windows or [None]
+    windows = [
+        Windows(n, vocab_size, end_of_text, sample, flags.seed)
+        for n, sample in itertools.product(flags.n, samples)
+    ]
+    study = ngram_study.Study(
+        windows,
+        estimates,
+        flags.dimensions,
+        (flags.memory - _LIBRARIES) * 1e9,
+        flags.exact,
+        flags.split_half,
+    )
+    spectra = ngram_study.carry_out(study, tokens, identity, flags.output)
+    print(ngram_study.summary(spectra))
+    print(f"\nfigure: {ngram_study.draw(spectra, flags.output, flags.paper)}")
+    return 0
+
+
+def _parser() -> argparse.ArgumentParser:
+    parser = argparse.ArgumentParser(
+        "python -m bottleneck ngrams", description=__doc__, allow_abbrev=False
+    )
+    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="its folder")
+    text = parser.add_argument_group("another text than a config's")
+    text.add_argument("--tokens", type=Path, metavar="FILE.npy", help="ids, one-dimensional")
+    text.add_argument("--end_of_text", type=_positive, metavar="ID", help="ends its documents")
+
+    table = parser.add_argument_group("what is counted")
+    table.add_argument("--n", type=_numbers, default=[5], metavar="N,…", help="2 to 7 (5)")
+    table.add_argument("--windows", type=_numbers, metavar="N,…", help="draw so many n-grams (all)")
+    rows = parser.add_argument_group("what becomes a row")
+    rows.add_argument(
+        "--contexts", type=_numbers, metavar="C,…", help="draw so many contexts (all)"
+    )
+    rows.add_argument("--min_count", type=int, default=1, help="leave out rarer contexts (1)")
+    rows.add_argument(
+        "--weighting",
+        choices=("equal", "frequency"),
+        default="equal",
+        help="weight rows equally, or by the square root of how often the context occurs (equal)",
+    )
+    rows.add_argument("--space", choices=("probability", "log", "pmi"), default="probability")
+    rows.add_argument(
+        "--smoothing", type=float, metavar="α", help="pseudo-counts in all (0; 1 in the log space)"
+    )
+    rows.add_argument(
+        "--split_half", action="store_true", help="measure what is left without chance as well"
+    )
+    cost = parser.add_argument_group("what it costs")
+    cost.add_argument(
+        "--dimensions", type=_positive, default=4000, help="W-error to 1e-3 up to here (4000)"
+    )
+    cost.add_argument("--memory", type=float, default=4.0, metavar="GB", help="in all (4)")
+    cost.add_argument(
+        "--exact", action="store_true", help="find all eigenvalues, whatever time it takes"
+    )
+    parser.add_argument("--seed", type=int, default=0, help="of the draws (0)")
+    parser.add_argument("--paper", action="store_true", help="draw the paper's curves as well")
+    return parser
+
+
+def _positive(text: str) -> int:
+    value = int(text)
+    if value < 0:
+        raise argparse.ArgumentTypeError(f"{text} is below 0")
+    return value
+
+
+def _numbers(text: str) -> list[int]:
+    return [int(item) for item in text.split(",")]
+
+
+def _stored(path: Path) -> tuple[Tokens, str]:
+    """The ids in a .npy file, memory-mapped, and their hash."""
+    import numpy as np
+
+    try:
+        tokens = np.load(path, mmap_mode="r", allow_pickle=False)
+    except (OSError, ValueError) as error:
+        raise UserError(f"--tokens={path} is no .npy file of token ids: {error}") from error
+    if not isinstance(tokens, np.ndarray) or tokens.ndim != 1 or tokens.dtype.kind not in "iu":
+        raise UserError(f"--tokens={path} must hold integers in one dimension")
+    digest = hashlib.sha256(str(tokens.dtype).encode())
+    for start in range(0, len(tokens), _HASHED):
+        digest.update(np.ascontiguousarray(tokens[start : start + _HASHED]).data)
+    return tokens, digest.hexdigest()
