@@ -33,7 +33,7 @@ _RANDOM_COLUMNS = 32  # beside the axes, for what these are blind to
 _MOST_STEPS = 6
 _LEVELS = 2000  # values of μ tried
 _LANCZOS_STEPS = 40
-_NEGLIGIBLE = 1e-12  # length of a vector over ‖W‖_F that is rounding alone
+_NEGLIGIBLE = 1e-12  # over the trace: rounding alone
 
 
 @dataclass(frozen=True)
@@ -79,8 +79,7 @@ def eigenvalues(
             f"a dense matrix and {memory / 1e9:.1f} are allowed; give more, or leave out --exact"
         )
     if exact or (m <= _EXACT_SIZE and needed <= memory):
-        found = scipy.linalg.eigvalsh(gram.dense(m), overwrite_a=True, check_finite=False)
-        return _exact(gram, np.maximum(found[::-1], 0.0), f"all eigenvalues of WᵀW, {m:,} × {m:,}")
+        return _by_axes(gram, m, np.inf, tolerance)
     return _by_axes(gram, d, memory, tolerance)
 
 
@@ -107,9 +106,10 @@ def _by_axes(gram: Gram, d: int, memory: float, tolerance: float) -> Eigenvalues
     """Starts at the axes of the heaviest columns, and goes on by power steps where it must."""
     m, trace = gram.size, gram.trace
     # The projection, and LAPACK's copy of it where it makes one.
-    most = int(np.sqrt(memory / 16))
-    p = min(m, most, int(_OVERSAMPLING * d) + _RANDOM_COLUMNS)
+    p = int(min(m, np.sqrt(memory / 16), _OVERSAMPLING * d + _RANDOM_COLUMNS))
     theta = scipy.linalg.eigvalsh(gram.dense(p), overwrite_a=True, check_finite=False)[::-1]
+    if p == m:
+        return _exact(gram, np.maximum(theta, 0.0), f"all eigenvalues of WᵀW, {m:,} × {m:,}")
     own, norms, limits = gram.outside(p)
 
     def light(level: float) -> float:
@@ -131,7 +131,7 @@ def _by_axes(gram: Gram, d: int, memory: float, tolerance: float) -> Eigenvalues
         f"{p:,} heaviest of {m:,} coupled tokens",
     )
     tall = 3 * 8 * m * p  # a block, its image, and what QR or a product adds
-    if _worst(found, d) <= tolerance or tall > memory or p == m:
+    if _worst(found, d) <= tolerance or tall > memory:
         return found
     return _by_steps(gram, d, p, tolerance, found)
 
@@ -191,7 +191,7 @@ def _greatest_outside(gram: Gram, block: np.ndarray) -> float:
 
     basis = [outside(np.random.default_rng(1).standard_normal(gram.size))]
     lengths, diagonal = [float(np.linalg.norm(basis[0]))], []
-    while len(basis) <= _LANCZOS_STEPS and lengths[-1] > _NEGLIGIBLE * np.sqrt(gram.trace):
+    while len(basis) <= _LANCZOS_STEPS:
         basis[-1] /= lengths[-1]
         image = outside(gram.times(basis[-1][:, None])[:, 0])
         diagonal.append(float(basis[-1] @ image))
@@ -199,8 +199,8 @@ def _greatest_outside(gram: Gram, block: np.ndarray) -> float:
             image -= (vector @ image) * vector
         basis.append(image)
         lengths.append(float(np.linalg.norm(image)))
-    if not diagonal:
-        return 0.0
+        if lengths[-1] <= _NEGLIGIBLE * gram.trace:
+            break
     values, vectors = scipy.linalg.eigh_tridiagonal(diagonal, lengths[1:-1])
     return float(values[-1] + lengths[-1] * abs(vectors[-1, -1]))
 

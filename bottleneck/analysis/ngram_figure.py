@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
-from bottleneck.analysis.drawing import DISTINCT, GREY, SMALL, WIDTH, styled
+from bottleneck.analysis.drawing import DISTINCT, GREY, SMALL, WIDTH, Style, styled
 from bottleneck.analysis.ngrams import Spectrum
 
 _LAST = 25_000  # d, where the paper's figure ends
@@ -56,10 +56,9 @@ def figure_7(spectra: Sequence[Spectrum], paper: bool = False) -> Figure:
         d = _places(min(len(one.w_error) - 1, _LAST))
         left.fill_between(d, one.w_error_least[d], one.w_error[d], color=colour, alpha=0.2, lw=0)
         left.plot(d, one.w_error[d], color=colour, ls=dash)
-        d_null = _places(min(len(one.null) - 1, _LAST))
-        left.plot(d_null, one.null[d_null], color=colour, lw=1, ls=(0, (4, 2)))
-        both = d[d < len(one.null)]
-        right.plot(both, one.null[both] - one.w_error[both], color=colour, ls=dash)
+        ink = Style(colour, "-", "").ink
+        left.plot(d, one.null[d], color=ink, lw=1, ls=(0, (4, 2)))
+        right.plot(d, one.null[d] - one.w_error[d], color=colour, ls=dash)
         if one.halves is not None:
             d_half = _places(min(len(one.halves.w_error) - 1, _LAST))
             left.plot(d_half, one.halves.w_error[d_half], color=colour, lw=1.2, ls=(0, (1, 1)))

@@ -32,14 +32,9 @@ class Gram:
     @classmethod
     def of(cls, rows: Rows) -> Gram:
         branching = rows.branching
-        squares = np.zeros(branching.shape[1])
         is_coupled = np.zeros(branching.shape[1], bool)
-        step = _BLOCK_TERMS
-        for start in range(0, branching.nnz, step):
-            index, data = (x[start : start + step] for x in (branching.indices, branching.data))
-            squares += np.bincount(index, data * data, len(squares))
-            is_coupled[index] = True
-        energy = np.where(is_coupled, rows.diagonal + squares, -1.0)
+        is_coupled[branching.indices] = True
+        energy = np.where(is_coupled, rows.squares, -1.0)
         columns = np.argsort(-energy, kind="stable")[: int(is_coupled.sum())]
         place = np.full(len(energy), -1, branching.indices.dtype)
         place[columns] = np.arange(len(columns))

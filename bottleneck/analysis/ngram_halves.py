@@ -29,8 +29,14 @@ class Halves:
     """W-error at d = 0, 1, … of half B, along what half A says; may leave [0, 1] by chance."""
 
     w_error: np.ndarray  # float64 [columns of A + 1], along the singular vectors of A
-    null: np.ndarray  # float64 [columns of A + 1], along the axes of the tokens most frequent in A
+    null: np.ndarray  # float64 [columns of A + 1], along the axes of A's heaviest tokens
     n_contexts: int  # of half B with two windows or more, from which the norms are estimated
+
+
+def check_comparable(estimate: Estimate) -> None:
+    """Raises `UserError` where halves cannot be compared under an estimate."""
+    if estimate.space != "probability" or estimate.smoothing:
+        raise UserError("split halves are compared in the probability space, without smoothing")
 
 
 def compare_halves(
@@ -45,8 +51,7 @@ def compare_halves(
     Raises:
         UserError: for other estimates, and where no context has two windows in half B.
     """
-    if estimate.space != "probability" or estimate.smoothing:
-        raise UserError("split halves are compared in the probability space, without smoothing")
+    check_comparable(estimate)
     half_a, half_b = _halves(table, estimate.seed, folder)
     rows_a = rows(half_a, estimate, folder=folder / "a", memory=memory / 4)
     repeated = dataclasses.replace(estimate, min_count=max(estimate.min_count, 2), contexts=None)
@@ -57,9 +62,9 @@ def compare_halves(
     axes = _axes(rows_a)
     columns = gram_a.columns[:p]
     others = axes[~np.isin(axes, columns)]
-    own = _energy(rows_b)
+    own = rows_b.squares
     held = np.concatenate([_held(rows_b, columns, vectors), own[others]])
-    order = np.argsort(-np.concatenate([theta, _energy(rows_a)[others]]), kind="stable")
+    order = np.argsort(-np.concatenate([theta, rows_a.squares[others]]), kind="stable")
     norm = float(own.sum())
     if not norm > 0:
         raise UserError("no two windows of a context agree in half B; split halves need more text")
@@ -104,16 +109,10 @@ def _halves(table: Table, seed: int, folder: Path) -> tuple[Table, Table]:
     return halves[0], halves[1]
 
 
-def _energy(of: Rows) -> np.ndarray:
-    """The diagonal of WᵀW, float64 [V]."""
-    index, data = of.branching.indices, of.branching.data
-    return of.diagonal + np.bincount(index, data * data, len(of.diagonal))
-
-
 def _axes(of: Rows) -> np.ndarray:
-    """The tokens of the null, the most frequent first."""
-    order = np.argsort(-of.null, kind="stable")
-    return np.asarray(order[: int(np.sum(of.null > 0))])
+    """The tokens that have an entry, those of the greatest squares first."""
+    squares = of.squares
+    return np.asarray(np.argsort(-squares, kind="stable")[: int(np.sum(squares > 0))])
 
 
 def _held(of: Rows, columns: np.ndarray, vectors: np.ndarray) -> np.ndarray:

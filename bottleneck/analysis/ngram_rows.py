@@ -72,11 +72,22 @@ class Rows:
 
     diagonal: np.ndarray  # float64 [V]: by column, the sum of squares of rows with one next token
     branching: scipy.sparse.csr_array  # float64 [rows with more, V]
-    # By column, the sum of squares if every row were one-hot: all windows of a context fall on one
-    # token, on each with the probability that it has there.
-    null: np.ndarray  # float64 [V]
+    unigram: np.ndarray  # int64 [V]: windows of these contexts by their next token
     n_contexts: int  # C
-    n_windows: int  # of these contexts
+
+    @property
+    def squares(self) -> np.ndarray:
+        """The diagonal of WᵀW, float64 [V].
+
+        It is also the spectrum of the null: if every entry of W had a row of its own, all rows were
+        one-hot and WᵀW this diagonal. By Schur and Horn W-error is nowhere above the null's.
+        """
+        total = self.diagonal.copy()
+        for start in range(0, self.branching.nnz, _BLOCK_PAIRS):
+            some = slice(start, start + _BLOCK_PAIRS)
+            data = self.branching.data[some]
+            total += np.bincount(self.branching.indices[some], data * data, len(total))
+        return total
 
     @property
     def one_hot_share(self) -> float:
@@ -112,7 +123,7 @@ def rows(
     columns = _space(n_pairs, np.dtype(np.int32), folder / "columns.bin" if on_disk else None)
     ends = np.zeros(n_rows + 1, np.int64)
     vocab_size = table.windows.vocab_size
-    diagonal, null = np.zeros(vocab_size), np.zeros(vocab_size)
+    diagonal = np.zeros(vocab_size)
     p_V = unigram / unigram.sum()
     row = pair = 0
     for first, starts, tokens, counts in table.blocks(_BLOCK_PAIRS):
@@ -124,9 +135,6 @@ def rows(
         total, length = (np.repeat(x[wanted], lengths[wanted]) for x in (totals, lengths))
         p = p_V[w]
         weight = total if estimate.weighting == "frequency" else np.ones(len(total))
-        null += np.bincount(
-            w, weight * c / total * estimate.entries(total, total, p) ** 2, vocab_size
-        )
         entries = np.sqrt(weight) * estimate.entries(c, total, p)
         if without_chance:
             entries *= np.sqrt(total / (total - 1))
@@ -145,7 +153,7 @@ def rows(
     else:
         columns = columns.astype(np.int64)
     branching = scipy.sparse.csr_array((data, columns, ends), shape=(n_rows, vocab_size))
-    return Rows(diagonal, branching, null, int(kept.sum()), int(unigram.sum()))
+    return Rows(diagonal, branching, unigram, int(kept.sum()))
 
 
 def _kept(table: Table, estimate: Estimate) -> np.ndarray:

@@ -20,6 +20,7 @@ from bottleneck import __version__
 from bottleneck.analysis.drawing import save
 from bottleneck.analysis.ngram_counts import Table, Tokens, Windows, count, plan
 from bottleneck.analysis.ngram_figure import figure_7
+from bottleneck.analysis.ngram_halves import check_comparable
 from bottleneck.analysis.ngram_rows import Estimate
 from bottleneck.analysis.ngrams import Spectrum, spectrum_of
 from bottleneck.errors import UserError
@@ -39,6 +40,10 @@ class Study:
     memory: float  # bytes, beside the libraries
     exact: bool = False
     split_half: bool = False
+
+    def __post_init__(self) -> None:
+        for estimate in self.estimates if self.split_half else ():
+            check_comparable(estimate)
 
 
 def carry_out(study: Study, tokens: Tokens, identity: str, folder: Path) -> list[Spectrum]:
@@ -81,9 +86,7 @@ def summary(spectra: Sequence[Spectrum]) -> str:
     lines = [f"{'':44}" + "".join(f"{f'd = {d:,}':>16}" for d in _SHOWN) + f"{'halved at':>12}"]
     for one in spectra:
         cells = [
-            f"{one.w_error[d]:>8.3f} ({one.null[d]:.3f})"
-            if d < min(len(one.w_error), len(one.null))
-            else f"{'–':>16}"
+            f"{one.w_error[d]:>8.3f} ({one.null[d]:.3f})" if d < len(one.w_error) else f"{'–':>16}"
             for d in _SHOWN
         ]
         lines.append(f"{one.label:44}{''.join(cells)}{one.dimensions(0.5):>12,}")

@@ -2,8 +2,9 @@
 
 W has a row for each context of n − 1 tokens, the estimated distribution of the token after it.
 W-error(d) = √(Σ_{i>d} σᵢ² / Σσᵢ²) is the share of its norm that the best copy of rank d loses. The
-null is what that would be if every context had a single next token, a curve of token frequencies
-alone: √(1 − share of the d most frequent). Where both are one, W-error tells nothing of language.
+null is what that would be if every entry of W stood in a row of its own, so that all rows were
+one-hot: a curve of how often tokens occur, √(1 − share of the d heaviest in Σσ²), and nowhere below
+W-error. Where both are one, W-error tells nothing that token frequencies do not.
 
 Source: Godey et al. 2024, section 5.3 and figure 7. The counting is in `ngram_counts`, the rows in
 `ngram_rows`, the eigenvalues with their bounds in `ngram_eigenvalues`.
@@ -24,11 +25,12 @@ import numpy as np
 from bottleneck.analysis.ngram_counts import Table, Tokens, Windows, count, largest_id
 from bottleneck.analysis.ngram_eigenvalues import TOLERANCE, eigenvalues, w_error_of
 from bottleneck.analysis.ngram_gram import Gram
-from bottleneck.analysis.ngram_halves import Halves, compare_halves
+from bottleneck.analysis.ngram_halves import Halves, check_comparable, compare_halves
 from bottleneck.analysis.ngram_rows import Estimate, rows
 from bottleneck.errors import UserError
 
 MEMORY = 3.5e9  # bytes, beside the libraries: 4 GB with them
+_ARRAYS = ("singular_values", "w_error", "w_error_least", "null", "coverage")
 DIMENSIONS = 4000  # up to which W-error is found within the tolerance
 
 
@@ -39,7 +41,10 @@ class Spectrum:
     singular_values: np.ndarray  # float64 [V′], descending; those beyond `dimensions` are rough
     w_error: np.ndarray  # float64 [V′ + 1], at d = 0, 1, …
     w_error_least: np.ndarray  # float64 [V′ + 1]: it is not below this; the same where exact
-    null: np.ndarray  # float64, at d = 0, 1, …, of one-hot rows
+    null: np.ndarray  # float64 [V′ + 1], at d = 0, 1, …, of one-hot rows
+    # The same by plain counts, √(1 − share of the d most frequent next tokens): the null where each
+    # context has one window.
+    coverage: np.ndarray  # float64 [tokens that occur + 1]
     facts: Mapping[str, Any]  # what W is made of, as plain values
     halves: Halves | None = None  # the W-error without chance, where it was asked for
 
@@ -65,7 +70,7 @@ class Spectrum:
     def save(self, path: Path) -> None:
         """Writes an .npz that is there whole or not at all."""
         arrays = {"facts": np.array(json.dumps(dict(self.facts)))}
-        for name in ("singular_values", "w_error", "w_error_least", "null"):
+        for name in _ARRAYS:
             arrays[name] = getattr(self, name)
         if self.halves is not None:
             arrays["halves_w_error"] = self.halves.w_error
@@ -123,6 +128,8 @@ def spectrum(
     size = largest_id(tokens) + 1 if vocab_size is None else vocab_size
     windows = Windows(n, size, end_of_text, sample, seed)
     how = Estimate(**estimate, seed=seed)
+    if split_half:
+        check_comparable(how)
     with tempfile.TemporaryDirectory(prefix="ngrams-") as folder:
         table = count(tokens, windows, Path(folder), memory=memory / 2)
         return spectrum_of(
@@ -163,7 +170,7 @@ def spectrum_of(
         **dataclasses.asdict(estimate),
         **{f"windows_{k}" if k == "seed" else k: v for k, v in vars(table.windows).items()},
         "contexts": made.n_contexts,
-        "windows": made.n_windows,
+        "windows": int(made.unigram.sum()),
         "one_hot_share": made.one_hot_share,
         "columns": len(found.values),
         "norm": float(np.sqrt(found.trace)),
@@ -173,4 +180,5 @@ def spectrum_of(
         "tolerance": TOLERANCE,
     }
     values = np.sqrt(np.maximum(found.values, 0.0))
-    return Spectrum(values, computed, least, w_error_of(made.null), facts, halves)
+    null, coverage = w_error_of(made.squares), w_error_of(made.unigram)
+    return Spectrum(values, computed, least, null, coverage, facts, halves)
