@@ -2,7 +2,7 @@
 
 Left: W-error (lines), where it lies (bands), its null (dashed) and what is left without chance
 (dotted). Right: how far the null is above the line, which is what the contexts share beyond the
-frequencies of single tokens.
+frequencies of single tokens, as far as W-error is known.
 """
 
 from __future__ import annotations
@@ -58,7 +58,8 @@ def figure_7(spectra: Sequence[Spectrum], paper: bool = False) -> Figure:
         left.plot(d, one.w_error[d], color=colour, ls=dash)
         ink = Style(colour, "-", "").ink
         left.plot(d, one.null[d], color=ink, lw=1, ls=(0, (4, 2)))
-        right.plot(d, one.null[d] - one.w_error[d], color=colour, ls=dash)
+        beyond = np.where(one.is_known, one.null - one.w_error, np.nan)
+        right.plot(d, beyond[d], color=colour, ls=dash)
         if one.halves is not None:
             d_half = _places(min(len(one.halves.w_error) - 1, _LAST))
             left.plot(d_half, one.halves.w_error[d_half], color=colour, lw=1.2, ls=(0, (1, 1)))

@@ -83,15 +83,21 @@ def draw(spectra: Sequence[Spectrum], folder: Path, paper: bool) -> Path:
 
 def summary(spectra: Sequence[Spectrum]) -> str:
     """A table: W-error and its null at some dimensions, and where W-error is halved."""
-    lines = [f"{'':44}" + "".join(f"{f'd = {d:,}':>16}" for d in _SHOWN) + f"{'halved at':>12}"]
+    lines = [f"{'':44}" + "".join(f"{f'd = {d:,}':>18}" for d in _SHOWN) + f"{'halved at':>12}"]
     for one in spectra:
-        cells = [
-            f"{one.w_error[d]:>8.3f} ({one.null[d]:.3f})" if d < len(one.w_error) else f"{'–':>16}"
-            for d in _SHOWN
-        ]
-        lines.append(f"{one.label:44}{''.join(cells)}{one.dimensions(0.5):>12,}")
+        cells = "".join(_cell(one, d) for d in _SHOWN)
+        lines.append(f"{one.label:44}{cells}{one.dimensions(0.5):>12,}")
     within = max(one.facts["w_error_within"] for one in spectra)
-    return "\n".join([*lines, f"W-error (null: one-hot rows); W-error is known to {within:.1e}"])
+    asked = max(one.facts["dimensions"] for one in spectra)
+    about = f"W-error (its null: one-hot rows), known to {within:.1e} up to d = {asked:,}"
+    return "\n".join([*lines, about])
+
+
+def _cell(one: Spectrum, d: int) -> str:
+    if d >= len(one.w_error):
+        return f"{'–':>18}"
+    found = f"{'' if one.is_known[d] else '≤ '}{one.w_error[d]:.3f}"
+    return f"{found} ({one.null[d]:.3f})".rjust(18)
 
 
 def _counted(study: Study, tokens: Tokens, windows: Windows, identity: str, folder: Path) -> Table:

@@ -48,6 +48,11 @@ class Spectrum:
     facts: Mapping[str, Any]  # what W is made of, as plain values
     halves: Halves | None = None  # the W-error without chance, where it was asked for
 
+    @property
+    def is_known(self) -> np.ndarray:
+        """Where W-error is within the tolerance of what it is, bool [V′ + 1]."""
+        return self.w_error - self.w_error_least <= TOLERANCE
+
     def dimensions(self, level: float) -> int:
         """The least d at which W-error is at most a level."""
         return int(np.argmax(self.w_error <= level))

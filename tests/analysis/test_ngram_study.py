@@ -74,12 +74,13 @@ def test_the_folder_of_another_text_is_refused(tokens, tmp_path):
 def test_the_summary_says_w_error_null_and_where_it_is_halved():
     w_error, null = np.linspace(1, 0, 5001), np.linspace(1, 0.5, 5001)
     facts = {"n": 5, "contexts": 12_345, "min_count": 2, "space": "pmi", "smoothing": 0.5}
-    facts |= {"weighting": "frequency", "w_error_within": 3e-4}
-    text = summary([Spectrum(w_error, w_error, w_error, null, null, facts)])
+    facts |= {"weighting": "frequency", "w_error_within": 3e-4, "dimensions": 3000}
+    least = np.where(np.arange(5001) <= 3000, w_error, w_error - 0.01)
+    text = summary([Spectrum(w_error, w_error, least, null, null, facts)])
     row = text.splitlines()[1]
     assert row.startswith("5-grams, 12,345 contexts, seen 2× or more, pmi, α = 0.5, by frequency")
-    assert "0.800 (0.900)" in row and "0.200 (0.600)" in row and row.endswith("2,500")
-    assert "known to 3.0e-04" in text
+    assert " 0.800 (0.900)" in row and "≤ 0.200 (0.600)" in row and row.endswith("2,500")
+    assert row.count("≤") == 1 and "known to 3.0e-04 up to d = 3,000" in text
 
 
 @pytest.mark.parametrize("paper", [False, True])
