@@ -162,7 +162,8 @@ def _ritz(gram: Gram, block: np.ndarray, image: np.ndarray, step: int) -> Eigenv
     """What the span of a block's orthonormal columns says, given G·block."""
     projected = block.T @ image
     projected = (projected + projected.T) / 2
-    coupling = max(float(np.sum(image * image) - np.sum(projected**2)), 0.0)  # ‖B‖_F²
+    # ‖B‖_F²
+    coupling = max(float(np.linalg.norm(image) ** 2 - np.linalg.norm(projected) ** 2), 0.0)
     theta = scipy.linalg.eigvalsh(projected, overwrite_a=True, check_finite=False)[::-1]
     limit = _greatest_outside(gram, block)
 
