@@ -1,0 +1,66 @@
+"""When something begins to rise: one change of slope, with an interval.
+
+n: points; τ: the step at which the slope changes.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.stats import f as f_distribution
+
+_FEWEST = 5  # points; a broken line has four constants
+_HALF = 0.5  # of the rise: what comes later bends towards a plateau
+_N_CANDIDATES = 400  # steps tried for τ
+_SIGNIFICANCE = 0.01  # at which a broken line must beat a straight one
+
+
+@dataclass(frozen=True)
+class Onset:
+    """The step at which a rise begins, and the ends of its 95 % interval."""
+
+    step: float
+    low: float
+    high: float
+
+
+def onset(steps: np.ndarray, values: np.ndarray) -> Onset | None:
+    """Where a series turns from its earlier trend to a rise; None where no such turn is clear.
+
+    Fits a line that breaks once, y = c + s₁·min(t − τ, 0) + s₂·max(t − τ, 0) with s₂ > max(s₁, 0),
+    by least squares, to the points up to where half of the rise is over. The interval holds
+    every τ whose sum of squares the F-test at 95 % cannot tell from the least one.
+
+    Args:
+        steps, values: [n], ascending steps.
+    """
+    steps, values = np.asarray(steps, np.float64), np.asarray(values, np.float64)
+    end = _end_of_rise(values)
+    t, y = steps[:end], values[:end]
+    n = len(t)
+    if n < _FEWEST:
+        return None
+    tau = np.linspace(t[1], t[-2], _N_CANDIDATES)
+    left, right = (side(t - tau[:, None], 0) for side in (np.minimum, np.maximum))
+    design = np.stack([np.ones_like(left), left, right], axis=2)  # [candidates, n, 3]
+    slopes = np.einsum("cpn,n->cp", np.linalg.pinv(design), y)
+    squares = np.sum((np.einsum("cnp,cp->cn", design, slopes) - y) ** 2, axis=1)
+    squares[slopes[:, 2] <= np.maximum(slopes[:, 1], 0)] = np.inf
+    best = int(np.argmin(squares))
+    least = max(float(squares[best]), np.finfo(float).tiny)
+    straight = np.sum((np.polyval(np.polyfit(t, y, 1), t) - y) ** 2)
+    gained = (straight - least) / 2 / (least / (n - 4))
+    if not np.isfinite(least) or gained < f_distribution.ppf(1 - _SIGNIFICANCE, 2, n - 4):
+        return None
+    inside = squares <= least * (1 + f_distribution.ppf(0.95, 1, n - 4) / (n - 4))
+    return Onset(float(tau[best]), float(tau[inside].min()), float(tau[inside].max()))
+
+
+def _end_of_rise(values: np.ndarray) -> int:
+    """How many points there are up to where half of the greatest rise is over."""
+    lowest = np.minimum.accumulate(values)
+    top = int(np.argmax(values - lowest))
+    bottom = int(np.argmin(values[: top + 1]))
+    enough = values[bottom] + _HALF * (values[top] - values[bottom])
+    return bottom + int(np.argmax(values[bottom : top + 1] >= enough)) + 1
