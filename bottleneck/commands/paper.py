@@ -1,0 +1,43 @@
+"""Write a page that walks through the paper's figures and tables, with what they give here.
+
+Works offline: it computes anew what the published values allow, and names the command for the rest.
+"""
+
+from __future__ import annotations
+
+import argparse
+from pathlib import Path
+
+
+def main(argv: list[str]) -> int:
+    """Returns the exit code; raises `UserError` where evaluations or runs cannot be read."""
+    parser = argparse.ArgumentParser("python -m bottleneck paper", description=__doc__)
+    parser.add_argument(
+        "--out", type=Path, default=Path("paper"), metavar="DIR", help="default: paper"
+    )
+    parser.add_argument(
+        "--evals",
+        type=Path,
+        metavar="PATH",
+        help="published evaluations to judge: a copy of evals/ of EleutherAI/pythia, or a .json "
+        "file that sums it up",
+    )
+    parser.add_argument(
+        "--series",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="RUN",
+        help="run folders to draw beside the paper's curves, imported or trained here",
+    )
+    flags = parser.parse_args(argv)
+
+    # Imported here, as they take seconds that `--help` need not wait for.
+    from bottleneck.analysis.paper import write_paper
+    from bottleneck.analysis.published_evals import read_evals
+    from bottleneck.analysis.runs import load_runs
+
+    evals = read_evals(flags.evals.expanduser()) if flags.evals else None
+    runs = load_runs(flags.series)[0] if flags.series else []
+    print(f"page: {write_paper(flags.out.expanduser(), evals, runs)}")
+    return 0
