@@ -12,6 +12,8 @@ from scipy.stats import f as f_distribution
 
 _FEWEST = 5  # points; a broken line has four constants
 _HALF = 0.5  # of the rise: what comes later bends towards a plateau
+_FALL = 0.75  # of the rise, in the fall before it: earlier a loss bends too
+_BEFORE = 3  # points before the lowest one, at the least
 _N_CANDIDATES = 400  # steps tried for τ
 _SIGNIFICANCE = 0.01  # at which a broken line must beat a straight one
 
@@ -29,15 +31,17 @@ def onset(steps: np.ndarray, values: np.ndarray) -> Onset | None:
     """Where a series turns from its earlier trend to a rise; None where no such turn is clear.
 
     Fits a line that breaks once, y = c + s₁·min(t − τ, 0) + s₂·max(t − τ, 0) with s₂ > max(s₁, 0),
-    by least squares, to the points up to where half of the rise is over. The interval holds
-    every τ whose sum of squares the F-test at 95 % cannot tell from the least one.
+    by least squares, to the points from where the series last was three quarters as high as the
+    rise, up to where half of it is over. The interval holds every τ whose sum of squares the F-test
+    at 95 % cannot tell from the least one; as it takes these points for given, and a fall for
+    straight, it holds the true τ about nine times in ten.
 
     Args:
         steps, values: [n], ascending steps.
     """
     steps, values = np.asarray(steps, np.float64), np.asarray(values, np.float64)
-    end = _end_of_rise(values)
-    t, y = steps[:end], values[:end]
+    valley = _valley(values)
+    t, y = steps[valley], values[valley]
     n = len(t)
     if n < _FEWEST:
         return None
@@ -48,19 +52,23 @@ def onset(steps: np.ndarray, values: np.ndarray) -> Onset | None:
     squares = np.sum((np.einsum("cnp,cp->cn", design, slopes) - y) ** 2, axis=1)
     squares[slopes[:, 2] <= np.maximum(slopes[:, 1], 0)] = np.inf
     best = int(np.argmin(squares))
+    if not np.isfinite(squares[best]):
+        return None
     least = max(float(squares[best]), np.finfo(float).tiny)
     straight = np.sum((np.polyval(np.polyfit(t, y, 1), t) - y) ** 2)
     gained = (straight - least) / 2 / (least / (n - 4))
-    if not np.isfinite(least) or gained < f_distribution.ppf(1 - _SIGNIFICANCE, 2, n - 4):
+    if gained < f_distribution.ppf(1 - _SIGNIFICANCE, 2, n - 4):
         return None
     inside = squares <= least * (1 + f_distribution.ppf(0.95, 1, n - 4) / (n - 4))
     return Onset(float(tau[best]), float(tau[inside].min()), float(tau[inside].max()))
 
 
-def _end_of_rise(values: np.ndarray) -> int:
-    """How many points there are up to where half of the greatest rise is over."""
+def _valley(values: np.ndarray) -> slice:
+    """The points around the foot of the greatest rise that a broken line may describe."""
     lowest = np.minimum.accumulate(values)
     top = int(np.argmax(values - lowest))
     bottom = int(np.argmin(values[: top + 1]))
-    enough = values[bottom] + _HALF * (values[top] - values[bottom])
-    return bottom + int(np.argmax(values[bottom : top + 1] >= enough)) + 1
+    height = (values[: top + 1] - values[bottom]) / max(values[top] - values[bottom], 1e-300)
+    above = np.flatnonzero(height[:bottom] > _FALL)
+    first = min(above[-1] + 1 if len(above) else 0, max(bottom - _BEFORE, 0))
+    return slice(int(first), bottom + int(np.argmax(height[bottom:] >= _HALF)) + 1)
