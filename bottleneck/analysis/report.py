@@ -15,6 +15,7 @@ from bottleneck.analysis.drawing import NothingToShow
 from bottleneck.analysis.frozen_head_figures import frozen_heads
 from bottleneck.analysis.page import STYLE, listed, picture, table, text
 from bottleneck.analysis.runs import Run
+from bottleneck.analysis.saturation_figure import saturation_figure
 from bottleneck.analysis.series_audit import left_out_steps
 from bottleneck.analysis.summary import MEASURES, count, summary_table
 from bottleneck.sections import flatten
@@ -46,6 +47,16 @@ EXHIBITS = (
         "the corpus, and a model below it uses the context.",
         figures.loss,
         "Broad and pale: Pythia on 50,000 tokens of the Pile, figure 1a.",
+    ),
+    Exhibit(
+        "saturation",
+        "Saturation: does the loss end above its own earlier level?",
+        "Held-out loss above its least, without the first tenth of the steps. A run saturates if "
+        "its last quarter lies above an earlier quarter by more than noise would have it once in "
+        "twenty (p: how often noise does). The bar at the end is the 95 % interval, over "
+        "documents, of the last loss over the least. A rise begins where a broken line breaks; "
+        "that of the loss is shown where there is one.",
+        saturation_figure,
     ),
     Exhibit(
         "loss_by_rank",

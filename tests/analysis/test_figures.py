@@ -15,6 +15,7 @@ from bottleneck.analysis.runs import load_run, load_runs
 # Every label that an axis may have: a quantity and its unit, or a count or ratio that has none.
 LABELS = {
     "loss": ({"training tokens"}, {"loss (nats/token)"}),
+    "saturation": ({"step"}, {"held-out loss above its least"}),
     "loss_by_rank": ({"rank R of the head"}, {"held-out loss (nats/token)"}),
     "calibration": ({"rank R of the head"}, {"held-out loss (nats/token)"}),
     "gap_by_rank": ({"rank r kept"}, {"gap to the untruncated head (nats/token)"}),
