@@ -18,6 +18,7 @@ from rich.console import Console
 from rich.table import Table
 
 from bottleneck.analysis.runs import Run
+from bottleneck.analysis.saturation import LossSeries, saturation
 from bottleneck.probes.document_sums import DocumentSums
 
 _SCHEMA = {
@@ -32,6 +33,8 @@ _SCHEMA = {
     "loss_se": pl.Float64,
     "gap": pl.Float64,
     "gap_se": pl.Float64,
+    "relative_loss": pl.Float64,
+    "verdict": pl.String,
     "singular_entropy": pl.Float64,
     "effective_rank": pl.Float64,
     "stable_rank": pl.Float64,
@@ -75,6 +78,10 @@ def summary_table(runs: Sequence[Run]) -> pl.DataFrame:
             # The median, as the first steps after each start hold the compilation.
             "tokens_per_second": float(np.median(speeds)) if len(speeds) else None,
         }
+        steps, losses = run.series("eval", "step", "loss")
+        if len(steps):
+            ending = saturation(LossSeries(run.name, steps, losses))
+            row["relative_loss"], row["verdict"] = ending.relative, ending.verdict
         reference = full_rank_reference(run, runs)
         if reference is not None:
             full = _last(reference, "eval")
@@ -174,6 +181,12 @@ def _last(run: Run, split: str) -> dict[str, Any]:
     return rows.row(-1, named=True) if rows.height else {}
 
 
+def _above_least(row: dict[str, Any]) -> str:
+    if row["relative_loss"] is None:
+        return "–"
+    return f"{row['relative_loss']:.2%}" + (f", {row['verdict']}" if row["verdict"] else "")
+
+
 def _number(key: str, form: str) -> Callable[[dict[str, Any]], str]:
     return lambda row: "–" if row[key] is None else format(row[key], form)
 
@@ -216,6 +229,14 @@ MEASURES = (
         "data and number of training tokens, in nats/token, ± the standard error of that difference"
         ", both runs being measured on the same documents.",
         lambda row: with_error(row["gap"], row["gap_se"], sign="+"),
+    ),
+    Measure(
+        "above\nits least",
+        "(L_final − L_min)/L_min of the held-out losses so far, and whether the run saturates: "
+        "whether its last quarter lies above an earlier one by more than noise would have it once "
+        "in twenty. Nothing is said of fewer than eight evaluations.",
+        _above_least,
+        in_terminal=False,
     ),
     Measure(
         "singular\nentropy",

@@ -71,6 +71,17 @@ def test_rows_hold_the_last_evaluation_and_probe_and_the_median_speed(make_run):
     assert row["tokens_per_second"] == pytest.approx((speeds[19] + speeds[20]) / 2)
 
 
+def test_a_loss_above_its_least_is_said_with_the_verdict(make_run):
+    folder = make_run()
+    least = min(load_run(folder).split("eval")["loss"][:-1])
+    run = final_evaluation(folder, loss=1.1 * least, loss_se=0.02)
+    (row,) = summary_table([run]).rows(named=True)
+    assert row["relative_loss"] == pytest.approx(0.1, rel=1e-12)
+    # One evaluation above the rest is no saturation.
+    shown = {measure.heading: measure.show(row) for measure in MEASURES}
+    assert shown["above\nits least"] == "10.00%, does not saturate"
+
+
 @pytest.mark.parametrize(
     "other", [{"d_model": 32}, {"n_layers": 2}, {"stop": 200}, {"steps": 300}], ids=str
 )
@@ -104,7 +115,7 @@ def test_unmeasured_values_are_null_and_shown_as_dashes(make_run):
     (row,) = table.rows(named=True)
     assert row["loss"] is None and row["singular_entropy"] is None
     assert row["tokens_per_second"] is None
-    assert [measure.show(row) for measure in MEASURES][4:] == ["–"] * 7
+    assert [measure.show(row) for measure in MEASURES][4:] == ["–"] * 8
 
 
 def test_errors_are_written_to_two_digits_and_values_to_as_many():
