@@ -8,7 +8,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter, PercentFormatter
 
 from bottleneck.analysis.compute_optimal import compute_optimal
-from bottleneck.analysis.drawing import GREY, WIDTH, log10_ticks, styled
+from bottleneck.analysis.drawing import GREY, SMALL, WIDTH, styled
 from bottleneck.analysis.law_bootstrap import middle
 from bottleneck.analysis.law_study import Study
 
@@ -33,9 +33,13 @@ def law_figure(result: Study) -> Figure:
         of_loss.plot(budgets, frontier, color=_LINE, label="least by the law")
         of_loss.legend()
     of_loss.axhline(result.law.E, color=GREY, lw=1, ls=(0, (4, 3)))
-    of_loss.set(xscale="log", yscale="log", title="loss")
+    of_loss.text(
+        *(0.99, result.law.E, "E"),
+        transform=of_loss.get_yaxis_transform(),
+        **{"ha": "right", "va": "bottom", "color": GREY, "size": SMALL},
+    )
+    of_loss.set(xscale="log", title="loss")
     of_loss.set(xlabel="training FLOPs, C", ylabel="loss (nats/token)")
-    log10_ticks(of_loss.yaxis)
 
     of_gap.axhline(0, color=GREY, lw=1)
     of_gap.scatter(points.n_params, result.gaps, **colours)
