@@ -184,7 +184,8 @@ def _last(run: Run, split: str) -> dict[str, Any]:
 def _above_least(row: dict[str, Any]) -> str:
     if row["relative_loss"] is None:
         return "–"
-    return f"{row['relative_loss']:.2%}" + (f", {row['verdict']}" if row["verdict"] else "")
+    notable = row["verdict"] not in (None, "does not saturate")
+    return f"{row['relative_loss']:.2%}" + (f", {row['verdict']}" if notable else "")
 
 
 def _number(key: str, form: str) -> Callable[[dict[str, Any]], str]:
@@ -232,9 +233,9 @@ MEASURES = (
     ),
     Measure(
         "above\nits least",
-        "(L_final − L_min)/L_min of the held-out losses so far, and whether the run saturates: "
-        "whether its last quarter lies above an earlier one by more than noise would have it once "
-        "in twenty. Nothing is said of fewer than eight evaluations.",
+        "(L_final − L_min)/L_min of the held-out losses so far. “Saturates” stands by it where the "
+        "last quarter of them lies above an earlier one by more than noise would have it once in "
+        "twenty; fewer than eight are not judged.",
         _above_least,
         in_terminal=False,
     ),

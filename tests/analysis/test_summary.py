@@ -77,9 +77,10 @@ def test_a_loss_above_its_least_is_said_with_the_verdict(make_run):
     run = final_evaluation(folder, loss=1.1 * least, loss_se=0.02)
     (row,) = summary_table([run]).rows(named=True)
     assert row["relative_loss"] == pytest.approx(0.1, rel=1e-12)
+    (measure,) = (m for m in MEASURES if m.heading == "above\nits least")
     # One evaluation above the rest is no saturation.
-    shown = {measure.heading: measure.show(row) for measure in MEASURES}
-    assert shown["above\nits least"] == "10.00%, does not saturate"
+    assert (row["verdict"], measure.show(row)) == ("does not saturate", "10.00%")
+    assert measure.show(row | {"verdict": "saturates"}) == "10.00%, saturates"
 
 
 @pytest.mark.parametrize(
