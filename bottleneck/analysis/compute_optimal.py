@@ -92,7 +92,7 @@ def isoflop(points: Points, flops: np.ndarray) -> IsoFlop:
     Raises: `UserError` where no budget is left.
     """
     found = []
-    for chosen in _budgets(flops):
+    for chosen in _budgets(flops) if len(points) else []:
         log_n, log_l = np.log(points.n_params[chosen]), np.log(points.loss[chosen])
         if len(np.unique(log_n)) < _FEWEST_ON_PARABOLA:
             continue

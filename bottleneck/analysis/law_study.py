@@ -20,7 +20,7 @@ from bottleneck.analysis.law_bootstrap import Bootstrap, bootstrap, middle
 from bottleneck.analysis.law_comparison import Candidate, compare
 from bottleneck.analysis.law_forms import CHINCHILLA, FORMS, Form
 from bottleneck.analysis.law_points import Measured
-from bottleneck.analysis.scaling_law import ScalingLaw
+from bottleneck.analysis.scaling_law import Points, ScalingLaw
 from bottleneck.analysis.summary import count
 from bottleneck.errors import UserError
 
@@ -93,7 +93,7 @@ def study(
         resampled_optima = compute_optimal(resampled.constants, budgets, per_token)
         intervals = [middle(optima) for optima in resampled_optima]
     try:
-        parabolas = isoflop(points, measured.flops)
+        parabolas = isoflop(*_full_heads(measured))
     except UserError:
         parabolas = None
     return Study(
@@ -218,6 +218,16 @@ def _forms(measured: Measured) -> list[Form]:
     if points.rank is None or points.width is None or (points.rank == points.width).all():
         return [CHINCHILLA]
     return list(FORMS.values())
+
+
+def _full_heads(measured: Measured) -> tuple[Points, np.ndarray]:
+    """The points with heads of full rank, and their budgets: a parabola is of one rank."""
+    points = measured.points
+    if points.rank is None or points.width is None:
+        return points, measured.flops
+    full = points.rank == points.width
+    kept = Points(points.n_params[full], points.n_tokens[full], points.loss[full])
+    return kept, measured.flops[full]
 
 
 def _grid(*headings: str) -> Table:

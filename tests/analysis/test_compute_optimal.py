@@ -84,3 +84,6 @@ def test_budgets_whose_best_size_is_not_between_others_say_nothing():
     points = Points(sizes, 1e20 / 6 / sizes, 3 - 0.1 * np.log(sizes / 1e7))
     with pytest.raises(UserError, match="four sizes of model"):
         isoflop(points, np.full(6, 1e20))
+    nothing = np.empty(0)
+    with pytest.raises(UserError, match="four sizes of model"):
+        isoflop(Points(nothing, nothing, nothing), nothing)

@@ -1,5 +1,7 @@
 """The fit of scaling laws: against scipy, against known constants, against the paper's numbers."""
 
+import time
+
 import jax
 import numpy as np
 import pytest
@@ -71,7 +73,7 @@ def test_the_grid_of_starts_is_that_of_hoffmann():
 
 def test_no_start_of_scipy_ends_below_the_fit(points, law):
     objective = scipy_objective(points, law.delta)
-    theta = np.array([np.log(law.E), np.log(law.A), np.log(law.B), law.alpha, law.beta])
+    theta = np.array(as_theta(law.constants))
     value, gradient = objective(theta)
     assert value == pytest.approx(law.objective, rel=1e-12)
     # F is said to 1e-13 of its 2e-4, so θ to about 1e-8 of what the gradients of F, of up to
@@ -99,8 +101,7 @@ def test_fixed_constants_stay_and_the_others_are_the_best_given_them(points):
     law = fit(points.n_params, points.n_tokens, points.loss, fixed)
     assert {name: law.constants[name] for name in fixed} == fixed
     objective = scipy_objective(points, law.delta)
-    theta = np.array([np.log(1.8), np.log(law.A), np.log(2000.0), law.alpha, 0.36])
-    gradient = objective(theta)[1]
+    gradient = objective(np.array(as_theta(law.constants)))[1]
     assert np.abs(gradient[[1, 3]]).max() < 1e-7 < 1e-4 < np.abs(gradient[[0, 2, 4]]).min()
 
 
@@ -109,7 +110,7 @@ def test_an_infinite_delta_is_least_squares(points):
     residuals = np.log1p(law.relative_gap(points))
     assert law.objective == pytest.approx(residuals @ residuals / 2, rel=1e-12)
     objective = scipy_objective(points, np.inf)
-    theta = np.array([np.log(law.E), np.log(law.A), np.log(law.B), law.alpha, law.beta])
+    theta = np.array(as_theta(law.constants))
     assert np.abs(objective(theta)[1]).max() < 1e-7
 
 
@@ -198,23 +199,50 @@ def test_design_and_starts_agree_on_the_order_of_the_constants():
 
 
 def coverage(n_repetitions: int, n_resamples: int, n_points: int) -> dict[str, int]:
-    """In how many repetitions the 95 % interval of each constant holds the true one."""
+    """In how many repetitions the 95 % interval of each constant holds the true one.
+
+    The grid is walked in the first three, where it must lead to the minimum near the true
+    constants; the others start from those.
+    """
+    true = ScalingLaw(**TRUE, minima=np.array([as_theta(TRUE)]))
     inside = dict.fromkeys(TRUE, 0)
     for seed in range(n_repetitions):
         noisy = chinchilla_like(n=n_points, seed=100 + seed)
-        law = fit(noisy.n_params, noisy.n_tokens, noisy.loss)
+        found = {k: float(v[0]) for k, v in refit(true, noisy, np.ones((1, n_points))).items()}
+        law = ScalingLaw(**found, minima=np.array([as_theta(found)]))
+        if seed < 3:
+            law = fit(noisy.n_params, noisy.n_tokens, noisy.loss)
+            assert law.constants == pytest.approx(found, rel=1e-5)
         resampled = bootstrap(law, noisy, n_resamples, seed)
-        for name, true in TRUE.items():
+        for name, value in TRUE.items():
             low, high = resampled.interval(name)
-            inside[name] += low <= true <= high
+            inside[name] += low <= value <= high
     return inside
 
 
+def as_theta(constants: dict[str, float]) -> list[float]:
+    logs = [np.log(constants[name]) for name in ("E", "A", "B")]
+    return [*logs, constants["alpha"], constants["beta"]]
+
+
 def test_intervals_hold_the_constants_that_made_the_points():
-    # Three right out of three happens by chance once in 64 for intervals of a quarter.
-    assert all(count >= 2 for count in coverage(3, 100, n_points=64).values())
+    # Intervals of 95 % hold all but one of twenty; fewer than 17 they hold once in sixty.
+    assert all(count >= 17 for count in coverage(20, 200, n_points=64).values())
 
 
 @pytest.mark.slow
 def test_intervals_hold_the_true_constants_in_90_of_100_repetitions():
     assert all(count >= 90 for count in coverage(100, 1000, n_points=245).values())
+
+
+@pytest.mark.slow
+def test_245_points_and_1000_resamples_are_fitted_in_time():
+    points = chinchilla_like(n=245)
+    start = time.process_time()
+    law = fit(points.n_params, points.n_tokens, points.loss)
+    fitted = time.process_time()
+    bootstrap(law, points, 1000)
+    resampled = time.process_time()
+    # Seconds of one core; it is to be 60 and 300 on two.
+    assert fitted - start < 60
+    assert resampled - fitted < 60
