@@ -1,13 +1,17 @@
 """`--config=FILE.py[:ARGUMENT]` and its `--config.FIELD=VALUE` overrides, for the verbs with them.
 
-`ml_collections` loads the file and types the overrides; every mistake leaves here as one line.
+Here too are the flags of the verbs that run as many processes. `ml_collections` loads the file and
+types the overrides; every mistake leaves here as one line.
 """
 
 from __future__ import annotations
 
 import argparse
+import contextlib
+import importlib.util
 import re
 import traceback
+from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
 
@@ -17,6 +21,7 @@ from ml_collections import config_dict, config_flags
 from bottleneck import config as config_lib
 from bottleneck.errors import UserError, suggestion
 from bottleneck.sections import list_item_type
+from bottleneck.training.sweep import Cell, expand
 
 _OVERRIDES_HELP = """\
 any field of the config can be overridden, dots between the names:
@@ -37,7 +42,7 @@ def parse_command(
     arguments, assigned = _parse(parser, argv, is_required=True)
     config = load_config(arguments.config, assigned)
     if needs_data:
-        _check_vocabulary(config)
+        check_vocabulary(config)
     return arguments, config
 
 
@@ -51,6 +56,36 @@ def parse_command_with_data(
             raise UserError(f"--config.{next(iter(assigned))} overrides a --config, and has none")
         return arguments, None
     return arguments, load_config(arguments.config, assigned).data
+
+
+def parse_sweep_command(
+    parser: argparse.ArgumentParser, argv: list[str]
+) -> tuple[argparse.Namespace, list[Cell]]:
+    """As `parse_command`, of a verb that takes a sweep: its flags and the cells."""
+    arguments, assigned = _parse(parser, argv, is_required=True)
+    return arguments, load_cells(arguments.config, assigned)
+
+
+def add_world(parser: argparse.ArgumentParser) -> None:
+    """Adds the flags of a verb that may run as one of many processes."""
+    many = parser.add_argument_group(
+        "many processes",
+        "found by themselves on TPU pods and under SLURM or Open MPI; elsewhere say all three",
+    )
+    many.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
+    many.add_argument("--processes", type=int, metavar="N", help="how many there are")
+    many.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
+
+
+def join_world(arguments: argparse.Namespace) -> None:
+    """Joins this process to the others that the flags of `add_world` name, or that are found."""
+    world = (arguments.coordinator, arguments.processes, arguments.process)
+    if any(part is not None for part in world) and None in world:
+        raise UserError("--coordinator, --processes and --process belong together")
+
+    from bottleneck.parallel import distributed
+
+    distributed.start(None if None in world else distributed.Processes(*world))
 
 
 def _parse(
@@ -70,7 +105,7 @@ def _parse(
     return parser.parse_args([a for a in argv if not a.startswith("--config.")]), assigned
 
 
-def _check_vocabulary(config: config_lib.Config) -> None:
+def check_vocabulary(config: config_lib.Config) -> None:
     """Raises `UserError` where a given tokenizer has more tokens than the model has rows for."""
     if config.data.tokenizer is None:
         return
@@ -86,6 +121,30 @@ def _check_vocabulary(config: config_lib.Config) -> None:
 
 def load_config(path: str, assigned: dict[str, str]) -> config_lib.Config:
     """The validated config of a file, its fields overridden as assigned; raises `UserError`."""
+    return config_lib.parse(_load_fields(path, assigned))
+
+
+def load_cells(path: str, assigned: dict[str, str]) -> list[Cell]:
+    """The validated cells of a file's sweep, the fields that all share overridden as assigned.
+
+    Raises:
+        UserError: where the file has no sweep, a cell is no valid config, or a field is assigned
+            that varies over the sweep.
+    """
+    fields = _load_fields(path, assigned)
+    sweep = _read_sweep(path)
+    cells = expand(fields, sweep)
+    varying = {name for overrides in sweep for name in overrides}
+    for name, value in assigned.items():
+        if name in varying:
+            raise UserError(
+                f"--config.{name}={value} would be lost: {name} varies over the sweep of {path}"
+            )
+    return cells
+
+
+def _load_fields(path: str, assigned: dict[str, str]) -> dict[str, Any]:
+    """The fields of a file's config as nested plain values, overridden as assigned."""
     file = path.partition(":")[0]
     if not Path(file).is_file():
         raise UserError(f"--config={path}: there is no file {file}")
@@ -110,7 +169,7 @@ def load_config(path: str, assigned: dict[str, str]) -> config_lib.Config:
     for name, value in later.items():
         group, _, key = name.rpartition(".")
         (plain[group] if group else plain)[key] = value
-    return config_lib.parse(plain)
+    return plain
 
 
 def _is_late(name: str, value: str) -> bool:
@@ -140,9 +199,37 @@ def _read_file(path: str) -> config_dict.ConfigDict:
     """What the file's get_config returns; an error of the file's own ends in one line."""
     values = flags.FlagValues()
     config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["", f"--config={path}"])
-    try:
+    with _errors_in_one_line(path):
         values(["", f"--config={path}"])
         fields = values.config
+    if not isinstance(fields, config_dict.ConfigDict):
+        raise UserError(
+            f"--config={path}: get_config() must return a ConfigDict, see configs/nano.py"
+        )
+    return fields
+
+
+def _read_sweep(path: str) -> Any:
+    """What the file's get_sweep returns, given the same argument as its get_config."""
+    file, has_argument, argument = path.partition(":")
+    with _errors_in_one_line(path):
+        spec = importlib.util.spec_from_file_location("sweep_of_config", file)
+        assert spec is not None and spec.loader is not None
+        module = importlib.util.module_from_spec(spec)
+        spec.loader.exec_module(module)
+        if not hasattr(module, "get_sweep"):
+            raise UserError(
+                f"--config={path}: it has no get_sweep(), so it is no sweep; "
+                "see configs/head_rank.py"
+            )
+        return module.get_sweep(*([argument] if has_argument else []))
+
+
+@contextlib.contextmanager
+def _errors_in_one_line(path: str) -> Iterator[None]:
+    """Turns an error of a config file's own code into a `UserError`."""
+    try:
+        yield
     except UserError:
         raise
     except flags.IllegalFlagValueError as error:
@@ -153,11 +240,6 @@ def _read_file(path: str) -> config_dict.ConfigDict:
         what = " ".join(str(error).split()) or "no message"
         where = f"{Path(place.filename).name}:{place.lineno}"
         raise UserError(f"--config={path}: {type(error).__name__} at {where}: {what}") from error
-    if not isinstance(fields, config_dict.ConfigDict):
-        raise UserError(
-            f"--config={path}: get_config() must return a ConfigDict, see configs/nano.py"
-        )
-    return fields
 
 
 def _field_names(fields: config_dict.ConfigDict, prefix: str = "") -> list[str]:

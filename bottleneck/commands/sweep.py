@@ -1,0 +1,108 @@
+"""Train every cell of a sweep, or one of them; the same command continues what was stopped.
+
+Without --list, --status or --index all cells are trained here, each in a process of its own that
+writes to ROOT/logs. Exit code 1 says that some are not complete.
+"""
+
+from __future__ import annotations
+
+import argparse
+import contextlib
+import signal
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+
+from bottleneck.commands.flags import (
+    add_world,
+    check_vocabulary,
+    join_world,
+    parse_sweep_command,
+)
+from bottleneck.errors import UserError
+from bottleneck.training.sweep import Cell
+
+
+def main(argv: list[str]) -> int:
+    """Returns 0, or 1 where a cell is not complete; raises `UserError` before anything is run."""
+    parser = argparse.ArgumentParser("python -m bottleneck sweep", description=__doc__)
+    parser.add_argument("--workdir", metavar="ROOT", help="folder of the cells' run folders")
+    what = parser.add_mutually_exclusive_group()
+    what.add_argument("--list", action="store_true", help="print the cells and what they cost")
+    what.add_argument("--status", action="store_true", help="show how far the cells are")
+    what.add_argument(
+        "--index", type=int, metavar="I", help="train this cell alone, in this process"
+    )
+    what.add_argument(
+        "--parallel", type=int, default=1, metavar="N", help="cells trained at a time (default: 1)"
+    )
+    parser.add_argument(
+        "--retry", action="store_true", help="train those that ended with an error again as well"
+    )
+    add_world(parser)
+    arguments, cells = parse_sweep_command(parser, argv)
+
+    import rich.console
+
+    from bottleneck.training import sweep_table
+
+    screen = rich.console.Console(highlight=False)
+    if not screen.is_terminal:
+        screen.width = 200  # a file has no edge at which to fold names
+    if arguments.list:
+        screen.print(sweep_table.cost_table(cells))
+        return 0
+    if arguments.workdir is None:
+        raise UserError("--workdir=ROOT is needed: the folder of the cells' run folders")
+    root = Path(arguments.workdir)
+    if arguments.status:
+        with contextlib.suppress(KeyboardInterrupt):
+            sweep_table.watch(cells, root, screen)
+        return 0
+    for cell in cells:
+        check_vocabulary(cell.config)
+    if arguments.index is not None:
+        _train(_cell(cells, arguments.index), root, arguments)
+        return 0
+    if arguments.parallel < 1:
+        raise UserError(f"--parallel={arguments.parallel} is not allowed; it must be at least 1")
+
+    from bottleneck.training.sweep_runner import run_all
+
+    start = [sys.executable, "-m", "bottleneck", "sweep", f"--config={arguments.config}"]
+    start += [f"--workdir={arguments.workdir}", *(a for a in argv if a.startswith("--config."))]
+    try:
+        are_complete = run_all(
+            cells,
+            root,
+            lambda cell: [*start, f"--index={cell.index}"],
+            parallel=arguments.parallel,
+            retry=arguments.retry,
+        )
+    except KeyboardInterrupt:
+        print("stopped; the same command goes on where this one was", file=sys.stderr)
+        return 128 + signal.SIGINT
+    return 0 if are_complete else 1
+
+
+def _cell(cells: Sequence[Cell], index: int) -> Cell:
+    if not 0 <= index < len(cells):
+        raise UserError(f"--index={index} is not allowed; it must be from 0 to {len(cells) - 1}")
+    return cells[index]
+
+
+def _train(cell: Cell, root: Path, arguments: argparse.Namespace) -> None:
+    """Trains one cell; of many processes the first sees to it that no others train it too."""
+    join_world(arguments)
+
+    import jax
+
+    from bottleneck.training.loop import train
+    from bottleneck.training.sweep_runner import Places, alone, failure_recorded
+
+    places = Places(root, cell.name)
+    with contextlib.ExitStack() as stack:
+        if jax.process_index() == 0:
+            stack.enter_context(alone(places))
+            stack.enter_context(failure_recorded(places))
+        train(cell.config, places.workdir)

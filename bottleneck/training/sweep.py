@@ -1,0 +1,154 @@
+"""A sweep: one config, and for each of its cells the fields that are different there.
+
+A config file describes one in `get_sweep()`, which returns a list of overrides, each a dict from a
+field's dotted name to its value. `product` and `zipped` make such lists, `+` joins them, and a
+comprehension leaves out what is not wanted. A cell that is trained is just a run folder.
+"""
+
+from __future__ import annotations
+
+import copy
+import itertools
+import re
+from collections.abc import Iterable, Mapping, Sequence
+from dataclasses import dataclass
+from typing import Any
+
+from bottleneck.config import Config, parse
+from bottleneck.errors import UserError, suggestion
+from bottleneck.model.accounting import ParameterCount, count_parameters, flops_per_token
+
+Overrides = dict[str, Any]  # dotted field name → value
+
+
+def product(*parts: Mapping[str, Iterable[Any]] | Sequence[Overrides]) -> list[Overrides]:
+    """Every combination of the parts, the last varying fastest.
+
+    Args:
+        parts: a dict from field names to the values that each takes, or a list of overrides.
+    """
+    lists = [
+        [*map(dict, part)] if not isinstance(part, Mapping) else _combinations(part)
+        for part in parts
+    ]
+    return [_merged(cells) for cells in itertools.product(*lists)]
+
+
+def zipped(fields: Mapping[str, Sequence[Any]]) -> list[Overrides]:
+    """One cell for each position of the values, which all fields take together."""
+    lengths = {name: len(values) for name, values in fields.items()}
+    if len(set(lengths.values())) > 1:
+        listed = ", ".join(f"{name} has {length}" for name, length in lengths.items())
+        raise UserError(f"what is zipped must have as many values in each field: {listed}")
+    return [dict(zip(fields, values, strict=True)) for values in zip(*fields.values(), strict=True)]
+
+
+def _combinations(fields: Mapping[str, Iterable[Any]]) -> list[Overrides]:
+    return [dict(zip(fields, v, strict=True)) for v in itertools.product(*fields.values())]
+
+
+def _merged(cells: Sequence[Overrides]) -> Overrides:
+    merged: Overrides = {}
+    for cell in cells:
+        twice = merged.keys() & cell.keys()
+        if twice:
+            raise UserError(f"config.{min(twice)} varies in two parts of one product")
+        merged |= cell
+    return merged
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One run of a sweep."""
+
+    index: int
+    name: str  # of its run folder: what tells it from the other cells
+    config: Config
+
+    @property
+    def parameters(self) -> ParameterCount:
+        return count_parameters(self.config.model)
+
+    @property
+    def tokens(self) -> int:
+        """T, tokens trained on."""
+        return self.config.train.steps * self.config.tokens_per_step
+
+    @property
+    def flops(self) -> float:
+        """Of the whole training, forward and backward, causal attention counted half."""
+        of_token = flops_per_token(self.config.model, self.config.train.sequence_length)
+        return self.tokens * of_token.training(causal_halved=True)
+
+
+def expand(fields: dict[str, Any], sweep: Any) -> list[Cell]:
+    """The cells of a sweep, every one validated.
+
+    Args:
+        fields: the config that all start from, as nested plain values.
+        sweep: what `get_sweep` returned.
+    Raises:
+        UserError: where it is no list of overrides, a cell is no valid config, or two are the same.
+    """
+    if not isinstance(sweep, list) or not sweep or not all(isinstance(c, dict) for c in sweep):
+        raise UserError("get_sweep() must return a list of dicts, such as product() makes")
+    names = _names(sweep)
+    cells: list[Cell] = []
+    for index, (name, overrides) in enumerate(zip(names, sweep, strict=True)):
+        try:
+            config = parse(_overridden(fields, overrides))
+        except UserError as error:
+            raise UserError(f"cell {index}, {name}: {error}") from error
+        cells.append(Cell(index, name, config))
+    first: dict[Any, Cell] = {}
+    for cell in cells:
+        for same in (first.setdefault(cell.config, cell), first.setdefault(cell.name, cell)):
+            if same is not cell:
+                raise UserError(f"cells {same.index} and {cell.index} are the same, {cell.name}")
+    return cells
+
+
+def _overridden(fields: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
+    changed = copy.deepcopy(fields)
+    for name, value in overrides.items():
+        group, _, key = name.rpartition(".")
+        section = changed.get(group) if group else changed
+        if not isinstance(section, dict) or key not in section:
+            known = [*section] if isinstance(section, dict) else [*changed]
+            raise UserError(f"config.{name} is not a field; {suggestion(key, known)}")
+        section[key] = value
+    return changed
+
+
+def _names(sweep: Sequence[Overrides]) -> list[str]:
+    """A name for each cell, of the fields that vary and do not follow from those before them.
+
+    So the number of heads that goes with each width is left out.
+    """
+    telling: list[str] = []
+    for field in dict.fromkeys(itertools.chain.from_iterable(sweep)):
+        groups: dict[Any, set[str]] = {}
+        for cell in sweep:
+            key = tuple(_text(cell, name) for name in telling)
+            groups.setdefault(key, set()).add(_text(cell, field))
+        if any(len(values) > 1 for values in groups.values()):
+            telling.append(field)
+    leaves = [field.rpartition(".")[2] for field in telling]
+    shown = [
+        leaf if leaves.count(leaf) == 1 else field
+        for leaf, field in zip(leaves, telling, strict=True)
+    ]
+    return [
+        ",".join(f"{short}={_text(cell, f)}" for short, f in zip(shown, telling, strict=True))
+        or "run"
+        for cell in sweep
+    ]
+
+
+def _text(cell: Overrides, field: str) -> str:
+    """A field's value as part of a file name; "base" where the cell leaves it as it was."""
+    if field not in cell:
+        return "base"
+    value = cell[field]
+    items = value if isinstance(value, tuple | list) else [value]
+    return re.sub(r"[^\w.+-]+", "-", "+".join(map(str, items)))
