@@ -3,10 +3,12 @@
 After each step, in this order: probe, save, and only then the next batch. So whatever a checkpoint
 holds has been probed and its metrics are on disk, and a run that continues repeats nothing but the
 steps after its last checkpoint. Metrics are read one step late, so that the device never waits.
+SIGTERM makes it save after the step at hand and exit with `preemption.EXIT_CODE`.
 """
 
 from __future__ import annotations
 
+import sys
 from pathlib import Path
 
 import jax
@@ -19,7 +21,7 @@ from bottleneck.data.tokens import TokenCache, prepare
 from bottleneck.model.accounting import count_parameters
 from bottleneck.parallel.chips import peak_flops
 from bottleneck.parallel.mesh import make_mesh
-from bottleneck.training import run_folder
+from bottleneck.training import preemption, run_folder
 from bottleneck.training.checkpoint import Checkpointer
 from bottleneck.training.feed import device_batches
 from bottleneck.training.probing import Prober
@@ -89,7 +91,10 @@ def _train_from(
         console.print(f"continuing from step {start:,} in {workdir}")
         params, opt_state = saved.restore(start, program.abstract_state)
 
-    with Reporter(config, workdir, start or 0, peak_flops) as report:
+    with (
+        preemption.Notice() as notice,
+        Reporter(config, workdir, start or 0, peak_flops) as report,
+    ):
         with report.booked("compile"):
             train_step = program.compile(batch_size, length)
             prober.compile(program.abstract_state[0])
@@ -106,10 +111,15 @@ def _train_from(
                 report.settle()
                 with report.booked("probe"):
                     report.probe(done, prober.measure(params))
-            if config.checkpoint.is_due(done) or done == steps:
+            is_stopped = notice.has_come(done)
+            if config.checkpoint.is_due(done) or done == steps or is_stopped:
                 report.settle()
                 with report.booked("checkpoint"):
                     saved.save(done, params, opt_state)
+            if is_stopped and done < steps:
+                saved.wait()
+                report.say(f"SIGTERM: saved step {done:,}; the same command goes on from there")
+                sys.exit(preemption.EXIT_CODE)
         with report.booked("checkpoint"):
             saved.wait()
         report.finish(steps)

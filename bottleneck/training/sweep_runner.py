@@ -21,7 +21,7 @@ from types import FrameType
 from typing import Literal, NoReturn
 
 from bottleneck.errors import UserError
-from bottleneck.training import run_folder
+from bottleneck.training import preemption, run_folder
 from bottleneck.training.progress import console
 from bottleneck.training.sweep import Cell
 
@@ -188,6 +188,8 @@ def _shares(gpus: str | None, n: int) -> list[dict[str, str]]:
 def _reason(places: Places, code: int | None = None) -> str:
     if places.failure.exists():
         return f"{places.failure.read_text(encoding='utf-8').strip()} (see {places.log})"
+    if code == preemption.EXIT_CODE:
+        return "stopped by SIGTERM; run the sweep again to continue it"
     if code is not None and code < 0:
         return f"killed by {signal.Signals(-code).name}; run the sweep again to continue it"
     return f"exit code {code} (see {places.log})"

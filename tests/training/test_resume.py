@@ -81,19 +81,26 @@ def last_step(workdir):
     return json.loads(lines[-2])["step"] if len(lines) > 1 else -1
 
 
-def kill_after_step(command, workdir, step):
-    """Starts the run and kills it at some moment once `step` is on record."""
+def begin(command, workdir, until, stderr=subprocess.DEVNULL):
+    """The run, started and still at work when the step `until` is on record."""
     process = subprocess.Popen(
         [*command, f"--workdir={workdir}"],
         stdout=subprocess.DEVNULL,
-        stderr=subprocess.DEVNULL,
+        stderr=stderr,
         env=ENVIRONMENT,
+        text=True,
     )
     deadline = time.monotonic() + 120
-    while last_step(workdir) < step:
+    while last_step(workdir) < until:
         assert process.poll() is None, "the run ended before it could be killed"
         assert time.monotonic() < deadline
         time.sleep(0.001)
+    return process
+
+
+def kill_after_step(command, workdir, step):
+    """Starts the run and kills it at some moment once `step` is on record."""
+    process = begin(command, workdir, step)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
 
@@ -144,6 +151,23 @@ def test_a_run_killed_twice_ends_bit_identical(command, undisturbed, tmp_path):
     result = start(command, f"--workdir={workdir}")
     assert result.returncode == 0, result.stderr
     assert "continuing from step" in result.stderr
+    assert_same_run(workdir, undisturbed)
+
+
+def test_sigterm_saves_the_step_at_hand_and_nothing_is_done_twice(command, undisturbed, tmp_path):
+    workdir = tmp_path / "run"
+    process = begin(command, workdir, until=30, stderr=subprocess.PIPE)
+    process.send_signal(signal.SIGTERM)
+    _, error = process.communicate(timeout=60)
+    assert process.returncode == 128 + signal.SIGTERM, error
+    saved = load_run(workdir).steps[-1]
+    assert saved >= 30 and f"SIGTERM: saved step {saved}" in error
+    assert max(step for step, _ in metrics(workdir)) == saved
+    lines = (workdir / "metrics.jsonl").read_text().count("\n")
+    assert start(command, f"--workdir={workdir}").returncode == 0
+    assert (workdir / "metrics.jsonl").read_text().count("\n") - lines == sum(
+        step > saved for step, _ in metrics(undisturbed)
+    )
     assert_same_run(workdir, undisturbed)
 
 
