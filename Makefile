@@ -31,10 +31,12 @@ TRAIN := $(PY) -m bottleneck train --config=configs/nano.py
 KNOWN := $(PY) -m bottleneck train --config=configs/known_rank.py
 
 .DEFAULT_GOAL := help
-.PHONY: help demo calibration test test-hf test-slow lint format clean FORCE
+.PHONY: help install demo calibration test test-hf test-slow lint format clean FORCE
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
+
+install: $(STAMP) ## Make the environment, .venv, and nothing else.
 
 demo: $(STAMP) ## Train a small model with three head ranks and write a report.
 	$(TRAIN) --workdir=runs/demo/rank-4 --config.model.head_rank=4

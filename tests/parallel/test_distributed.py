@@ -6,6 +6,7 @@ import shutil
 import socket
 import subprocess
 import sys
+from pathlib import Path
 
 import numpy as np
 import pytest
@@ -37,6 +38,8 @@ def get_config(steps):
     config.checkpoint.every = int(steps)
     return config
 """
+
+CLUSTER = Path(__file__).parents[2] / "launch/local_cluster.sh"
 
 # One CPU device in each process.
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
@@ -156,6 +159,28 @@ def test_two_processes_train_as_one_and_four_go_on(config, alone, tmp_path):
     assert min(step for step, _ in later) == 7
     for key, loss in later.items():
         np.testing.assert_allclose(loss, alone[key], atol=1e-5, err_msg=str(key))
+
+
+@pytest.mark.slow
+def test_a_local_cluster_of_four_trains_as_one(config, alone, tmp_path):
+    workdir = tmp_path / "a run"
+    command = ["bash", str(CLUSTER), "4", "--", "train", f"--config={config}:6"]
+    environment = ENVIRONMENT | {"PYTHON": sys.executable}
+    ((output, _),) = wait_for([start([*command, f"--workdir={workdir}"], environment)])
+    assert "[0] step 12/12" in output and "[3] step" not in output
+    assert losses(workdir).keys() == alone.keys()
+    for key, loss in losses(workdir).items():
+        np.testing.assert_allclose(loss, alone[key], atol=1e-5, err_msg=str(key))
+
+
+def test_a_local_cluster_ends_when_one_of_its_processes_fails(tmp_path):
+    python = tmp_path / "python"
+    python.write_text('#!/bin/sh\ncase "$*" in *--process=1) exit 3;; esac\nexec sleep 60\n')
+    python.chmod(0o755)
+    environment = ENVIRONMENT | {"PYTHON": str(python), "PORT": "1"}
+    process = start(["bash", str(CLUSTER), "3", "--", "train"], environment)
+    _, errors = process.communicate(timeout=30)
+    assert process.returncode == 1 and "a process failed; ending the others" in errors
 
 
 @pytest.mark.parametrize(
