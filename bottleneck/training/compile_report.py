@@ -10,6 +10,7 @@ import rich.console
 import rich.table
 
 from bottleneck.config import Config
+from bottleneck.parallel.slices import flags_of
 from bottleneck.training.compile_check import TRAIN_STEP, ProgramReport, Rehearsal
 from bottleneck.training.hlo import Collective
 
@@ -98,6 +99,8 @@ def show(config: Config, rehearsal: Rehearsal, console: rich.console.Console) ->
     axes = " × ".join(f"{axis} {size}" for axis, size in rehearsal.mesh.items())
     slices = f"{rehearsal.n_slices} slices of " if rehearsal.n_slices > 1 else ""
     console.print(f"[bold]{slices}{rehearsal.topology}[/bold]: {axes}")
+    for flag in flags_of(rehearsal.topology.partition(":")[0], rehearsal.n_slices):
+        console.print(f"  compiled with --{flag.name}={flag.value}", markup=False)
     for name, program in rehearsal.programs.items():
         _show_program(name, program, rehearsal, console)
     if rehearsal.fits:

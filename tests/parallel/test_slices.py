@@ -56,6 +56,42 @@ def test_every_flag_has_a_value_and_a_reason():
             assert flag.value and flag.reason.endswith(".") and not flag.name.startswith("-")
 
 
+@pytest.mark.slow
+@pytest.mark.parametrize("chip", CHIPS)
+def test_libtpu_knows_every_flag_and_agrees_on_the_hosts(chip):
+    """In a process of its own, as libtpu reads its environment when it is imported."""
+    program = f"""
+import os
+from bottleneck.commands.compile import ENVIRONMENT
+os.environ |= ENVIRONMENT
+import jax
+import jax.numpy as jnp
+from bottleneck.parallel.slices import all_slices, flags_of
+from bottleneck.training.compile_check import topology_devices
+
+def compiles(device, flags):
+    where = jax.sharding.SingleDeviceSharding(device)
+    shape = jax.ShapeDtypeStruct((256, 256), jnp.bfloat16, sharding=where)
+    jax.jit(lambda x: x @ x).lower(shape).compile(compiler_options=flags)
+
+# libtpu takes every host for one of four chips.
+rows = [row for row in all_slices() if (row.chip, row.chips_per_host) == ({chip!r}, 4)]
+for row in rows:
+    devices = topology_devices(f"{{row.chip}}:{{row.topology}}")
+    assert len({{device.process_index for device in devices}}) == row.hosts, row
+    assert len(devices) in (row.chips, 2 * row.chips), row
+compiles(devices[0], {{flag.name: flag.value for flag in flags_of({chip!r}, 2)}})
+try:
+    compiles(devices[0], {{"xla_tpu_no_such_flag": "true"}})
+except jax.errors.JaxRuntimeError:
+    print("flags are checked")
+"""
+    pytest.importorskip("libtpu")
+    command = [sys.executable, "-c", program]
+    result = subprocess.run(command, capture_output=True, text=True)
+    assert result.stdout == "flags are checked\n", result.stderr
+
+
 def test_a_shell_reads_a_row_without_the_dependencies_of_the_package():
     command = [sys.executable, "-I", "-S", "-c"]
     program = "import sys, runpy; sys.path.insert(0, sys.argv.pop(1)); "
