@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 
 from bottleneck.analysis.drawing import GREY, SMALL, WIDTH, NothingToShow, log2_ticks, save, styled
 from bottleneck.analysis.frozen_head_results import DOCUMENTS, RESULTS, load_results
-from bottleneck.analysis.rank_law import RankLaw, fit_rank_law
+from bottleneck.analysis.rank_law import LEAST_RANKS, RankLaw, fit_rank_law
 from bottleneck.analysis.runs import Run
 from bottleneck.errors import UserError
 
@@ -36,15 +36,15 @@ def laws(folder: Path) -> dict[str, RankLaw]:
         losses, tokens = arrays["losses"], arrays["tokens"]
     found = {}
     for start, cells in _by_start(record).items():
+        if len({cell["rank"] for cell in cells}) < LEAST_RANKS:
+            continue
         columns = [names.index(f"{start}/{cell['rank']}") for cell in cells]
-        law = fit_rank_law(
+        found[start] = fit_rank_law(
             np.array([cell["rank"] for cell in cells]),
             np.array([cell["loss"] for cell in cells]),
             losses[:, columns],
             tokens,
         )
-        if law is not None:
-            found[start] = law
     return found
 
 
@@ -80,15 +80,15 @@ def print_results(folder: Path) -> None:
 
 def sentence(law: RankLaw, width: int) -> str:
     """A law in words, with the ranks at which the gap to the full head passes some sizes."""
-    parts = {"limit": law.limit, "scale": law.scale, "exponent": law.exponent}
-    limit, scale, exponent = (
+    parts = {"floor": law.floor, "scale": law.scale, "exponent": law.exponent}
+    floor, scale, exponent = (
         f"{value:.3g}"
         + ("" if law.intervals is None else " [{:.3g}, {:.3g}]".format(*law.intervals[k]))
         for k, value in parts.items()
     )
     passed = ", ".join(f"{gap:g} nat below rank {law.rank_of_gap(gap, width):,.0f}" for gap in GAPS)
     return (
-        f"L(r) = L∞ + c·r^−p with L∞ = {limit}, c = {scale}, p = {exponent}, off by at most "
+        f"L(r) = L∞ + c·r^−p with L∞ = {floor}, c = {scale}, p = {exponent}, off by at most "
         f"{law.residual:.3f}; the gap passes {passed}"
     )
 
@@ -139,7 +139,7 @@ def _draw(panels: Any, record: dict[str, Any], fitted: dict[str, RankLaw]) -> No
         of_error.errorbar(w_error, losses, errors, **style)
         if start in fitted:
             grid = np.geomspace(ranks.min(), width, 100)
-            of_rank.plot(grid, fitted[start].loss(grid), color=colour, lw=1)
+            of_rank.plot(grid, fitted[start](grid), color=colour, lw=1)
         if cells[0]["start_loss"] is not None:
             starts = [cell["start_loss"] for cell in cells]
             of_rank.plot(

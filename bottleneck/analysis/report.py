@@ -9,15 +9,17 @@ from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from bottleneck.analysis import anatomy, figures, theory
+from bottleneck.analysis import anatomy, figures, sorting, theory
 from bottleneck.analysis.calibration import SLACK, calibration
 from bottleneck.analysis.drawing import NothingToShow
 from bottleneck.analysis.frozen_head_figures import frozen_heads
 from bottleneck.analysis.page import STYLE, listed, picture, table, text
+from bottleneck.analysis.rank_law_figure import rank_law
 from bottleneck.analysis.runs import Run
 from bottleneck.analysis.saturation_figure import saturation_figure
 from bottleneck.analysis.series_audit import left_out_steps
 from bottleneck.analysis.summary import MEASURES, count, summary_table
+from bottleneck.analysis.w_error import gap_by_w_error
 from bottleneck.sections import flatten
 
 _READ_OFF = (
@@ -66,6 +68,15 @@ EXHIBITS = (
         figures.loss_by_rank,
     ),
     Exhibit(
+        "rank_law",
+        "A law of the loss against the rank of the head",
+        "Left: final held-out losses of runs that differ in the rank of their heads alone, one "
+        "colour a width, and L∞ + c·R^−p fitted to them by least squares. Right: the same less "
+        "L∞, where the law is a straight line of slope −p. Points that bend away from it say that "
+        "the law does not hold there.",
+        rank_law,
+    ),
+    Exhibit(
         "calibration",
         "Calibration: measured losses on a language whose rank is known",
         "Final held-out losses (dots, bars of one standard error) beside what needs no training to "
@@ -83,6 +94,15 @@ EXHIBITS = (
         "states (right). Bars are one standard error; a hollow triangle is an upper limit, two "
         "standard errors up, where the gap cannot be told from zero.",
         figures.gap_by_rank,
+    ),
+    Exhibit(
+        "gap_by_w_error",
+        "Gap against W-error",
+        "Every truncation of every head at its last probe: what it costs against the share of the "
+        "head's norm that it cuts off, √(Σσᵢ² beyond r / Σσᵢ²). On one line, the norm cut off says "
+        "all; where the curves part, the heads differ in what those directions were for. Gaps "
+        "within two standard errors of zero are left out.",
+        gap_by_w_error,
     ),
     Exhibit(
         "theory",
@@ -189,7 +209,8 @@ def write_report(runs: Sequence[Run], folder: Path, *, with_paper: bool = False)
     page.write_text(
         _PAGE.format(
             title=text(_title(runs)),
-            style=STYLE,
+            style=STYLE + sorting.STYLE,
+            script=sorting.SCRIPT,
             opening=_opening(runs),
             summary=_summary(runs),
             figures="\n".join(shown + left_out),
@@ -314,6 +335,7 @@ _PAGE = """<!doctype html>
 <section><h2>Where the numbers come from</h2>{origin}</section>
 <section><h2>What each number means</h2>{definitions}</section>
 <section><details><summary>Config that all runs share</summary>{config}</details></section>
+<script>{script}</script>
 </body>
 </html>
 """

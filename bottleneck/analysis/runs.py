@@ -20,6 +20,7 @@ import polars.selectors as cs
 
 from bottleneck.config import Config, parse
 from bottleneck.errors import UserError
+from bottleneck.sections import flatten
 from bottleneck.training.run_folder import CONFIG, METRICS, is_complete
 
 
@@ -211,6 +212,40 @@ def load_runs(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Run], list[
         ]
     runs.sort(key=lambda run: (run.config.model.d_model, run.head_rank, run.name))
     return runs, problems
+
+
+def load_sweep(root: str | os.PathLike[str]) -> pl.DataFrame:
+    """All that the runs in a folder measured: one row per run, split and step, in that order.
+
+    Columns: `run`; `is_complete`; `n_params`, `n_params_non_embedding`, `d_model`, `head_rank`; the
+    fields of the config in which the runs differ, by their dotted names, lists as text; then those
+    of `Run.metrics`, null where a run lacks one. Runs without metrics yet are left out. So
+
+        load_sweep(root).filter(pl.col("split") == "eval").group_by("run").last()
+
+    has the last held-out loss of each. Raises: `UserError` where no run can be read.
+    """
+    runs, _ = load_runs([root])
+    configs = [flatten(run.config) for run in runs]
+    differing = [key for key in configs[0] if len({config[key] for config in configs}) > 1]
+    parts = []
+    for run, config in zip(runs, configs, strict=True):
+        described = {
+            "run": run.name,
+            "is_complete": run.is_complete,
+            "n_params": run.n_params,
+            "n_params_non_embedding": run.n_params_non_embedding,
+            "d_model": run.config.model.d_model,
+            "head_rank": run.head_rank,
+            **{key: _scalar(config[key]) for key in differing},
+        }
+        columns = [pl.lit(value).alias(name) for name, value in described.items()]
+        parts.append(run.metrics.sort("split", "step").select(*columns, pl.all()))
+    return pl.concat(parts, how="diagonal_relaxed")
+
+
+def _scalar(value: Any) -> Any:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else value
 
 
 def _is_run(path: Path) -> bool:
