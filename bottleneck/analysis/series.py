@@ -134,6 +134,7 @@ def _measure(
     measured = measured_steps(workdir)
     left = [s for s in reversed(steps) if s not in measured or not audit.is_settled(s)]
     with (
+        _writing(workdir),
         contextlib.closing(MetricsWriter(workdir, start_step=None)) as writer,
         Progress(len(steps) - len(left), len(steps), "checkpoint", "reading") as progress,
     ):
@@ -154,8 +155,7 @@ def _measure(
                 continue
             with _deleted_afterwards(params):
                 found = prober.measure(params)
-            with _writing(workdir):
-                write_record(writer, workdir, step, step * config.tokens_per_step, found)
+            write_record(writer, workdir, step, step * config.tokens_per_step, found)
             progress.say(f"step {step:,}: {found.headline()}")
         progress.show(len(steps), "")
 

@@ -1,6 +1,8 @@
 """Which steps of a series are measured, kept, left out and refused; its models are not trained."""
 
+import errno
 import json
+import os
 import random
 import shutil
 
@@ -234,6 +236,27 @@ def test_a_step_that_cannot_be_read_is_a_line_and_stops_no_other(
     assert findings(workdir)[24]["weights"] is None
     assert series(model, workdir) == 0
     assert findings(workdir)[24]["same_as"] == 12
+
+
+def test_a_full_disk_is_one_line_and_what_was_measured_stays(
+    published, series, counted, tmp_path, monkeypatch
+):
+    workdir = tmp_path / "out"
+    save = np.savez
+
+    def has_room_for_two(*args, **kwargs):
+        if counted() > 2:
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        save(*args, **kwargs)
+
+    with monkeypatch.context() as patch:
+        patch.setattr("numpy.savez", has_room_for_two)
+        with pytest.raises(UserError, match=f"cannot write {workdir}: No space left on device"):
+            series(published, workdir)
+    assert load_run(workdir).probe_steps == [12, 16]
+    assert series(published, workdir) == 0
+    assert counted() == 3 + 3
+    assert load_run(workdir).probe_steps == list(STEPS)
 
 
 def test_an_audit_measures_nothing_and_needs_no_config(published, tmp_path, capsys):
