@@ -71,6 +71,17 @@ def test_steps_of_a_name_are_the_revisions_that_the_hub_lists(hub):
     }
 
 
+def test_a_step_of_a_name_lies_where_the_hubs_library_keeps_it(hub, tmp_path, monkeypatch):
+    hub(["main", "step5", "step10"])
+    monkeypatch.setattr("huggingface_hub.constants.HF_HUB_OFFLINE", True)
+    path = make_cache(tmp_path / "cache", [5])
+    (path / "snapshots" / "hash5" / "model.safetensors").write_bytes(b"")
+    found = releases("org/model")
+    assert found[5].folder() == path / "snapshots" / "hash5"
+    with pytest.raises(UserError, match="revision step10 of org/model is not on this machine"):
+        found[10].folder()
+
+
 @pytest.mark.parametrize(
     "error",
     [errors.HTTPError("no name"), errors.OfflineModeIsEnabled("offline")],
