@@ -68,5 +68,3 @@ def test_fit_compares_the_laws_where_ranks_differ(make_run, tmp_path, capsys):
     for form in ("chinchilla", "additive", "effective_width", "effective_data"):
         assert form in printed
     assert (tmp_path / "runs" / "law" / "law.json").is_file()
-    # The folder of the law is no run, so the same command works again.
-    assert main([str(tmp_path / "runs"), fixed, "--bootstrap=0", "--form=chinchilla"]) == 0

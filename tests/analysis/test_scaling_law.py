@@ -80,7 +80,7 @@ def test_no_start_of_scipy_ends_below_the_fit(points, law):
     # 64 × 1e-3 × log T = 2, make of it.
     assert np.abs(gradient).max() < 1e-7
     limits = {"ftol": 0, "gtol": 1e-13, "maxiter": 5000, "maxfun": 20000}
-    for start in [theta, *CHINCHILLA.starts(CHINCHILLA.constants)[::900]]:
+    for start in [theta, *CHINCHILLA.starts(CHINCHILLA.constants)[::1500]]:
         ended = minimize(objective, start, jac=True, method="L-BFGS-B", options=limits)
         assert ended.fun > law.objective * (1 - 1e-10)
 
@@ -125,10 +125,10 @@ def test_one_wild_point_moves_the_huber_fit_less_than_least_squares(points, law)
 
 
 def test_a_point_counted_twice_is_the_point_given_twice(points, law):
-    twice = np.concatenate([np.arange(64), np.arange(20)])
-    weights = np.bincount(twice, minlength=64)[None]
+    chosen = np.concatenate([np.arange(48), np.arange(16)])
+    weights = np.bincount(chosen, minlength=64)[None]
     constants = refit(law, points, weights)
-    repeated = fit(points.n_params[twice], points.n_tokens[twice], points.loss[twice])
+    repeated = fit(points.n_params[chosen], points.n_tokens[chosen], points.loss[chosen])
     found = {name: values[0] for name, values in constants.items()}
     assert found == pytest.approx(repeated.constants, rel=1e-6)
 
@@ -201,7 +201,7 @@ def test_design_and_starts_agree_on_the_order_of_the_constants():
 def coverage(n_repetitions: int, n_resamples: int, n_points: int) -> dict[str, int]:
     """In how many repetitions the 95 % interval of each constant holds the true one.
 
-    The grid is walked in the first three, where it must lead to the minimum near the true
+    The grid is walked in the first one, where it must lead to the minimum near the true
     constants; the others start from those.
     """
     true = ScalingLaw(**TRUE, minima=np.array([as_theta(TRUE)]))
@@ -210,7 +210,7 @@ def coverage(n_repetitions: int, n_resamples: int, n_points: int) -> dict[str, i
         noisy = chinchilla_like(n=n_points, seed=100 + seed)
         found = {k: float(v[0]) for k, v in refit(true, noisy, np.ones((1, n_points))).items()}
         law = ScalingLaw(**found, minima=np.array([as_theta(found)]))
-        if seed < 3:
+        if seed == 0:
             law = fit(noisy.n_params, noisy.n_tokens, noisy.loss)
             assert law.constants == pytest.approx(found, rel=1e-5)
         resampled = bootstrap(law, noisy, n_resamples, seed)
