@@ -108,7 +108,7 @@ def isoflop(points: Points, flops: np.ndarray) -> IsoFlop:
         covariance = variance * np.linalg.inv(design.T @ design)
         slope = np.array([b / (2 * a**2), -1 / (2 * a), 0.0])  # of the minimum by (a, b, c)
         budget = np.exp(np.log(flops[chosen]).mean())
-        per_token = FlopsPerToken.of_points(_take(points, chosen), flops[chosen])
+        per_token = FlopsPerToken.of_points(points.take(chosen), flops[chosen])
         tokens = budget / (per_token.factor * np.exp(per_token.exponent * log_best))
         error = np.sqrt(slope @ covariance @ slope)
         found.append([budget, np.exp(log_best), error, tokens, np.exp(c - b**2 / (4 * a))])
@@ -127,10 +127,6 @@ def _budgets(flops: np.ndarray) -> list[np.ndarray]:
     order = np.argsort(flops, kind="stable")
     gaps = np.flatnonzero(np.diff(np.log(flops[order])) > _SAME_BUDGET)
     return np.split(order, gaps + 1)
-
-
-def _take(points: Points, chosen: np.ndarray) -> Points:
-    return Points(points.n_params[chosen], points.n_tokens[chosen], points.loss[chosen])
 
 
 def _power(log_x: np.ndarray, log_y: np.ndarray) -> tuple[float, float]:

@@ -23,17 +23,29 @@ from bottleneck.model.accounting import count_parameters
 
 N_CONVENTIONS = ("total", "non_embedding")
 FLOP_CONVENTIONS = ("total", "with_head", "without_head")
+Row = tuple[float, float, float, int, int]  # N, T, L, R, D
+
 _COLUMNS = ("n_params", "n_tokens", "loss", "rank", "width", "flops")
 
 
 @dataclass(frozen=True)
 class Measured:
-    """Points with their budgets C, float64 [n], and names; `note` says how N and C are counted."""
+    """Points with their budgets C, float64 [n], and names; `note` says how N and C are counted.
+
+    best: the same runs where their losses were least; None for a table.
+    """
 
     points: Points
     flops: np.ndarray
     names: tuple[str, ...]
     note: str
+    best: Points | None = None
+
+    def take(self, chosen: np.ndarray) -> Measured:
+        """Those of the points, by a mask."""
+        names = tuple(name for name, is_kept in zip(self.names, chosen, strict=True) if is_kept)
+        best = None if self.best is None else self.best.take(chosen)
+        return Measured(self.points.take(chosen), self.flops[chosen], names, self.note, best)
 
 
 def from_runs(
@@ -43,7 +55,9 @@ def from_runs(
 
     Raises: `UserError` where no run is finished, or where they were not measured on the same text.
     """
-    rows, names = [], []
+    final: list[Row] = []
+    best: list[Row] = []
+    flops, names = [], []
     finished = [run for run in runs if run.is_complete and len(run.series("eval", "loss")[0])]
     if not finished:
         raise UserError("no run is finished, so there is no final loss to fit a law to")
@@ -61,12 +75,17 @@ def from_runs(
             "without_head": count.layers,
         }[flop_convention]
         n_params = count.total if n_convention == "total" else count.non_embedding
-        rows.append((n_params, tokens[-1], losses[-1], run.head_rank, model.d_model, per_token))
+        least = int(np.argmin(losses))
+        for end, points in ((-1, final), (least, best)):
+            points.append((n_params, tokens[end], losses[end], run.head_rank, model.d_model))
+        flops.append(6 * per_token * tokens[-1])
         names.append(run.name)
-    *columns, per_token_n = (np.array(column, np.float64) for column in zip(*rows, strict=True))
-    points = Points(*columns)
     note = f"N: {n_convention} parameters; C: 6 × {flop_convention} parameters × T"
-    return Measured(points, 6 * per_token_n * points.n_tokens, tuple(names), note)
+    return Measured(_points(final), np.array(flops), tuple(names), note, _points(best))
+
+
+def _points(rows: list[Row]) -> Points:
+    return Points(*(np.array(column, np.float64) for column in zip(*rows, strict=True)))
 
 
 def from_table(path: Path, columns: Mapping[str, str] | None = None) -> Measured:

@@ -86,7 +86,7 @@ def _sections(evals: Evals | None, runs: Sequence[Run]) -> Iterator[Section]:
         "four small models are 8 % too high on average, their best ones about 4 %. N is all "
         "parameters; compute is 6·N·T.",
         found.law_found(law),
-        ["python -m bottleneck fit --table points.csv --fixed B=410.7,beta=0.28,E=1.69"],
+        ["python -m bottleneck fit runs/pythia-* --fixed=B=410.7,beta=0.28,E=1.69 --fit_from=4e8"],
         lambda: paper_figures.figure_1b_drawn(law),
     )
     yield Section(

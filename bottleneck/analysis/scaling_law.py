@@ -57,6 +57,16 @@ class Points:
     def __len__(self) -> int:
         return len(self.loss)
 
+    def take(self, chosen: np.ndarray) -> Points:
+        """Those of the points, by a mask or by indices."""
+        return Points(
+            self.n_params[chosen],
+            self.n_tokens[chosen],
+            self.loss[chosen],
+            None if self.rank is None else self.rank[chosen],
+            None if self.width is None else self.width[chosen],
+        )
+
     def log_quantities(self) -> dict[str, np.ndarray]:
         return log_quantities(self.n_params, self.n_tokens, self.rank, self.width)
 

@@ -37,6 +37,13 @@ def main(argv: list[str]) -> int:
         help="the one law to fit (default: compare them where ranks differ)",
     )
     parser.add_argument(
+        "--fit_from",
+        type=float,
+        default=0.0,
+        metavar="N",
+        help="fit to models of at least so many parameters, and hold the smaller against the law",
+    )
+    parser.add_argument(
         "--bootstrap", type=int, default=1000, metavar="N", help="resamples, 0 for none (1000)"
     )
     parser.add_argument(
@@ -69,7 +76,8 @@ def main(argv: list[str]) -> int:
     from bottleneck.analysis.drawing import save
     from bottleneck.analysis.law_figure import law_figure
     from bottleneck.analysis.law_forms import FORMS
-    from bottleneck.analysis.law_study import as_json, show, study
+    from bottleneck.analysis.law_report import as_json, show
+    from bottleneck.analysis.law_study import study
     from bottleneck.analysis.runs import load_runs
 
     if flags.table is not None:
@@ -81,7 +89,7 @@ def main(argv: list[str]) -> int:
         beside = Path(os.path.commonpath([path.expanduser().resolve() for path in flags.workdir]))
     numbers = {name: _number(name, value) for name, value in fixed.items()}
     form = FORMS[flags.form] if flags.form else None
-    result = study(measured, numbers, form, flags.bootstrap)
+    result = study(measured, numbers, form, flags.bootstrap, flags.fit_from)
     folder = flags.output or beside / "law"
     folder.mkdir(parents=True, exist_ok=True)
     said = json.dumps(as_json(result), indent=2, ensure_ascii=False)

@@ -28,6 +28,9 @@ def test_each_finished_run_is_a_point_of_its_last_held_out_loss(runs):
     np.testing.assert_array_equal(points.n_tokens, [400 * 32 * 256] * 2)
     losses = [run.split("eval")["loss"][-1] for run in runs if run.is_complete]
     np.testing.assert_array_equal(points.loss, losses)
+    least = [min(run.split("eval")["loss"]) for run in runs if run.is_complete]
+    np.testing.assert_array_equal(measured.best.loss, least)
+    assert np.all(measured.best.n_tokens <= points.n_tokens)
 
 
 def test_conventions_count_embedding_and_head_or_do_not(runs):

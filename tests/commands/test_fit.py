@@ -31,10 +31,25 @@ def test_fit_writes_the_law_and_a_figure_beside_the_table(table, capsys):
     low, high = law["constants"]["alpha"]["interval_95"]
     assert low < law["constants"]["alpha"]["value"] < high
     assert law["constants"]["B"] == {"value": 410.7, "interval_95": None, "is_fixed": True}
-    assert law["n_resamples"] == 50 and len(law["relative_gap"]) == 8
+    assert law["n_resamples"] == 50 and len(law["points"]) == law["n_points"] == 8
     assert (table.parent / "law" / "law.png").read_bytes().startswith(b"\x89PNG")
     printed = capsys.readouterr().out
     assert "alpha" in printed and "given" in printed and "law.json" in printed
+
+
+def test_smaller_models_are_held_against_the_law_of_the_larger(table, capsys):
+    lines = table.read_text().splitlines()
+    name, loss, tokens = lines[1].split(",")
+    lines[1] = f"{name},{1.08 * float(loss)},{tokens}"
+    table.write_text("\n".join(lines) + "\n")
+    fixed = "--fixed=B=410.7,beta=0.28,E=1.69"
+    main([f"--table={table}", fixed, "--bootstrap=0", "--fit_from=1.5e8"])
+    law = json.loads((table.parent / "law" / "law.json").read_text())
+    assert law["n_points"] == 7 and [p["is_fitted"] for p in law["points"]] == [False] + [True] * 7
+    assert law["points"][0]["relative_gap"] == pytest.approx(0.08, abs=0.003)
+    assert f"{law['points'][0]['relative_gap']:+.2%}" in capsys.readouterr().out
+    with pytest.raises(UserError, match=r"no point has 100 T parameters; the largest has 10\.0 G"):
+        main([f"--table={table}", "--fit_from=1e14"])
 
 
 def test_tables_of_other_kinds_and_names_hold_the_same_points(table, tmp_path):
