@@ -16,10 +16,18 @@ from matplotlib.figure import Figure
 from bottleneck.analysis import paper_figures, paper_values
 from bottleneck.analysis import paper_findings as found
 from bottleneck.analysis.page import STYLE, picture, table, text
+from bottleneck.analysis.paper_curves import SPECTRA, digitised
 from bottleneck.analysis.paper_findings import Evals
-from bottleneck.analysis.paper_values import FITTED, HOFFMANN, digitised
+from bottleneck.analysis.paper_values import FITTED, HOFFMANN
 from bottleneck.analysis.runs import Run
 from bottleneck.analysis.scaling_law import fit
+
+_PILE = "--config.data.paths=~/pile/*.jsonl.zst"
+_SERIES = (
+    "python -m bottleneck series EleutherAI/pythia-160m --workdir=runs/pythia-160m "
+    f"--config=configs/pythia.py:160m {_PILE} --config.data.tokenizer=None "
+    "--config.probe.tokens=51200 --config.train.accumulation_steps=256"
+)
 
 
 @dataclass(frozen=True)
@@ -68,14 +76,13 @@ def write_paper(folder: Path, evals: Evals | None = None, runs: Sequence[Run] = 
 def _sections(evals: Evals | None, runs: Sequence[Run]) -> Iterator[Section]:
     points = paper_values.final_points(FITTED)
     law = fit(points.n_params, points.n_tokens, points.loss, HOFFMANN)
-    series = "python -m bottleneck series EleutherAI/pythia-160m --workdir=runs/pythia-160m"
     yield Section(
         "figure-1a",
         "Figure 1a: the loss of small models rises again",
         "Cross-entropy on 50,000 tokens of the Pile every 5,000 steps of five Pythia models. The "
         "text has models up to 410M saturate; the curve of 410M falls to its end.",
         [*found.saturation_found(runs), *found.evals_found(evals)],
-        [series, "python -m bottleneck paper --series runs/pythia-160m"],
+        [_SERIES, "python -m bottleneck paper --series runs/pythia-160m"],
         lambda: paper_figures.figure_1a_drawn(runs),
     )
     yield Section(
@@ -113,8 +120,10 @@ def _sections(evals: Evals | None, runs: Sequence[Run]) -> Iterator[Section]:
             )
         ],
         [
-            "python -m bottleneck features openai-community/gpt2 --output=features/gpt2",
-            "python -m bottleneck analyze runs/pythia-160m",
+            f"python -m bottleneck features --transformers openai-community/gpt2 {_PILE} "
+            "--config=configs/gpt2.py:small --output=features/gpt2",
+            _SERIES,
+            "python -m bottleneck analyze runs/pythia-160m --paper",
         ],
     )
     yield Section(
@@ -123,7 +132,7 @@ def _sections(evals: Evals | None, runs: Sequence[Run]) -> Iterator[Section]:
         "WikiText perplexity by word of the Harness, every 1,000 steps, coloured by the anisotropy "
         "of the last layer, which rises where perplexity does.",
         found.figure_3_found(),
-        [series, "python -m bottleneck evaluate runs/pythia-160m --tasks=wikitext"],
+        [_SERIES, "python -m bottleneck evaluate runs/pythia-160m --tasks=wikitext"],
         lambda: paper_figures.figure_3_drawn(runs),
     )
     yield Section(
@@ -135,11 +144,12 @@ def _sections(evals: Evals | None, runs: Sequence[Run]) -> Iterator[Section]:
                 ["model", "step", "i = 1", "2", "10", "50", "100"],
                 [
                     [model, f"{step:,}", *(f"{ratio:.3f}" for ratio in ratios)]
-                    for model, step, ratios in paper_values.FIGURE_4
+                    for model, spectra in SPECTRA.items()
+                    for step, ratios in spectra.items()
                 ],
             )
         ],
-        [series, "python -m bottleneck analyze runs/pythia-160m"],
+        [_SERIES, "python -m bottleneck analyze runs/pythia-160m --paper"],
     )
     yield Section(
         "figure-5",
@@ -148,7 +158,7 @@ def _sections(evals: Evals | None, runs: Sequence[Run]) -> Iterator[Section]:
         "they would be a fourth to an eighth of that. It cannot exceed ln D (dotted), so widths "
         "are not to be compared as they stand.",
         found.onsets_found(),
-        [series, "python -m bottleneck analyze runs/pythia-160m"],
+        [_SERIES, "python -m bottleneck analyze runs/pythia-160m --paper"],
         lambda: paper_figures.figure_5_drawn(runs),
     )
     yield Section(
@@ -158,8 +168,9 @@ def _sections(evals: Evals | None, runs: Sequence[Run]) -> Iterator[Section]:
         "loss rise below a rank of 1000 (dotted).",
         found.rank_found(),
         [
-            "python -m bottleneck features EleutherAI/pythia-410m --output=features/410m",
-            "python -m bottleneck frozen_heads features/410m --output=heads/410m",
+            f"python -m bottleneck features --transformers EleutherAI/pythia-410m {_PILE} "
+            "--config=configs/pythia.py:410m --output=features/410m",
+            "python -m bottleneck frozen_heads features/410m",
         ],
         paper_figures.figure_6_drawn,
     )
@@ -197,7 +208,11 @@ def _sections(evals: Evals | None, runs: Sequence[Run]) -> Iterator[Section]:
         "The heads of figure 6 for Pythia-1B, against what their rank leaves out of the head that "
         "the model was released with. The text sees the loss rise from a W-error of 0.6 on.",
         [found.flat_found()],
-        ["python -m bottleneck frozen_heads features/1b --output=heads/1b"],
+        [
+            f"python -m bottleneck features --transformers EleutherAI/pythia-1b {_PILE} "
+            "--config=configs/pythia.py:1b --output=features/1b",
+            "python -m bottleneck frozen_heads features/1b",
+        ],
         paper_figures.figure_8_drawn,
     )
     yield Section(
@@ -210,7 +225,7 @@ def _sections(evals: Evals | None, runs: Sequence[Run]) -> Iterator[Section]:
                 found.by_rank(digitised()["fig9_peak_lr"]),
             )
         ],
-        ["python -m bottleneck frozen_heads features/410m --output=heads/410m"],
+        ["python -m bottleneck frozen_heads features/410m"],
     )
 
 

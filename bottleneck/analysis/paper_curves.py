@@ -35,7 +35,7 @@ _BAND = {"lw": 6, "alpha": 0.22, "solid_capstyle": "butt", "zorder": 1}
 
 # Figure 4: σᵢ/σ₀ at these i, by model and step.
 _INDICES = (1, 2, 10, 50, 100)
-_SPECTRA = {
+SPECTRA = {
     "14M": {40_000: (0.65, 0.46, 0.34, 0.26, 0.21), 143_000: (0.043, 0.031, 0.019, 0.011, 0.011)},
     "31M": {66_000: (0.60, 0.49, 0.38, 0.29, 0.26), 143_000: (0.035, 0.025, 0.015, 0.010, 0.010)},
     "70M": {68_000: (0.56, 0.48, 0.36, 0.27, 0.25), 143_000: (0.055, 0.043, 0.028, 0.019, 0.017)},
@@ -50,7 +50,7 @@ def curve(quantity: Quantity, d_model: int) -> tuple[np.ndarray, np.ndarray]:
     The loss is in nats per token of 50,000 tokens of the Pile (figure 1a); the singular entropy in
     nats (figure 5); the anisotropy is that of the last layer (figure 3).
     """
-    name, read = MODELS.get(d_model), _digitised()
+    name, read = MODELS.get(d_model), digitised()
     if name is None:
         return np.empty(0), np.empty(0)
     if quantity == "loss":
@@ -95,7 +95,7 @@ def lay_under(
 def lay_over(panel: Axes, run: Run, mesh: QuadMesh) -> None:
     """Draws the paper's σᵢ/σ₀ as dots on a heat map of them, in its colours."""
     limits = panel.get_xlim(), panel.get_ylim()
-    spectra = _SPECTRA.get(MODELS.get(run.config.model.d_model, ""), {})
+    spectra = SPECTRA.get(MODELS.get(run.config.model.d_model, ""), {})
     for step, ratios in spectra.items():
         if step <= run.probe_steps[-1]:
             panel.scatter(
@@ -110,6 +110,6 @@ def lay_over(panel: Axes, run: Run, mesh: QuadMesh) -> None:
 
 
 @functools.cache
-def _digitised() -> dict[str, Any]:
+def digitised() -> dict[str, Any]:
     file = importlib.resources.files("bottleneck.analysis") / "digitised.json"
     return json.loads(file.read_text(encoding="utf-8"))

@@ -7,13 +7,11 @@ from __future__ import annotations
 
 import math
 from collections.abc import Sequence
-from typing import NamedTuple
 
 import numpy as np
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import EngFormatter
-from scipy.optimize import curve_fit
 
 from bottleneck.analysis.drawing import (
     DISTINCT,
@@ -25,15 +23,17 @@ from bottleneck.analysis.drawing import (
     log10_ticks,
     styled,
 )
+from bottleneck.analysis.paper_curves import digitised
 from bottleneck.analysis.paper_values import (
     FITTED,
+    LAST_STEP,
     LAW,
     SMALL,
     best_points,
-    digitised,
     figure_1a,
     final_points,
 )
+from bottleneck.analysis.rank_law import fit_rank_law
 from bottleneck.analysis.runs import Run
 from bottleneck.analysis.saturation import late_part
 from bottleneck.analysis.scaling_law import ScalingLaw
@@ -42,28 +42,6 @@ from bottleneck.model.family import PYTHIA
 Curve = tuple[str, np.ndarray, np.ndarray]  # a name, steps, values
 
 _OWN = "#000000"  # runs of the reader's own are black, dashed
-
-
-class RankPower(NamedTuple):
-    """L = floor + scale·r^−power, and the most that a point is off, nats per token."""
-
-    floor: float
-    scale: float
-    power: float
-    worst: float
-
-
-def rank_power(ranks: np.ndarray, losses: np.ndarray) -> RankPower:
-    """The least-squares power law of a loss over the rank of its head."""
-    ranks, losses = np.asarray(ranks, float), np.asarray(losses, float)
-
-    def law(r: np.ndarray, floor: float, scale: float, power: float) -> np.ndarray:
-        return floor + scale * r**-power
-
-    start = (losses.min() - 0.1, 8.0, 0.6)
-    (floor, scale, power), _ = curve_fit(law, ranks, losses, start, maxfev=20_000)
-    worst = np.abs(law(ranks, floor, scale, power) - losses).max()
-    return RankPower(float(floor), float(scale), float(power), float(worst))
 
 
 @styled
@@ -161,11 +139,9 @@ def figure_6_drawn() -> Figure:
     panels = figure.subplots(1, 2)
     for index, (name, curve) in enumerate(digitised()["fig6_loss"].items()):
         ranks, losses = np.array([int(r) for r in curve]), np.array(list(curve.values()))
-        fitted, colour = rank_power(ranks, losses), DISTINCT[index]
+        colour = DISTINCT[index]
         dense = np.geomspace(ranks[0], ranks[-1], 100)
-        panels[0].plot(
-            dense, fitted.floor + fitted.scale * dense**-fitted.power, color=colour, lw=1
-        )
+        panels[0].plot(dense, fit_rank_law(ranks, losses)(dense), color=colour, lw=1)
         panels[0].plot(ranks, losses, ls="", marker="o", color=colour, label=name)
         gaps = losses[:-1] - losses[-1]
         panels[1].plot(ranks[:-1], gaps, marker="o", color=colour, label=name)
@@ -218,8 +194,15 @@ def figure_8_drawn() -> Figure:
 
 
 def _own(run: Run, split: str, column: str) -> Curve:
+    """A run's own curve, without what training begins with; empty where its steps are too few.
+
+    Beside 143,000 steps a run of less than a tenth of them is a vertical stroke.
+    """
     steps, values = run.series(split, "step", column)
-    return run.name, steps, values
+    if not len(steps) or steps[-1] < LAST_STEP / 10:
+        return run.name, np.empty(0), np.empty(0)
+    late = late_part(steps)
+    return run.name, steps[late], values[late]
 
 
 def _one_panel() -> tuple[Figure, Axes]:

@@ -11,9 +11,10 @@ from collections.abc import Iterator, Mapping, Sequence
 
 import numpy as np
 
-from bottleneck.analysis import paper_figures, paper_values, published_evals
+from bottleneck.analysis import paper_values, published_evals
 from bottleneck.analysis.onset import onset
 from bottleneck.analysis.page import table
+from bottleneck.analysis.paper_curves import digitised
 from bottleneck.analysis.paper_values import (
     DIGITISED_STEP,
     FITTED,
@@ -22,9 +23,9 @@ from bottleneck.analysis.paper_values import (
     LAW,
     SMALL,
     TABLE_1,
-    digitised,
 )
 from bottleneck.analysis.published_evals import LOSSES, Row
+from bottleneck.analysis.rank_law import fit_rank_law
 from bottleneck.analysis.runs import Run
 from bottleneck.analysis.saturation import (
     FALSE_POSITIVES,
@@ -193,12 +194,12 @@ def rank_found() -> list[str]:
     rows = []
     for model, curve in digitised()["fig6_loss"].items():
         ranks = np.array([int(r) for r in curve])
-        found = paper_figures.rank_power(ranks, np.array(list(curve.values())))
+        found = fit_rank_law(ranks, np.array(list(curve.values())))
         full = curve[str(ranks[-1])]
         at_1000 = curve.get("1024", math.nan) - full
         rows.append(
             [
-                *(model, f"{found.floor:.2f}", f"{found.power:.3f}", f"{found.worst:.3f}"),
+                *(model, f"{found.floor:.2f}", f"{found.exponent:.3f}", f"{found.residual:.3f}"),
                 *(f"{curve['512'] - full:+.3f}", f"{at_1000:+.3f}"),
             ]
         )

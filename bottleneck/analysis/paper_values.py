@@ -6,20 +6,15 @@ those pictures, good to about half a percent of an axis. N: total parameters; T:
 
 from __future__ import annotations
 
-import functools
-import importlib.resources
-import json
-from typing import Any
-
 import numpy as np
 
+from bottleneck.analysis.paper_curves import TOKENS_PER_STEP, digitised
 from bottleneck.analysis.saturation import LossSeries
 from bottleneck.analysis.scaling_law import Points, ScalingLaw
 from bottleneck.config import ModelConfig
 from bottleneck.model.accounting import count_parameters
 from bottleneck.model.family import PYTHIA, pythia
 
-TOKENS_PER_STEP = 1024 * 2048  # of every Pythia model (Biderman et al. 2023)
 LAST_STEP = 143_000
 DIGITISED_STEP = 140_000  # the last one in figure 1a, and that of the FLOPs of figure 1b
 
@@ -57,26 +52,6 @@ FIGURE_2 = {
     "Gemma 2B": 0.57,
     "Gemma 7B": 0.05,
 }
-
-# Figure 4: σᵢ/σ₀ at i = 1, 2, 10, 50, 100, where the spectrum is flattest and at the end.
-FIGURE_4 = (
-    ("14M", 40_000, (0.65, 0.46, 0.34, 0.26, 0.21)),
-    ("14M", 143_000, (0.043, 0.031, 0.019, 0.011, 0.011)),
-    ("31M", 66_000, (0.60, 0.49, 0.38, 0.29, 0.26)),
-    ("31M", 143_000, (0.035, 0.025, 0.015, 0.010, 0.010)),
-    ("70M", 68_000, (0.56, 0.48, 0.36, 0.27, 0.25)),
-    ("70M", 143_000, (0.055, 0.043, 0.028, 0.019, 0.017)),
-    ("160M", 85_000, (0.56, 0.34, 0.24, 0.19, 0.17)),
-    ("160M", 143_000, (0.086, 0.050, 0.027, 0.016, 0.016)),
-    ("410M", 143_000, (0.18, 0.17, 0.13, 0.11, 0.10)),
-)
-
-
-@functools.cache
-def digitised() -> dict[str, Any]:
-    """All that was read off the figures; "note" says how."""
-    file = importlib.resources.files("bottleneck.analysis") / "digitised.json"
-    return json.loads(file.read_text(encoding="utf-8"))
 
 
 def n_params(name: str) -> int:

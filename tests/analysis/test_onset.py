@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 
 from bottleneck.analysis.onset import onset
-from bottleneck.analysis.paper_values import digitised
+from bottleneck.analysis.paper_curves import digitised
 
 STEPS = 5.0 * np.arange(3, 29)
 
