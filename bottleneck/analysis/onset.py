@@ -20,7 +20,7 @@ _SIGNIFICANCE = 0.01  # at which a broken line must beat a straight one
 
 @dataclass(frozen=True)
 class Onset:
-    """The step at which a rise begins, and the ends of its 95 % interval."""
+    """The step at which a rise begins, and the ends of its interval."""
 
     step: float
     low: float

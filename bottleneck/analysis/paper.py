@@ -22,10 +22,11 @@ from bottleneck.analysis.paper_values import FITTED, HOFFMANN
 from bottleneck.analysis.runs import Run
 from bottleneck.analysis.scaling_law import fit
 
-_PILE = "--config.data.paths=~/pile/*.jsonl.zst"
+_PILE = "--config.data.paths=~/pile/*.jsonl.zst --config.data.heldout_fraction=0.1"
 _SERIES = (
     "python -m bottleneck series EleutherAI/pythia-160m --workdir=runs/pythia-160m "
     f"--config=configs/pythia.py:160m {_PILE} --config.data.tokenizer=None "
+    "--config.model.compute_dtype=float32 "
     "--config.probe.tokens=51200 --config.train.accumulation_steps=256"
 )
 
@@ -236,7 +237,7 @@ _PAGE = """<!doctype html>
 <meta name="viewport" content="width=device-width, initial-scale=1">
 <title>Why do small language models underperform? Figure by figure</title>
 <style>{style}
-pre {{ background: #f4f4f4; padding: .6rem .8rem; overflow-x: auto; font-size: .82rem; }}
+pre {{ background: #f4f4f4; padding: .6rem .8rem; white-space: pre-wrap; font-size: .82rem; }}
 </style>
 </head>
 <body>

@@ -88,13 +88,13 @@ def _verdicts(judged: Sequence[tuple[LossSeries, Saturation]], unit: str) -> str
             [
                 *(series.name, f"{found.best_step:,}", f"{found.best_loss:.3f}"),
                 *(f"{found.final_loss:.3f}", f"{found.relative:.2%}"),
-                "–" if found.p_end is None else f"{found.p_end:.4f}",
+                _chance(found.p_end),
                 found.verdict or "too few checkpoints",
                 "–" if begins is None else _steps(begins.step, begins.low, begins.high),
             ]
         )
     headings = ["model", "best step", f"least {unit}", "at the end", "above", "p of the end"]
-    return table([*headings, "verdict", "rise begins (95 %)"], rows)
+    return table([*headings, "verdict", "rise begins (about 90 %)"], rows)
 
 
 def law_found(law: ScalingLaw) -> list[str]:
@@ -186,8 +186,8 @@ def onsets_found() -> list[str]:
             [model, f"{min(values):.2f}", f"{values[-1]:.2f}", f"{cap:.2f}"]
             + ["–" if o is None else _steps(o.step, o.low, o.high) for o in (entropy, loss)]
         )
-    headings = ["model", "least", "last", "ln D", "entropy begins to rise (95 %)"]
-    return [table([*headings, "loss begins to rise (95 %)"], rows)]
+    headings = ["model", "least", "last", "ln D", "entropy begins to rise (about 90 %)"]
+    return [table([*headings, "loss begins to rise (about 90 %)"], rows)]
 
 
 def rank_found() -> list[str]:
@@ -230,6 +230,13 @@ def by_rank(curves: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
     ]
 
 
-def _steps(best: float, low: float, high: float) -> str:
-    """A step with the ends of its interval, in hundreds: no change point is known to the step."""
-    return f"{round(best, -2):,.0f} ({round(low, -2):,.0f} to {round(high, -2):,.0f})"
+def _steps(*steps: float) -> str:
+    """A step with the ends of its interval, to three digits: no change point is known to more."""
+    best, low, high = (f"{float(f'{step:.3g}'):,.0f}" for step in steps)
+    return f"{best} ({low} to {high})"
+
+
+def _chance(p: float | None) -> str:
+    if p is None:
+        return "–"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"

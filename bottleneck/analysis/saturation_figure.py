@@ -111,7 +111,9 @@ def _draw_onsets(panel: Axes, rising: dict[str, dict[str, Onset]], look: dict[st
     for name, colour in _RISING.items():
         panel.plot([], [], color=colour, marker="o", ls="", label=name)
     panel.legend()
-    panel.set(title="where a rise begins (95 %)", xlabel="step", ylim=(len(rising) - 0.4, -0.6))
+    panel.set(
+        title="where a rise begins (about 90 %)", xlabel="step", ylim=(len(rising) - 0.4, -0.6)
+    )
     panel.set_yticks(range(len(rising)), labels=list(rising), size=SMALL)
     for label, name in zip(panel.get_yticklabels(), rising, strict=True):
         label.set_color(look[name].ink)

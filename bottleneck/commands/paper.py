@@ -28,7 +28,8 @@ def main(argv: list[str]) -> int:
         type=Path,
         default=[],
         metavar="RUN",
-        help="run folders to draw beside the paper's curves, imported or trained here",
+        help="run folders to judge, and to draw beside the paper's curves if they have a tenth "
+        "of its steps",
     )
     flags = parser.parse_args(argv)
 
