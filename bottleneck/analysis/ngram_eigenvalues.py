@@ -33,6 +33,7 @@ _RANDOM_COLUMNS = 32  # beside the axes, for what these are blind to
 _MOST_STEPS = 6
 _LEVELS = 2000  # values of μ tried
 _LANCZOS_STEPS = 40
+_ROUNDING = 1e-2  # of squared lengths, after which one more Cholesky makes up for it
 _NEGLIGIBLE = 1e-12  # over the trace: rounding alone
 
 
@@ -147,15 +148,33 @@ def _by_steps(gram: Gram, d: int, p: int, tolerance: float, start: Eigenvalues) 
     with progress("block power steps", _MOST_STEPS) as advance:
         image = gram.times(block)
         for step in range(1, _MOST_STEPS + 1):
-            # Columns of one length, which the orthogonalisation of a wide range of them needs.
-            image /= np.maximum(np.linalg.norm(image, axis=0), np.finfo(float).tiny)
-            block = scipy.linalg.qr(image, mode="economic", overwrite_a=True, check_finite=False)[0]
+            block = _orthonormal(image)
             image = gram.times(block)
             found = _better(found, _ritz(gram, block, image, step))
             advance(step)
             if _worst(found, d) <= tolerance:
                 break
     return found
+
+
+def _orthonormal(block: np.ndarray) -> np.ndarray:
+    """Orthonormal columns of the same span, in place of the block, which is in Fortran's order.
+
+    By Cholesky twice, which takes a fifth of the time of Householder's QR, and by QR where the
+    columns are too nearly dependent for that.
+    """
+    for _ in range(2):
+        block /= np.maximum(np.linalg.norm(block, axis=0), np.finfo(float).tiny)
+        products = block.T @ block
+        try:
+            factor = scipy.linalg.cholesky(products, overwrite_a=True, check_finite=False)
+        except scipy.linalg.LinAlgError:
+            return np.asarray(scipy.linalg.qr(block, mode="economic", check_finite=False)[0])
+        block = scipy.linalg.blas.dtrsm(1.0, factor, block, side=1, overwrite_b=True)
+    # The second factor is that of columns which the first has made orthonormal but for rounding.
+    if np.max(np.abs(np.diag(factor) - 1)) > _ROUNDING:
+        return np.asarray(scipy.linalg.qr(block, mode="economic", check_finite=False)[0])
+    return np.asarray(block)
 
 
 def _ritz(gram: Gram, block: np.ndarray, image: np.ndarray, step: int) -> Eigenvalues:

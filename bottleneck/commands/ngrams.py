@@ -84,9 +84,9 @@ def _parser() -> argparse.ArgumentParser:
         "python -m bottleneck ngrams", description=__doc__, allow_abbrev=False
     )
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="its folder")
-    text = parser.add_argument_group("another text than a config's")
+    text = parser.add_argument_group("instead of --config")
     text.add_argument("--tokens", type=Path, metavar="FILE.npy", help="ids, one-dimensional")
-    text.add_argument("--end_of_text", type=_positive, metavar="ID", help="ends its documents")
+    text.add_argument("--end_of_text", type=_not_negative, metavar="ID", help="ends its documents")
 
     table = parser.add_argument_group("what is counted")
     table.add_argument("--n", type=_numbers, default=[5], metavar="N,…", help="2 to 7 (5)")
@@ -95,14 +95,21 @@ def _parser() -> argparse.ArgumentParser:
     rows.add_argument(
         "--contexts", type=_numbers, metavar="C,…", help="draw so many contexts (all)"
     )
-    rows.add_argument("--min_count", type=int, default=1, help="leave out rarer contexts (1)")
+    rows.add_argument(
+        "--min_count", type=int, metavar="N", default=1, help="leave out rarer contexts (1)"
+    )
     rows.add_argument(
         "--weighting",
         choices=("equal", "frequency"),
         default="equal",
         help="weight rows equally, or by the square root of how often the context occurs (equal)",
     )
-    rows.add_argument("--space", choices=("probability", "log", "pmi"), default="probability")
+    rows.add_argument(
+        "--space",
+        choices=("probability", "log", "pmi"),
+        default="probability",
+        help="an entry is a probability, its logarithm, or its positive PMI (probability)",
+    )
     rows.add_argument(
         "--smoothing", type=float, metavar="α", help="pseudo-counts in all (0; 1 in the log space)"
     )
@@ -111,18 +118,24 @@ def _parser() -> argparse.ArgumentParser:
     )
     cost = parser.add_argument_group("what it costs")
     cost.add_argument(
-        "--dimensions", type=_positive, default=4000, help="W-error to 1e-3 up to here (4000)"
+        "--dimensions",
+        type=_not_negative,
+        metavar="D",
+        default=4000,
+        help="W-error to 1e-3 up to here (4000)",
     )
     cost.add_argument("--memory", type=float, default=4.0, metavar="GB", help="in all (4)")
     cost.add_argument(
         "--exact", action="store_true", help="find all eigenvalues, whatever time it takes"
     )
-    parser.add_argument("--seed", type=int, default=0, help="of the draws (0)")
+    parser.add_argument(
+        "--seed", type=_not_negative, metavar="N", default=0, help="of the draws (0)"
+    )
     parser.add_argument("--paper", action="store_true", help="draw the paper's curves as well")
     return parser
 
 
-def _positive(text: str) -> int:
+def _not_negative(text: str) -> int:
     value = int(text)
     if value < 0:
         raise argparse.ArgumentTypeError(f"{text} is below 0")

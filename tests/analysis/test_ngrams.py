@@ -315,3 +315,13 @@ def test_dimensions_is_where_w_error_falls_to_a_level():
 
 def test_w_error_of_a_diagonal_matrix():
     np.testing.assert_allclose(w_error_of(np.array([1.0, 0, 4, 11])), [1, np.sqrt(5 / 16), 0.25, 0])
+
+
+@pytest.mark.parametrize("decades", [0, 4, 7, 9, 15])
+def test_orthonormal_columns_keep_the_span_however_nearly_dependent_they_are(decades):
+    rng = np.random.default_rng(0)
+    left, right = (np.linalg.qr(rng.standard_normal((size, 30)))[0] for size in (90, 30))
+    block = np.asfortranarray((left * np.logspace(0, -decades, 30)) @ right)
+    found = ngram_eigenvalues._orthonormal(block.copy(order="F"))
+    np.testing.assert_allclose(found.T @ found, np.eye(30), atol=1e-13)
+    np.testing.assert_allclose(found @ (found.T @ block), block, atol=1e-13)
