@@ -25,7 +25,7 @@ setup() {
     # The image's own Python may be too old; uv brings one.
     run python3 -m pip install --quiet --user uv
     run "$HOME/.local/bin/uv" venv --quiet --allow-existing --python 3.12 .venv
-    run "$HOME/.local/bin/uv" pip install --quiet --python .venv/bin/python --editable '.[tpu]'
+    run "$HOME/.local/bin/uv" pip install --quiet --python .venv/bin/python --editable '.[tpu,gcs]'
 }
 
 start() {

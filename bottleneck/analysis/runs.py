@@ -20,8 +20,9 @@ import polars.selectors as cs
 
 from bottleneck.config import Config, parse
 from bottleneck.errors import UserError
+from bottleneck.folders import absolute, as_path
 from bottleneck.sections import flatten
-from bottleneck.training.run_folder import CONFIG, METRICS, is_complete
+from bottleneck.training.run_folder import CONFIG, METRICS, is_complete, metrics_text
 
 
 @dataclass(frozen=True)
@@ -120,7 +121,7 @@ class Run:
         # is built from the checkpoint's own metadata, with every array on one device here.
         here = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
         with ocp.CheckpointManager(
-            (self.path / "checkpoints").absolute(),
+            absolute(self.path / "checkpoints"),
             options=ocp.CheckpointManagerOptions(create=False),
             # Of all items, though one is read: orbax warns of those that it cannot read.
             item_handlers={
@@ -150,15 +151,14 @@ def load_run(workdir: str | os.PathLike[str]) -> Run:
 
     Of one that was imported, and of a series that others trained, none are asked.
     """
-    path = Path(workdir).expanduser()
+    path = as_path(workdir)
     record = _read_record(path)
     is_imported = "corpus" in record and record["corpus"] is None
-    may_be_empty = is_imported or "series" in record
-    metrics = _read_metrics(path / METRICS, may_be_empty=may_be_empty)
+    metrics = _read_metrics(path, may_be_empty=is_imported or "series" in record)
     try:
         return Run(
             path=path,
-            name=path.resolve().name,
+            name=absolute(path).name,
             config=parse(record["config"]),
             metrics=metrics,
             n_params=record["parameters"]["total"],
@@ -176,13 +176,13 @@ def load_run(workdir: str | os.PathLike[str]) -> Run:
 def find_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     """The run folders among paths, each once; a path is a run folder or a folder of run folders."""
     found: dict[Path, Path] = {}  # resolved → as given
-    for path in (Path(p).expanduser() for p in paths):
+    for path in map(as_path, paths):
         if not path.is_dir():
             raise UserError(f"{path} is not a folder")
         inside = [path] if _is_run(path) else [p for p in sorted(path.iterdir()) if _is_run(p)]
         if not inside:
             raise UserError(f"{path} is neither a run folder nor a folder of run folders")
-        found |= {p.resolve(): p for p in inside if p.resolve() not in found}
+        found |= {absolute(p): p for p in inside if absolute(p) not in found}
     return list(found.values())
 
 
@@ -205,10 +205,11 @@ def load_runs(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Run], list[
     if not runs:
         raise UserError(problems[0])
     if len({run.name for run in runs}) < len(runs):
-        common = os.path.commonpath([run.path.resolve() for run in runs])
+        paths = [str(absolute(run.path)) for run in runs]
+        common = os.path.commonpath(paths)
         runs = [
-            dataclasses.replace(run, name=os.path.relpath(run.path.resolve(), common))
-            for run in runs
+            dataclasses.replace(run, name=os.path.relpath(path, common))
+            for run, path in zip(runs, paths, strict=True)
         ]
     runs.sort(key=lambda run: (run.config.model.d_model, run.head_rank, run.name))
     return runs, problems
@@ -262,9 +263,9 @@ def _read_record(path: Path) -> dict[str, Any]:
         raise UserError(f"{path / CONFIG} is not JSON: {error}") from error
 
 
-def _read_metrics(path: Path, *, may_be_empty: bool) -> pl.DataFrame:
+def _read_metrics(workdir: Path, *, may_be_empty: bool) -> pl.DataFrame:
     """One row per (step, split): a run that was killed and continued says some things twice."""
-    lines = path.read_text(encoding="utf-8").splitlines() if path.exists() else []
+    lines = metrics_text(workdir).splitlines()
     rows: dict[tuple[int, str], dict[str, Any]] = {}
     for number, line in enumerate(lines, start=1):
         try:
@@ -273,11 +274,13 @@ def _read_metrics(path: Path, *, may_be_empty: bool) -> pl.DataFrame:
         except (json.JSONDecodeError, KeyError, TypeError) as error:
             if number == len(lines):
                 break  # a run that was killed as it wrote leaves a torn last line
-            raise UserError(f"{path}, line {number} is not a line of metrics: {line!r}") from error
+            raise UserError(
+                f"{workdir / METRICS}, line {number} is not a line of metrics: {line!r}"
+            ) from error
     if not rows and may_be_empty:
         return pl.DataFrame(schema={"step": pl.Int64, "split": pl.String})
     if not rows:
-        raise UserError(f"{path.parent} has no metrics yet")
+        raise UserError(f"{workdir} has no metrics yet")
     # JSON does not tell 3.0 from 3, so counts are told from measurements by their names.
     measured = cs.numeric() - cs.by_name("step", "tokens", require_all=False)
     table = pl.DataFrame(list(rows.values()), infer_schema_length=None)

@@ -30,14 +30,12 @@ def gap_by_w_error(runs: Sequence[Run]) -> Figure:
         error = w_error(probe["singular_values"])[probe["ranks"][cut] - 1]
         gap, uncertainty = (probe[name][cut] for name in ("gap_plain", "gap_plain_se"))
         is_measured = gap > 2 * uncertainty
-        panel.plot(error[is_measured], gap[is_measured], lw=0.8, **_points(look[run.name].line))
+        panel.plot(error[is_measured], gap[is_measured], lw=0.8, ms=4, **look[run.name].line)
+    if not any(len(line.get_xdata()) for line in panel.lines):
+        raise NothingToShow("no gap is more than two standard errors from zero")
     panel.set(xscale="log", yscale="log", xlabel="W-error: share of the head's norm cut off")
     panel.set_ylabel("gap to the untruncated head (nats/token)")
     log10_ticks(panel.xaxis)
     log10_ticks(panel.yaxis)
     legend(figure, {run.name: look[run.name] for run in shown})
     return figure
-
-
-def _points(line: dict[str, object]) -> dict[str, object]:
-    return line | {"ms": 4}

@@ -12,12 +12,13 @@ import sys
 from pathlib import Path
 
 from bottleneck.errors import UserError
+from bottleneck.folders import is_remote
 
 
 def main(argv: list[str]) -> int:
     """Returns the exit code; raises `UserError` where no run can be read."""
     parser = argparse.ArgumentParser("python -m bottleneck analyze", description=__doc__)
-    parser.add_argument("workdir", nargs="+", type=Path, help="a run folder, or a folder of them")
+    parser.add_argument("workdir", nargs="+", help="a run folder, or a folder of them")
     parser.add_argument(
         "--output",
         metavar="DIR",
@@ -46,8 +47,10 @@ def main(argv: list[str]) -> int:
     return 0
 
 
-def _default_output(paths: list[Path]) -> Path:
-    common = Path(os.path.commonpath([path.expanduser().resolve() for path in paths]))
+def _default_output(paths: list[str]) -> Path:
+    if any(map(is_remote, paths)):
+        raise UserError("the report of a remote folder is written here: say --output=DIR")
+    common = Path(os.path.commonpath([Path(path).expanduser().resolve() for path in paths]))
     if common == Path(common.anchor):
         raise UserError("the paths have no folder in common; say where with --output=DIR")
     return common / "report"

@@ -20,6 +20,7 @@ from bottleneck.commands.flags import (
     parse_sweep_command,
 )
 from bottleneck.errors import UserError
+from bottleneck.folders import as_path
 from bottleneck.training.sweep import Cell
 
 
@@ -54,7 +55,7 @@ def main(argv: list[str]) -> int:
         return 0
     if arguments.workdir is None:
         raise UserError("--workdir=ROOT is needed: the folder of the cells' run folders")
-    root = Path(arguments.workdir)
+    root = as_path(arguments.workdir)
     if arguments.status:
         with contextlib.suppress(KeyboardInterrupt):
             sweep_table.watch(cells, root, screen)

@@ -16,6 +16,7 @@ from orbax.checkpoint.checkpoint_managers import (
 )
 
 from bottleneck.config import CheckpointConfig
+from bottleneck.folders import absolute
 
 
 class Checkpointer:
@@ -28,7 +29,7 @@ class Checkpointer:
         options = ocp.CheckpointManagerOptions(
             preservation_policy=AnyPreservationPolicy(kept), cleanup_tmp_directories=True
         )
-        self._manager = ocp.CheckpointManager(folder.resolve(), options=options)
+        self._manager = ocp.CheckpointManager(absolute(folder), options=options)
 
     def latest_step(self) -> int | None:
         return self._manager.latest_step()

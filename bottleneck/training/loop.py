@@ -8,6 +8,7 @@ SIGTERM makes it save after the step at hand and exit with `preemption.EXIT_CODE
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
@@ -18,6 +19,7 @@ from jax.sharding import Mesh
 from bottleneck.config import Config, check_divides
 from bottleneck.data.batches import Batches, held_out
 from bottleneck.data.tokens import TokenCache, prepare
+from bottleneck.folders import as_path
 from bottleneck.model.accounting import count_parameters
 from bottleneck.parallel.chips import peak_flops
 from bottleneck.parallel.mesh import make_mesh
@@ -30,13 +32,13 @@ from bottleneck.training.reporter import Reporter
 from bottleneck.training.step import make_train_program
 
 
-def train(config: Config, workdir: str | Path) -> None:
+def train(config: Config, workdir: str | os.PathLike[str]) -> None:
     """Trains until `train.steps`, from the newest checkpoint in the run folder if there is one.
 
     Raises:
         UserError: where the folder, the data or the devices do not fit the config.
     """
-    workdir = Path(workdir)
+    workdir = as_path(workdir)
     is_writer = jax.process_index() == 0
     console.quiet = not is_writer
     run_folder.check_continues(workdir, config)
@@ -113,8 +115,8 @@ def _train_from(
                     report.probe(done, prober.measure(params))
             is_stopped = notice.has_come(done)
             if config.checkpoint.is_due(done) or done == steps or is_stopped:
-                report.settle()
                 with report.booked("checkpoint"):
+                    report.flush()
                     saved.save(done, params, opt_state)
             if is_stopped and done < steps:
                 saved.wait()

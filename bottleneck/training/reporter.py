@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import time
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,6 +14,7 @@ import jax
 import numpy as np
 
 from bottleneck.config import Config
+from bottleneck.folders import write_whole
 from bottleneck.model.accounting import flops_per_token
 from bottleneck.training.metrics import MetricsWriter, Stopwatch
 from bottleneck.training.optimizer import learning_rate_schedule
@@ -31,9 +33,9 @@ def write_record(
     """
     probes = workdir / PROBES
     probes.mkdir(exist_ok=True)
-    draft = probes / f".{step:08}.npz"
-    np.savez(draft, allow_pickle=False, **record.arrays)
-    draft.replace(probes / f"{step:08}.npz")
+    archive = io.BytesIO()
+    np.savez(archive, allow_pickle=False, **record.arrays)
+    write_whole(probes / f"{step:08}.npz", archive.getvalue())
     writer.write(step, "eval", {"tokens": tokens, **record.evaluation})
     writer.write(step, "probe", {"tokens": tokens, **record.scalars})
 
@@ -96,6 +98,12 @@ class Reporter:
         elapsed = time.perf_counter() - self._started
         steps_left = self._config.train.steps - step
         self._progress.advance(step, values, elapsed / (step - self._start) * steps_left)
+
+    def flush(self) -> None:
+        """Returns when all that there is to report is in the run folder."""
+        self.settle()
+        if self._writer is not None:
+            self._writer.flush()
 
     def probe(self, step: int, record: ProbeRecord) -> None:
         """Writes what a probe found, and says the most of it."""

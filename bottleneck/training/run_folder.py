@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import importlib.metadata
 import json
-import os
+import re
 import subprocess
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -12,13 +12,14 @@ from typing import TYPE_CHECKING, Any
 from bottleneck import config as config_lib
 from bottleneck.config import Config
 from bottleneck.errors import UserError
+from bottleneck.folders import write_whole
 
 if TYPE_CHECKING:  # analysis reads run folders without what these import
     from bottleneck.data.tokens import TokenCache
     from bottleneck.model.accounting import ParameterCount
 
 CONFIG = "config.json"
-METRICS = "metrics.jsonl"
+METRICS = "metrics.jsonl"  # in a bucket, metrics-00000.jsonl and so on
 COMPLETE = "COMPLETE"
 
 # Where and how a run is carried out may change between restarts; what it computes may not.
@@ -101,9 +102,28 @@ def facts(
 
 def write_text(path: Path, text: str) -> None:
     """Writes a file that is there whole or not at all."""
-    draft = path.with_name(path.name + ".draft")
-    draft.write_text(text)
-    os.replace(draft, path)
+    write_whole(path, text.encode())
+
+
+def part_name(number: int) -> str:
+    """Of the parts that stand for metrics.jsonl in a bucket."""
+    return f"metrics-{number:05}.jsonl"
+
+
+def metric_parts(workdir: Path) -> dict[int, Path]:
+    """The parts of a run's metrics by number, ascending; none where there is one file."""
+    found = {}
+    for path in workdir.iterdir() if workdir.is_dir() else ():
+        if match := re.fullmatch(r"metrics-(\d{5,})\.jsonl", path.name):
+            found[int(match[1])] = path
+    return dict(sorted(found.items()))
+
+
+def metrics_text(workdir: Path) -> str:
+    """All lines of a run's metrics, in the order in which they were written."""
+    whole = workdir / METRICS
+    paths = [whole] if whole.exists() else [*metric_parts(workdir).values()]
+    return "".join(path.read_text(encoding="utf-8") for path in paths)
 
 
 def _git_revision() -> str | None:

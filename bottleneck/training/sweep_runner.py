@@ -2,7 +2,8 @@
 
 Beside the run folders, ROOT/logs/ has for each cell NAME.log, what its process printed; NAME.lock,
 held while a process trains it, so that it is never trained twice at once; and NAME.failed, why it
-last ended with an error. A cell that was killed left none of that: it just continues.
+last ended with an error. A cell that was killed left none of that: it just continues. Where ROOT is
+in a bucket, logs and locks are on this machine, which then knows nothing of other machines' locks.
 """
 
 from __future__ import annotations
@@ -19,8 +20,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from types import FrameType
 from typing import Literal, NoReturn
+from urllib.parse import quote
 
 from bottleneck.errors import UserError
+from bottleneck.folders import is_remote
 from bottleneck.training import preemption, run_folder
 from bottleneck.training.progress import console
 from bottleneck.training.sweep import Cell
@@ -44,11 +47,17 @@ class Places:
 
     @property
     def log(self) -> Path:
-        return self.root / "logs" / f"{self.name}.log"
+        return self._on_this_machine / f"{self.name}.log"
 
     @property
     def lock(self) -> Path:
-        return self.root / "logs" / f"{self.name}.lock"
+        return self._on_this_machine / f"{self.name}.lock"
+
+    @property
+    def _on_this_machine(self) -> Path:
+        if not is_remote(self.root):
+            return self.root / "logs"
+        return Path("~/.cache/bottleneck/sweeps").expanduser() / quote(str(self.root), safe="")
 
     @property
     def failure(self) -> Path:
@@ -88,6 +97,7 @@ def failure_recorded(places: Places) -> Iterator[None]:
     except Exception as error:
         reason = " ".join(str(error).split()) or "no message"
         kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        places.failure.parent.mkdir(parents=True, exist_ok=True)
         run_folder.write_text(places.failure, f"{kind}{reason}\n")
         raise
 

@@ -12,7 +12,7 @@ import rich.console
 import rich.live
 from rich.table import Table
 
-from bottleneck.training.run_folder import METRICS
+from bottleneck.training.run_folder import metrics_text
 from bottleneck.training.sweep import Cell
 from bottleneck.training.sweep_runner import Places, State, state_of
 
@@ -51,7 +51,7 @@ def status_table(cells: Sequence[Cell], root: Path) -> Table:
         places = Places(root, cell.name)
         state = state_of(places)
         counts[state] = counts.get(state, 0) + 1
-        newest = _newest(places.workdir / METRICS)
+        newest = _newest(places.workdir)
         train, evaluation = newest.get("train", {}), newest.get("eval", {})
         step = max((line["step"] for line in newest.values()), default=0)
         table.add_row(
@@ -94,12 +94,11 @@ def _grid(*headings: str) -> Table:
     return table
 
 
-def _newest(path: Path) -> dict[str, dict[str, Any]]:
+def _newest(workdir: Path) -> dict[str, dict[str, Any]]:
     """The last whole line of each split."""
     newest: dict[str, dict[str, Any]] = {}
-    if path.exists():
-        for line in path.read_text(encoding="utf-8").splitlines(keepends=True):
-            if line.endswith("\n"):
-                record = json.loads(line)
-                newest[record["split"]] = record
+    for line in metrics_text(workdir).splitlines(keepends=True):
+        if line.endswith("\n"):
+            record = json.loads(line)
+            newest[record["split"]] = record
     return newest

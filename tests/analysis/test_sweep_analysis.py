@@ -121,6 +121,15 @@ def test_gap_against_w_error_shows_each_truncation_that_was_measured(sweep):
     np.testing.assert_allclose(error, w_error(probe["singular_values"])[probe["ranks"][shown] - 1])
 
 
+def test_gaps_that_are_all_noise_are_not_drawn(make_run):
+    folder = make_run(head_rank=4)
+    path = max((folder / "probes").iterdir())
+    arrays = dict(np.load(path))
+    np.savez(path, **arrays | {"gap_plain_se": np.abs(arrays["gap_plain"])})
+    with pytest.raises(NothingToShow, match="no gap is more than"):
+        gap_by_w_error([load_run(folder)])
+
+
 def test_a_column_is_sorted_by_its_numbers_with_their_units_and_gaps_last():
     node = shutil.which("node")
     if node is None:

@@ -1,0 +1,51 @@
+"""Folders on a disk and folders in a bucket of Google Cloud Storage, by one interface.
+
+`gs://` is what etils, TensorStore and orbax all open. A bucket has no append, no rename and no
+half-written file: an object is seen when it is whole, and replaced whole.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import os
+from pathlib import Path
+
+from bottleneck.errors import UserError
+
+_SCHEME = "gs://"
+
+
+def is_remote(path: str | os.PathLike[str]) -> bool:
+    return "://" in os.fspath(path)
+
+
+def as_path(path: str | os.PathLike[str]) -> Path:
+    """The path, ~ expanded, or what behaves like one for gs://; `UserError` for what cannot be."""
+    text = os.fspath(path)
+    if not is_remote(text):
+        return Path(text).expanduser()
+    if not text.startswith(_SCHEME):
+        raise UserError(f"{text}: of remote folders only gs://BUCKET/… can hold checkpoints")
+    if importlib.util.find_spec("gcsfs") is None:
+        raise UserError(f"{text} needs gcsfs; in the repository: pip install -e '.[gcs]'")
+    import fsspec.config
+    from etils import epath
+
+    # Others write there as well: what was listed once must be looked up again.
+    fsspec.config.conf.setdefault("gs", {})["use_listings_cache"] = False
+    return epath.Path(text)  # type: ignore[return-value]
+
+
+def absolute(path: Path) -> Path:
+    """One path for one folder, however it is named."""
+    return path if is_remote(path) else path.resolve()
+
+
+def write_whole(path: Path, content: bytes) -> None:
+    """Writes a file that is there whole or not at all."""
+    if is_remote(path):
+        path.write_bytes(content)
+        return
+    draft = path.with_name(f".{path.name}.draft")
+    draft.write_bytes(content)
+    os.replace(draft, path)

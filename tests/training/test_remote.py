@@ -1,0 +1,239 @@
+"""Run folders and sweeps in a bucket: against a server that speaks as Google Cloud Storage does."""
+
+import json
+import os
+import signal
+import socket
+import subprocess
+import sys
+import time
+import urllib.request
+from pathlib import Path
+
+import pytest
+
+from bottleneck.errors import UserError
+from bottleneck.folders import as_path
+from bottleneck.training import metric_parts as metric_parts_lib
+from bottleneck.training.metric_parts import MetricParts
+from bottleneck.training.run_folder import metric_parts, metrics_text
+
+# gcsfs would ask Google at each step what kind of bucket it is, and who we are.
+os.environ |= {"GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false", "NO_GCE_CHECK": "true"}
+pytest.importorskip("gcsfs")
+pytest.importorskip("gcp_storage_emulator")
+
+SERVER = Path(__file__).with_name("fake_storage.py")
+
+CONFIG = """
+from bottleneck.config import base
+
+def get_config():
+    config = base()
+    config.data.corpus = "text"
+    config.data.paths = ({text!r},)
+    config.data.cache_dir = {cache!r}
+    config.data.tokenizer_vocab_size = 300
+    config.data.heldout_fraction = 0.2
+    config.model.vocab_size = 300
+    config.model.d_model = 16
+    config.model.n_layers = 1
+    config.model.n_heads = 2
+    config.model.head_rank = 4
+    config.train.steps = 40
+    config.train.batch_size = 4
+    config.train.sequence_length = 16
+    config.train.log_every = 1
+    config.train.peak_flops = 1e9
+    config.probe.every = 20
+    config.probe.tokens = 256
+    config.checkpoint.every = 9
+    return config
+
+def get_sweep():
+    return [{{"seed": 0}}, {{"seed": 1}}]
+"""
+
+
+@pytest.fixture(scope="module")
+def server():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        port = listener.getsockname()[1]
+    process = subprocess.Popen(
+        [sys.executable, "-W", "ignore", str(SERVER), str(port)],
+        stdout=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+    )
+    address = f"http://127.0.0.1:{port}"
+    deadline = time.monotonic() + 30
+    while True:
+        try:
+            urllib.request.urlopen(f"{address}/storage/v1/b/bucket").close()  # noqa: S310
+            break
+        except OSError:
+            assert process.poll() is None and time.monotonic() < deadline
+            time.sleep(0.05)
+    yield address
+    process.terminate()
+    process.wait()
+
+
+@pytest.fixture(scope="module")
+def environment(server):
+    mine = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+    return mine | {"STORAGE_EMULATOR_HOST": server, "TENSORSTORE_GCS_HTTP_URL": server}
+
+
+@pytest.fixture
+def bucket(server, monkeypatch):
+    monkeypatch.setenv("STORAGE_EMULATOR_HOST", server)
+    return as_path("gs://bucket")
+
+
+@pytest.fixture(scope="module")
+def config(tmp_path_factory):
+    folder = tmp_path_factory.mktemp("remote")
+    text = folder / "text"
+    text.mkdir()
+    for i in range(40):
+        (text / f"{i}.txt").write_text(" ".join(f"{i * j % 97}" for j in range(300)))
+    path = folder / "config.py"
+    path.write_text(CONFIG.format(text=str(text), cache=str(folder / "cache")))
+    return path
+
+
+def start(environment, *arguments):
+    return subprocess.Popen(
+        [sys.executable, "-m", "bottleneck", *arguments],
+        env=environment,
+        stdout=subprocess.PIPE,
+        stderr=subprocess.PIPE,
+        text=True,
+    )
+
+
+def run(environment, *arguments, code=0):
+    process = start(environment, *arguments)
+    output, errors = process.communicate(timeout=300)
+    assert process.returncode == code, errors
+    return output + errors
+
+
+# Read in a process of its own, as TensorStore asks for the server's address once.
+READ = """
+import json, sys
+import jax
+import numpy as np
+from bottleneck.analysis.runs import load_run
+run = load_run(sys.argv[1])
+metrics = run.metrics.filter(run.metrics["split"] != "time")
+timings = ["tokens_per_second", "mfu"]
+print(json.dumps({
+    "complete": run.is_complete,
+    "steps": run.steps,
+    "probe_steps": run.probe_steps,
+    "metrics": metrics.select(c for c in metrics.columns if c not in timings
+                              and not c.endswith("seconds")).to_dicts(),
+    "probe": {k: np.asarray(v, float).tolist() for k, v in run.probe().items()},
+    "params": [np.asarray(x).tolist() for x in jax.tree.leaves(run.params())],
+}, sort_keys=True))
+"""
+
+
+def read(environment, workdir):
+    command = [sys.executable, "-W", "ignore", "-c", READ, str(workdir)]
+    result = subprocess.run(command, env=environment, capture_output=True, text=True)
+    assert result.returncode == 0, result.stderr
+    return json.loads(result.stdout)
+
+
+@pytest.mark.slow
+def test_a_run_in_a_bucket_killed_and_continued_is_the_run_on_a_disk(
+    config, environment, bucket, tmp_path
+):
+    run(environment, "train", f"--config={config}", f"--workdir={tmp_path}/run")
+    remote = "gs://bucket/some/run"
+    process = start(environment, "train", f"--config={config}", f"--workdir={remote}")
+    deadline = time.monotonic() + 200
+    while not (bucket / "some/run/checkpoints/18/commit_success.txt").exists():
+        assert process.poll() is None, process.communicate()
+        assert time.monotonic() < deadline
+        time.sleep(0.02)
+    process.send_signal(signal.SIGKILL)
+    process.communicate()
+    again = run(environment, "train", f"--config={config}", f"--workdir={remote}")
+    assert "continuing from step" in again
+    ours, theirs = read(environment, remote), read(environment, tmp_path / "run")
+    assert ours == theirs and ours["complete"]
+    names = {path.name for path in (bucket / "some/run").iterdir()}
+    assert names >= {"COMPLETE", "config.json", "checkpoints", "probes", "tensorboard"}
+    assert {"metrics-00000.jsonl", "metrics-00001.jsonl"} <= names  # one each time
+    assert any((bucket / "some/run/tensorboard").iterdir())
+    done = run(environment, "train", f"--config={config}", f"--workdir={remote}")
+    assert "complete; nothing to do" in done
+
+
+@pytest.mark.slow
+def test_a_sweep_in_a_bucket(config, environment, bucket, tmp_path):
+    root = "gs://bucket/sweep"
+    home = environment | {"HOME": str(tmp_path)}  # of locks and logs
+    sweep = ["sweep", f"--config={config}", f"--workdir={root}"]
+    run(home, *sweep, "--parallel=2")
+    assert all((bucket / "sweep" / f"seed={seed}" / "COMPLETE").exists() for seed in (0, 1))
+    assert "2 of 2 cells are complete already" in run(home, *sweep)
+    assert "2 complete" in run(home, *sweep, "--status")
+    output = run(home, "analyze", root, f"--output={tmp_path}/report")
+    assert "seed=0" in output and (tmp_path / "report/report.html").exists()
+
+
+class Clock:
+    seconds = 0.0
+
+    def __call__(self):
+        return self.seconds
+
+
+@pytest.fixture(params=["a bucket", "a disk"])
+def folder(request, bucket, tmp_path):
+    """Parts are the same wherever they lie: a run that was copied from a bucket is read as well."""
+    return bucket / "parts" / tmp_path.name if request.param == "a bucket" else tmp_path
+
+
+def test_lines_are_in_the_bucket_when_flushed_or_after_a_while_and_in_order(folder):
+    clock = Clock()
+    parts = MetricParts(folder, clock)
+    parts.write("1\n")
+    assert metrics_text(folder) == ""
+    parts.flush()
+    parts.write("2\n")
+    assert metrics_text(folder) == "1\n"
+    clock.seconds += metric_parts_lib.FLUSH_SECONDS
+    parts.write("3\n")
+    assert metrics_text(folder) == "1\n2\n3\n"
+    parts.write("lost in a kill\n")
+
+    parts = MetricParts(folder, clock)
+    parts.write("4\n")
+    parts.close()
+    assert metrics_text(folder) == "1\n2\n3\n4\n"
+    assert list(metric_parts(folder)) == [0, 1]
+
+
+def test_a_part_that_has_grown_large_is_left_alone(folder, monkeypatch):
+    monkeypatch.setattr(metric_parts_lib, "PART_BYTES", 8)
+    parts = MetricParts(folder, Clock())
+    for number in range(5):
+        parts.write(f"{number:03}\n")
+        parts.flush()
+    assert [path.read_text() for path in metric_parts(folder).values()] == [
+        "000\n001\n",
+        "002\n003\n",
+        "004\n",
+    ]
+    assert metrics_text(folder) == "000\n001\n002\n003\n004\n"
+
+
+def test_other_stores_are_refused_in_one_line():
+    with pytest.raises(UserError, match=r"s3://x/y: of remote folders only gs://"):
+        as_path("s3://x/y")
