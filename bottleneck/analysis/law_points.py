@@ -67,6 +67,7 @@ def from_runs(
         )
     for run in finished:
         tokens, losses = run.series("eval", "tokens", "loss")
+        tokens, losses = tokens[tokens > 0], losses[tokens > 0]  # T = 0 has no law
         model = run.config.model
         count = count_parameters(model)
         per_token = {

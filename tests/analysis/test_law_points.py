@@ -52,7 +52,7 @@ def test_runs_on_different_text_make_no_law(runs):
     low, full = (run for run in runs if run.is_complete)
     elsewhere = dataclasses.replace(low.corpus, digest="1" * 64)
     with pytest.raises(UserError, match="different text"):
-        from_runs([dataclasses.replace(low, corpus=elsewhere), full])
+        from_runs([dataclasses.replace(low, trained_on=elsewhere), full])
 
 
 def test_unfinished_runs_make_no_points(make_run, tmp_path):
