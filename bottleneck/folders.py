@@ -6,9 +6,11 @@ half-written file: an object is seen when it is whole, and replaced whole.
 
 from __future__ import annotations
 
+import glob
 import importlib.util
 import os
 from pathlib import Path
+from typing import Any
 
 from bottleneck.errors import UserError
 
@@ -39,6 +41,44 @@ def as_path(path: str | os.PathLike[str]) -> Path:
 def absolute(path: Path) -> Path:
     """One path for one folder, however it is named."""
     return path if is_remote(path) else path.resolve()
+
+
+def size(path: Path) -> int:
+    """Bytes of a file."""
+    status: Any = path.stat()
+    return status.length if is_remote(path) else status.st_size
+
+
+def changed(path: Path) -> int:
+    """When a file was last written, in seconds since 1970."""
+    status: Any = path.stat()
+    return int(status.mtime if is_remote(path) else status.st_mtime)
+
+
+def matches(pattern: Path) -> list[Path]:
+    """What a path with wild cards stands for; in a bucket they may be in its last part alone."""
+    if is_remote(pattern):
+        found = sorted(pattern.parent.glob(pattern.name))
+        return [path for path in found if not path.name.startswith(".")]
+    return [Path(match) for match in glob.glob(str(pattern), recursive=True)]
+
+
+def visible_files(folder: Path) -> list[Path]:
+    """All files below a folder but the hidden ones and those in hidden folders, such as .git."""
+    found = []
+    if is_remote(folder):
+        for path in folder.iterdir():
+            if not path.name.startswith("."):
+                found += visible_files(path) if path.is_dir() else [path]
+        return found
+    for parent, subfolders, names in os.walk(folder, onerror=_raise):
+        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
+        found += [Path(parent, name) for name in names if not name.startswith(".")]
+    return found
+
+
+def _raise(error: OSError) -> None:
+    raise error
 
 
 def write_whole(path: Path, content: bytes) -> None:

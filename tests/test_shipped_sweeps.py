@@ -61,6 +61,7 @@ def test_cells_of_saturation_see_the_same_tokens_and_are_probed_at_the_same_ones
     assert min(cell.tokens / cell.parameters.total for cell in cells) > 200
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", N_CELLS)
 def test_the_smallest_cell_trains_for_20_steps(name, tmp_path):
     from bottleneck.training.loop import train

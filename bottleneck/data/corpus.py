@@ -8,7 +8,6 @@ contents alone, so that copies of a document are never on both sides.
 from __future__ import annotations
 
 import difflib
-import glob
 import hashlib
 import os
 import platform
@@ -20,6 +19,7 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
+from bottleneck import folders
 from bottleneck.config import DataConfig
 from bottleneck.data import known_rank
 from bottleneck.data.documents import SUFFIXES, Document, document, read_documents, text_of
@@ -122,17 +122,18 @@ def _help_topics() -> list[tuple[str, str]]:
 
 
 def _text(config: DataConfig) -> Corpus:
-    paths = [Path(path).expanduser().absolute() for path in config.paths]
+    given = map(folders.as_path, config.paths)
+    paths = [path if folders.is_remote(path) else path.absolute() for path in given]
     files = list(dict.fromkeys(file for path in paths for file in _text_files(path)))
-    status = [file.stat() for file in files]
-    if sum(s.st_size for s in status) <= _HASHED_IN_FULL:
+    sizes = [folders.size(file) for file in files]
+    if sum(sizes) <= _HASHED_IN_FULL:
         marks: Iterable[bytes] = map(_sha256, files)
     else:
-        marks = (b"%d" % s.st_mtime for s in status)
+        marks = (b"%d" % folders.changed(file) for file in files)
     return Corpus(
         f"text-{paths[0].name.partition('.')[0]}",
         {"corpus": "text", "paths": [*map(str, paths)], "text_field": config.text_field},
-        _fingerprint(zip(map(str, files), (s.st_size for s in status), marks, strict=True)),
+        _fingerprint(zip(map(str, files), sizes, marks, strict=True)),
         lambda: _concatenated(files, config.text_field),
     )
 
@@ -144,9 +145,9 @@ def _text_files(path: Path) -> list[Path]:
             raise UserError(f"config.data.paths: {path} is none of {', '.join(SUFFIXES)}")
         return [path]
     if path.is_dir():
-        found = _visible_files(path)
-    elif matches := glob.glob(str(path), recursive=True):
-        found = [Path(match) for match in matches]
+        found = folders.visible_files(path)
+    elif matches := folders.matches(path):
+        found = matches
     else:
         near = difflib.get_close_matches(path.name, _names_in(path.parent), n=1)
         advice = f"; did you mean {path.parent / near[0]}?" if near else ""
@@ -157,21 +158,8 @@ def _text_files(path: Path) -> list[Path]:
     return files
 
 
-def _visible_files(folder: Path) -> list[Path]:
-    """All files below a folder but the hidden ones and those in hidden folders, such as .git."""
-    found = []
-    for parent, subfolders, names in os.walk(folder, onerror=_raise):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        found += [Path(parent, name) for name in names if not name.startswith(".")]
-    return found
-
-
-def _raise(error: OSError) -> None:
-    raise error
-
-
 def _names_in(folder: Path) -> list[str]:
-    return os.listdir(folder) if folder.is_dir() else []
+    return [path.name for path in folder.iterdir()] if folder.is_dir() else []
 
 
 def _concatenated(files: list[Path], field: str) -> Iterator[Document]:
@@ -179,7 +167,7 @@ def _concatenated(files: list[Path], field: str) -> Iterator[Document]:
     for file in files:
         for found in read_documents(file, field):
             yield found._replace(position=before + found.position)
-        before += file.stat().st_size
+        before += folders.size(file)
 
 
 def _fingerprint(entries: Iterable[tuple[str, int, bytes]]) -> Fingerprint:

@@ -14,6 +14,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from bottleneck.errors import UserError, suggestion
+from bottleneck.folders import size
 
 PLAIN = (".txt", ".md", ".py")
 JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
@@ -77,7 +78,7 @@ def _checked(text: str) -> str:
 
 def _read_plain(path: Path) -> Iterator[Document]:
     with path.open("rb") as stream:
-        if path.stat().st_size <= LONGEST_PLAIN_FILE:
+        if size(path) <= LONGEST_PLAIN_FILE:
             raw = stream.read()
             yield document(str(path), raw, len(raw))
             return
@@ -137,9 +138,9 @@ def _decompressed(file: IO[bytes], path: Path) -> IO[bytes]:
 def _read_parquet(path: Path, field: str) -> Iterator[Document]:
     import pyarrow.parquet
 
-    size = path.stat().st_size
+    n_bytes = size(path)
     try:
-        with pyarrow.parquet.ParquetFile(path) as table:
+        with path.open("rb") as file, pyarrow.parquet.ParquetFile(file) as table:
             if field not in table.schema_arrow.names:
                 raise UserError(f"{path}: {_missing('column', field, table.schema_arrow.names)}")
             row = 0
@@ -147,7 +148,7 @@ def _read_parquet(path: Path, field: str) -> Iterator[Document]:
                 for value in batch.column(0).to_pylist():
                     where = f"{path}:{row}"
                     row += 1
-                    position = size * row // table.metadata.num_rows
+                    position = n_bytes * row // table.metadata.num_rows
                     yield document(where, text_of(value, where, field), position)
     except pyarrow.ArrowException as error:
         raise UserError(f"cannot read {path}: {str(error).splitlines()[0]}") from error

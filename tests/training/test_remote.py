@@ -187,6 +187,37 @@ def test_a_sweep_in_a_bucket(config, environment, bucket, tmp_path):
     assert "seed=0" in output and (tmp_path / "report/report.html").exists()
 
 
+@pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")  # gcsfs's own way
+def test_text_in_a_bucket_is_the_text_on_a_disk(bucket, tmp_path):
+    import gzip
+
+    import pyarrow
+    import pyarrow.parquet
+
+    from bottleneck.config import DataConfig
+    from bottleneck.data.corpus import open_corpus
+
+    here, there = tmp_path / "text", bucket / "text"
+    (here / "deep").mkdir(parents=True)
+    (here / "a.txt").write_text("one")
+    (here / "deep/b.md").write_text("two\n" * 300_000)  # long, so cut into passages
+    (here / "c.jsonl.gz").write_bytes(gzip.compress(b'{"text": "three"}\n{"text": "four"}\n'))
+    pyarrow.parquet.write_table(pyarrow.table({"text": ["five", "six"]}), here / "d.parquet")
+    (here / ".hidden.txt").write_text("no")
+    for path in here.rglob("*"):
+        if path.is_file():
+            (there / str(path.relative_to(here))).write_bytes(path.read_bytes())
+
+    def read(*paths):
+        corpus = open_corpus(DataConfig(corpus="text", paths=tuple(map(str, paths))))
+        return [(d.text, d.position) for d in corpus.documents()], corpus.fingerprint.bytes
+
+    assert read(there) == read(here) and len(read(here)[0]) > 50
+    assert read(there / "*.txt", there / "d.parquet") == read(here / "*.txt", here / "d.parquet")
+    with pytest.raises(UserError, match=r"did you mean gs://bucket/text/a\.txt"):
+        read(there / "aa.txt")
+
+
 class Clock:
     seconds = 0.0
 
