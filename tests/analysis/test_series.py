@@ -53,8 +53,16 @@ def get_config():
     return config
 """
 
-# One device, where the test process poses as four.
-ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+# Compiling takes longer than all that is compiled. One device, where this process poses as four.
+QUICKLY = "jax_disable_most_optimizations"
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {QUICKLY.upper(): "1"}
+
+
+@pytest.fixture(scope="module", autouse=True)
+def compiled_quickly():
+    jax.config.update(QUICKLY, True)
+    yield
+    jax.config.update(QUICKLY, False)
 
 
 @pytest.fixture(scope="module")
