@@ -58,7 +58,11 @@ def from_runs(
     final: list[Row] = []
     best: list[Row] = []
     flops, names = [], []
-    finished = [run for run in runs if run.is_complete and len(run.series("eval", "loss")[0])]
+    finished = [
+        run
+        for run in runs
+        if run.is_complete and (run.series("eval", "tokens", "loss")[0] > 0).any()
+    ]
     if not finished:
         raise UserError("no run is finished, so there is no final loss to fit a law to")
     if len({run.corpus.digest for run in finished}) > 1:
