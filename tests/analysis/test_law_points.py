@@ -61,13 +61,26 @@ def test_unfinished_runs_make_no_points(make_run, tmp_path):
         from_runs(load_runs([tmp_path])[0])
 
 
-def test_fit_compares_the_laws_where_ranks_differ(make_run, tmp_path, capsys):
+@pytest.fixture
+def grid_of_runs(make_run, tmp_path):
     for width in (32, 64, 128):
         for rank in (4, 16, None):
             make_run(f"runs/{width}-{rank}", d_model=width, head_rank=rank, steps=100)
-    fixed = "--fixed=beta=0.28,B=410.7,E=1.69"
-    assert main([str(tmp_path / "runs"), fixed, "--bootstrap=0"]) == 0
+    return str(tmp_path / "runs")
+
+
+FIXED = "--fixed=beta=0.28,B=410.7,E=1.69,A=119.09"  # so that the grids of starts are small
+
+
+def test_fit_reads_runs_with_their_ranks(grid_of_runs, tmp_path, capsys):
+    assert main([grid_of_runs, FIXED, "--bootstrap=0", "--form=effective_width"]) == 0
+    assert "gamma" in capsys.readouterr().out
+    assert (tmp_path / "runs" / "law" / "law.json").is_file()
+
+
+@pytest.mark.slow
+def test_fit_compares_the_laws_where_ranks_differ(grid_of_runs, capsys):
+    assert main([grid_of_runs, FIXED, "--bootstrap=0"]) == 0
     printed = capsys.readouterr().out
     for form in ("chinchilla", "additive", "effective_width", "effective_data"):
         assert form in printed
-    assert (tmp_path / "runs" / "law" / "law.json").is_file()
