@@ -148,6 +148,28 @@ def _entropy(singular_values: np.ndarray) -> float:
     return float(np.log(len(singular_values)) + _plogp(singular_values**2))
 
 
+def write_frozen_heads(folder: Path) -> None:
+    """The results of a study of frozen heads, with made-up numbers."""
+    ranks, cells = (1, 4, 16, 64), list[dict[str, Any]]()
+    for start in ("whitened", "normal"):
+        for rank in ranks:
+            loss = 3.9 + 1.3 * rank**-0.6
+            cell = {"start": start, "rank": rank, "loss": loss, "loss_se": 0.02, "accuracy": 0.3}
+            cell |= {"accuracy_se": 0.01, "w_error": 1 - rank / 64}
+            cells.append(cell | {"start_loss": loss + 0.3 if start == "whitened" else None})
+    record = {"model": "full, step 400", "d_model": 64, "optimum_stopped": 4.0, "cells": cells}
+    folder.mkdir(parents=True)
+    (folder / "results.json").write_text(json.dumps(record))
+    names = [f"{cell['start']}/{cell['rank']}" for cell in cells]
+    losses = np.array([cell["loss"] for cell in cells]) + np.linspace(-1, 1, 50)[:, None]
+    np.savez(folder / "documents.npz", names=names, losses=losses, tokens=np.ones(50))
+
+
+@pytest.fixture(scope="session", name="write_frozen_heads")
+def write_frozen_heads_fixture() -> Callable[[Path], None]:
+    return write_frozen_heads
+
+
 @pytest.fixture(scope="session", name="write_run")
 def write_run_fixture() -> Callable[..., Path]:
     return write_run

@@ -20,6 +20,15 @@ LABELS = {
     "calibration": ({"rank R of the head"}, {"held-out loss (nats/token)"}),
     "gap_by_rank": ({"rank r kept"}, {"gap to the untruncated head (nats/token)"}),
     "theory": ({"rank r kept"}, {"gap to the untruncated head (nats/token)"}),
+    "rank_law": ({"rank R of the head"}, {"held-out loss (nats/token)", "loss − L∞ (nats/token)"}),
+    "gap_by_w_error": (
+        {"W-error: share of the head's norm cut off"},
+        {"gap to the untruncated head (nats/token)"},
+    ),
+    "frozen_heads": (
+        {"rank r of the head", "W-error of the model's own head at r"},
+        {"held-out loss (nats/token)", "next token right (%)"},
+    ),
     "anatomy": ({"rank r kept"}, {"share of the gap", "tokens"}),
     "gradient_survival": ({"step"}, {"share of the gradient's norm"}),
     "spectrum": ({"step"}, {"index i of σᵢ", "σᵢ / σ₀"}),
@@ -39,10 +48,21 @@ def three_ranks(make_run):
     ]
 
 
+@pytest.fixture
+def with_everything(make_run, write_frozen_heads):
+    """Runs that every exhibit has something to show of."""
+    folders = [
+        make_run(f"rank{rank or 64}", d_model=64, head_rank=rank, language_rank=4)
+        for rank in (4, 8, 16, None)
+    ]
+    write_frozen_heads(folders[0] / "features" / "frozen_heads")
+    return [load_run(folder) for folder in folders]
+
+
 @pytest.mark.parametrize("exhibit", EXHIBITS, ids=lambda exhibit: exhibit.name)
-def test_every_figure_labels_its_axes_with_units(three_ranks, exhibit):
+def test_every_figure_labels_its_axes_with_units(with_everything, exhibit):
     x_labels, y_labels = LABELS[exhibit.name]
-    drawn = exhibit.draw(three_ranks).axes
+    drawn = exhibit.draw(with_everything).axes
     assert {axes.get_xlabel() for axes in drawn} - {""} == x_labels
     assert {axes.get_ylabel() for axes in drawn} - {""} == y_labels
     for axes in drawn:
@@ -184,13 +204,13 @@ def test_a_run_with_one_evaluation_is_drawn_but_for_the_heat_map(make_run):
         figures.spectrum(runs)
 
 
-def test_a_run_that_diverged_is_drawn_with_the_others(make_run):
-    folder = make_run("diverged", d_model=64, head_rank=4, language_rank=4)
+def test_a_run_that_diverged_is_drawn_with_the_others(with_everything, make_run):
+    folder = make_run("diverged", d_model=64, head_rank=2, language_rank=4)
     nothing = {"step": 400, "tokens": 3_276_800, "loss": math.nan, "loss_se": math.nan}
     with (folder / "metrics.jsonl").open("a") as file:
         for split in ("train", "eval"):
             file.write(json.dumps({"split": split} | nothing) + "\n")
-    runs = [load_run(folder), load_run(make_run("full", d_model=64, language_rank=4))]
+    runs = [load_run(folder), *with_everything]
     for exhibit in EXHIBITS:
         exhibit.draw(runs).draw_without_rendering()
 

@@ -1,9 +1,7 @@
 import base64
-import json
 import re
 from html.parser import HTMLParser
 
-import numpy as np
 import pytest
 
 from bottleneck.analysis.report import EXHIBITS, write_report
@@ -48,23 +46,6 @@ def four_runs(write_run, tmp_path_factory):
     ]
     write_frozen_heads(paths[1] / "features" / "frozen_heads")
     return [load_run(path) for path in paths]
-
-
-def write_frozen_heads(folder):
-    """The results of a study of frozen heads, with made-up numbers."""
-    ranks, cells = (1, 4, 16, 64), []
-    for start in ("whitened", "normal"):
-        for rank in ranks:
-            loss = 3.9 + 1.3 * rank**-0.6
-            cell = {"start": start, "rank": rank, "loss": loss, "loss_se": 0.02, "accuracy": 0.3}
-            cell |= {"accuracy_se": 0.01, "w_error": 1 - rank / 64}
-            cells.append(cell | {"start_loss": loss + 0.3 if start == "whitened" else None})
-    record = {"model": "full, step 400", "d_model": 64, "optimum_stopped": 4.0, "cells": cells}
-    folder.mkdir(parents=True)
-    (folder / "results.json").write_text(json.dumps(record))
-    names = [f"{cell['start']}/{cell['rank']}" for cell in cells]
-    losses = np.array([cell["loss"] for cell in cells]) + np.linspace(-1, 1, 50)[:, None]
-    np.savez(folder / "documents.npz", names=names, losses=losses, tokens=np.ones(50))
 
 
 @pytest.fixture(scope="module")
