@@ -38,7 +38,7 @@ def read(path):
 
 
 @pytest.fixture(scope="module")
-def four_runs(write_run, tmp_path_factory):
+def four_runs(write_run, write_frozen_heads, tmp_path_factory):
     folder = tmp_path_factory.mktemp("runs")
     paths = [
         *(write_run(folder / f"rank{r}", head_rank=r, language_rank=8) for r in (2, 4, 8)),
