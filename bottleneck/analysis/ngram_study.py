@@ -89,8 +89,8 @@ def summary(spectra: Sequence[Spectrum]) -> str:
         lines.append(f"{one.label:44}{cells}{one.dimensions(0.5):>12,}")
     within = max(one.facts["w_error_within"] for one in spectra)
     asked = max(one.facts["dimensions"] for one in spectra)
-    about = f"W-error (its null: one-hot rows), known to {within:.1e} up to d = {asked:,}"
-    return "\n".join([*lines, about])
+    known = f"known to {within:.1e} up to d = {asked:,}" if within else "exact"
+    return "\n".join([*lines, f"W-error (its null: one-hot rows), {known}"])
 
 
 def _cell(one: Spectrum, d: int) -> str:
