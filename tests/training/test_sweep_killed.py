@@ -28,6 +28,7 @@ def get_config():
     config.model.d_model = 16
     config.model.n_layers = 1
     config.model.n_heads = 2
+    config.model.head_rank = 4
     config.train.steps = 30
     config.train.batch_size = 4
     config.train.sequence_length = 16
@@ -39,7 +40,7 @@ def get_config():
     return config
 
 def get_sweep():
-    return product({{"model.head_rank": (4, None), "seed": (0, 1, 2)}})
+    return product({{"seed": range(6)}})  # which all have one compiled program
 """
 
 
@@ -135,6 +136,7 @@ def assert_same_run(ours, theirs):
         np.testing.assert_array_equal(a, b)
 
 
+@pytest.mark.slow
 def test_a_sweep_killed_twice_ends_with_the_runs_of_an_undisturbed_one(
     command, environment, tmp_path
 ):
@@ -149,7 +151,7 @@ def test_a_sweep_killed_twice_ends_with_the_runs_of_an_undisturbed_one(
     run(command, root, environment)
 
     names = sorted(path.parent.name for path in undisturbed.glob("*/COMPLETE"))
-    assert names == [f"head_rank={r},seed={s}" for r in ("4", "None") for s in (0, 1, 2)]
+    assert names == [f"seed={seed}" for seed in range(6)]
     for name in names:
         assert_same_run(load_run(root / name), load_run(undisturbed / name))
     assert "6 of 6 cells are complete already" in run(command, root, environment)
