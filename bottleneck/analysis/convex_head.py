@@ -19,6 +19,8 @@ from scipy.optimize import minimize
 from bottleneck.analysis.head_training import Training
 from bottleneck.model.head import HeadFactors
 
+MOST_ITERATIONS = 1000
+
 _BLOCK = 2**16  # tokens on the device at a time
 _FLOOR = 1e-8  # of C's eigenvalues, over the largest
 
@@ -39,9 +41,8 @@ def convex_optimum(
     targets_N: np.ndarray,
     start_VxD: np.ndarray,
     *,
-    max_iterations: int = 1000,
     tolerance: float = 1e-7,
-    watch: Callable[[np.ndarray, float], None] | None = None,
+    watch: Callable[[np.ndarray], None] | None = None,
 ) -> ConvexOptimum:
     """The head of least mean cross-entropy and penalty over these tokens.
 
@@ -49,7 +50,7 @@ def convex_optimum(
 
     Args:
         hidden_NxD, targets_N: any type and a memory map will do; read a block at a time.
-        watch: called after every iteration with the head [V, D] and its objective.
+        watch: called after every iteration with the head [V, D].
     """
     moment = np.asarray(training.moment, np.float64)
     eigenvalues, vectors = np.linalg.eigh(moment)
@@ -80,8 +81,7 @@ def convex_optimum(
 
     def after_iteration(intermediate_result: object) -> None:
         if watch is not None:
-            rows = intermediate_result.x.reshape(shape) @ inverse  # type: ignore[attr-defined]
-            watch(rows, float(intermediate_result.fun))  # type: ignore[attr-defined]
+            watch(intermediate_result.x.reshape(shape) @ inverse)  # type: ignore[attr-defined]
 
     result = minimize(
         objective,
@@ -89,7 +89,7 @@ def convex_optimum(
         jac=True,
         method="L-BFGS-B",
         callback=after_iteration,
-        options={"maxiter": max_iterations, "ftol": tolerance, "gtol": 0.0, "maxcor": 20},
+        options={"maxiter": MOST_ITERATIONS, "ftol": tolerance, "gtol": 0.0, "maxcor": 20},
     )
     rows = (result.x.reshape(shape) @ inverse).astype(np.float32)
     return ConvexOptimum(rows, float(result.fun), int(result.nit), bool(result.status == 0))

@@ -15,9 +15,9 @@ from typing import Any, Protocol
 import jax
 import jax.numpy as jnp
 import numpy as np
-import rich.progress
 from flax import nnx
 
+from bottleneck.analysis.bars import progress
 from bottleneck.analysis.feature_set import PARTS, FeatureSet, FeatureWriter, Manifest, Part
 from bottleneck.analysis.runs import Run
 from bottleneck.config import DataConfig
@@ -27,7 +27,6 @@ from bottleneck.errors import UserError
 from bottleneck.model import transformer
 from bottleneck.model.head import HeadFactors
 from bottleneck.probes import gap, geometry, spectral_metrics, spectrum
-from bottleneck.training.progress import console
 from bottleneck.training.run_folder import write_text
 
 PROBE = "probe.json"
@@ -161,14 +160,8 @@ def make_features(source: Source, data: DataConfig, request: Request, path: Path
     manifest, windows = plan(source, cache, request)
     writer = FeatureWriter(path, manifest, source.head)
     if not writer.is_complete:
-        with rich.progress.Progress(
-            *rich.progress.Progress.get_default_columns(),
-            rich.progress.TextColumn("{task.completed:,}/{task.total:,} tokens"),
-            console=console,
-            disable=not console.is_terminal,
-        ) as bar:
-            for part, some in windows.items():
-                _write_part(source, writer, part, some, request, bar)
+        for part, some in windows.items():
+            _write_part(source, writer, part, some, request)
     return writer.finish()
 
 
@@ -178,22 +171,21 @@ def _write_part(
     part: Part,
     windows: dict[str, np.ndarray],
     request: Request,
-    bar: rich.progress.Progress,
 ) -> None:
     counts = windows["weights"] > 0
     writer.begin(part, windows["targets"][counts], windows["documents"][counts])
     batches = list(_batches(len(counts), request.batch_size))
     sizes = np.array([counts[rows].sum() for rows in batches])
     n_done = writer.batches_done(part, sizes)
-    task = bar.add_task(part, total=int(sizes.sum()), completed=int(sizes[:n_done].sum()))
-    for rows, size in zip(batches[n_done:], sizes[n_done:], strict=True):
-        # The last batch is filled up, so that the model is compiled for one shape.
-        missing = ((0, request.batch_size - len(counts[rows])), (0, 0))
-        inputs = np.pad(windows["inputs"][rows], missing)
-        weights = np.pad(windows["weights"][rows], missing)
-        hidden, layers = source.read(inputs, weights, request.layer)
-        writer.append(part, hidden[weights > 0], layers)
-        bar.advance(task, int(size))
+    with progress(f"{part} features", int(sizes.sum())) as advance:
+        for i, rows in enumerate(batches[n_done:], start=n_done):
+            # The last batch is filled up, so that the model is compiled for one shape.
+            missing = ((0, request.batch_size - len(counts[rows])), (0, 0))
+            inputs = np.pad(windows["inputs"][rows], missing)
+            weights = np.pad(windows["weights"][rows], missing)
+            hidden, layers = source.read(inputs, weights, request.layer)
+            writer.append(part, hidden[weights > 0], layers)
+            advance(int(sizes[: i + 1].sum()))
 
 
 def _batches(n: int, size: int) -> Iterator[slice]:

@@ -9,6 +9,7 @@ budget, the convex optimum is solved, and all heads are trained together.
 from __future__ import annotations
 
 import dataclasses
+import itertools
 import json
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,9 +18,9 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 import numpy as np
-import rich.progress
 
-from bottleneck.analysis.convex_head import convex_optimum
+from bottleneck.analysis.bars import progress
+from bottleneck.analysis.convex_head import MOST_ITERATIONS, convex_optimum
 from bottleneck.analysis.feature_set import Features, FeatureSet, writing
 from bottleneck.analysis.frozen_head_results import DOCUMENTS, RESULTS, load_results
 from bottleneck.analysis.head_starts import STARTS, Start, cut_head, starting_heads
@@ -154,7 +155,9 @@ class Study:
         grid = np.array(self.plan.learning_rates)
         states = self._states(len(grid))
         rates = [np.broadcast_to(grid, (len(grid),)) for _ in self._groups]
-        states = self._go(states, rates, 0, self.plan.search_steps, "learning rates", None)
+        states = self._go(
+            states, rates, 0, self.plan.search_steps, "steps with each learning rate", None
+        )
         tried = {
             group.name: np.asarray(state.progress.best_loss).tolist()
             for group, state in zip(self._groups, states, strict=True)
@@ -170,23 +173,18 @@ class Study:
         if not path.exists():
             best: dict[str, Any] = {"loss": np.inf}
 
-            def watch(rows: np.ndarray, objective: float) -> None:
+            own = self.features.head
+            rows = np.asarray(own.rows if own.basis is None else own.rows @ own.basis)
+            iterations = itertools.count()
+
+            def watch(rows: np.ndarray) -> None:
                 loss = float(self._scores(rows)[0].mean())
                 if loss < best["loss"]:
                     best.update(loss=loss, rows=np.float32(rows))
-                bar.update(task, advance=1, numbers=f"objective {objective:.5f}")
+                advance(next(iterations))
 
-            own = self.features.head
-            rows = np.asarray(own.rows if own.basis is None else own.rows @ own.basis)
-            watching = rich.progress.Progress(
-                rich.progress.TextColumn("convex optimum: iteration {task.completed}"),
-                rich.progress.TextColumn("{task.fields[numbers]}"),
-                console=console,
-                disable=not console.is_terminal,
-            )
-            with watching as bar:
-                task = bar.add_task("", total=None, numbers="")
-                watch(rows, np.nan)
+            with progress("iterations to the convex optimum, at most", MOST_ITERATIONS) as advance:
+                watch(rows)
                 found = convex_optimum(
                     *(self._training, self._train.hidden, self._train.targets, rows),
                     watch=watch,
@@ -208,7 +206,7 @@ class Study:
         states = self._states(1)
         by_group = [np.array([rates[group.name]]) for group in self._groups]
         with Checkpointer(self.folder / "state", CheckpointConfig(keep_last=1)) as saved:
-            return self._go(states, by_group, 0, self.plan.steps, "heads", saved)
+            return self._go(states, by_group, 0, self.plan.steps, "steps of all heads", saved)
 
     def _states(self, n_rates: int) -> list[State]:
         heads = [
@@ -243,8 +241,7 @@ class Study:
             states = self._evaluated(states, 0)
         shape = schedule(steps)
         every = -(-steps // (_EVALUATIONS * _STEPS_TOGETHER)) * _STEPS_TOGETHER
-        with rich.progress.Progress(console=console, disable=not console.is_terminal) as bar:
-            task = bar.add_task(what, total=steps, completed=start)
+        with progress(what, steps) as advance:
             for begin in range(start, steps, _STEPS_TOGETHER):
                 taken = range(begin, min(begin + _STEPS_TOGETHER, steps))
                 tokens = np.stack([self._order.rows(step) for step in taken])
@@ -254,7 +251,7 @@ class Study:
                     jnp.asarray(self._train.hidden[tokens], jnp.float32),
                     jnp.asarray(self._train.targets[tokens]),
                 )
-                bar.update(task, completed=taken.stop)
+                advance(taken.stop)
                 if taken.stop % every == 0 or taken.stop == steps:
                     states = self._evaluated(states, taken.stop)
                     if saved is not None:
