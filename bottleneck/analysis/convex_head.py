@@ -41,7 +41,7 @@ def convex_optimum(
     targets_N: np.ndarray,
     start_VxD: np.ndarray,
     *,
-    tolerance: float = 1e-7,
+    tolerance: float = 1e-6,
     watch: Callable[[np.ndarray], None] | None = None,
 ) -> ConvexOptimum:
     """The head of least mean cross-entropy and penalty over these tokens.

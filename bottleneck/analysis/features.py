@@ -18,6 +18,7 @@ import numpy as np
 from flax import nnx
 
 from bottleneck.analysis.bars import progress
+from bottleneck.analysis.feature_figures import PROBE
 from bottleneck.analysis.feature_set import PARTS, FeatureSet, FeatureWriter, Manifest, Part
 from bottleneck.analysis.runs import Run
 from bottleneck.config import DataConfig
@@ -28,8 +29,6 @@ from bottleneck.model import transformer
 from bottleneck.model.head import HeadFactors
 from bottleneck.probes import gap, geometry, spectral_metrics, spectrum
 from bottleneck.training.run_folder import write_text
-
-PROBE = "probe.json"
 
 _PROBED_TOKENS = 2**16  # at most
 
@@ -203,7 +202,7 @@ def anisotropy_by_layer(features: FeatureSet, part: Part) -> tuple[np.ndarray, n
 
 
 def write_probe(features: FeatureSet) -> None:
-    """Writes what the probes say of a set into its folder, as numbers and a figure.
+    """Writes what the probes say of a set into its folder.
 
     probe.json: the head's spectrum in numbers, anisotropy by layer, and, where the head reads these
     features, the gap at powers of two of rank with errors, plain and whitened.
@@ -213,6 +212,7 @@ def write_probe(features: FeatureSet) -> None:
     vocab_size = features.manifest.vocab_size
     values = spectrum.head_spectrum(features.head, vocab_size=vocab_size)
     record: dict[str, Any] = {
+        "model": features.manifest.model,
         "part": part,
         "anisotropy": raw.tolist(),
         "anisotropy_centred": centred.tolist(),

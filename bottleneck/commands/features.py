@@ -50,6 +50,14 @@ def main(argv: list[str]) -> int:
         metavar="B",
         help="sequences that go through the model together (default: 8)",
     )
+    parser.add_argument(
+        "--beside",
+        nargs="+",
+        type=Path,
+        default=[],
+        metavar="DIR",
+        help="other finished sets, drawn in the same figure",
+    )
     parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
     flags, data = parse_command_with_data(parser, argv)
     if not flags.tokens + flags.heldout_tokens:
@@ -61,6 +69,8 @@ def main(argv: list[str]) -> int:
 
     # Imported here, as they take seconds that `--help` need not wait for.
     from bottleneck.analysis import feature_set, features
+    from bottleneck.analysis.drawing import save
+    from bottleneck.analysis.feature_figures import features_figure
 
     if flags.transformers:
         from bottleneck.analysis.transformers_model import TransformersModel
@@ -89,6 +99,8 @@ def main(argv: list[str]) -> int:
     for name, text in feature_set.describe(made.manifest).items():
         print(f"{name:<8} {text}")
     features.write_probe(made)
+    figure = features_figure([flags.output, *flags.beside])
+    print(f"figure   {save(figure, flags.output / 'features.png')}")
     return 0
 
 

@@ -10,6 +10,7 @@ import pytest
 from flax import nnx
 
 from bottleneck.analysis import features as features_lib
+from bottleneck.analysis.feature_figures import features_figure, read_probe
 from bottleneck.analysis.feature_set import DTYPES, load_features, writing
 from bottleneck.analysis.features import Request, RunSource, anisotropy_by_layer, make_features
 from bottleneck.analysis.runs import load_run
@@ -235,6 +236,13 @@ def test_the_command_makes_a_set_and_says_its_size(workdir, tmp_path, capsys):
     said = capsys.readouterr().out
     assert "592 train, 1,024 heldout" in said and "GB in float32" in said
     assert (tmp_path / "set" / "probe.json").is_file()
+    assert (tmp_path / "set" / "features.png").stat().st_size > 10_000
+    of_depth, of_rank = features_figure([tmp_path / "set"] * 2).axes
+    record = read_probe(tmp_path / "set")
+    assert [line.get_ydata().tolist() for line in of_depth.lines] == [record["anisotropy"]] * 2
+    assert len(of_rank.containers) == 4  # two sets, plain and whitened
+    with pytest.raises(UserError, match="is not a finished feature set"):
+        features_figure([tmp_path])
     for wrong, message in (
         (["--transformers"], "needs a corpus"),
         (["--revision=x"], "--revision is for --transformers"),
