@@ -74,22 +74,50 @@ def print_results(folder: Path) -> None:
         f"{record['optimum']:.4f}, stopped early {record['optimum_stopped']:.4f} "
         "(gaps are to the last)"
     )
-    for start, law in laws(folder).items():
-        console.print(f"{start}: {sentence(law, record['d_model'])}")
+    fitted = laws(folder)
+    for start, cells in _by_start(record).items():
+        console.print(f"{start}: {passings(cells)}")
+        if start in fitted:
+            console.print(f"{start}: {sentence(fitted[start])}")
 
 
-def sentence(law: RankLaw, width: int) -> str:
-    """A law in words, with the ranks at which the gap to the full head passes some sizes."""
+def passings(cells: list[dict[str, Any]]) -> str:
+    """In words: below which ranks the gap to the highest rank is more than each of `GAPS`."""
+    ranks, losses = (np.array([cell[name] for cell in cells]) for name in ("rank", "loss"))
+    parts = []
+    for gap in GAPS:
+        rank = rank_of_gap(ranks, losses - losses[-1], gap)
+        where = "at no rank" if rank is None else f"below rank {rank:,.1f}"
+        parts.append(f"{gap:g} nat {where}")
+    return f"the gap to rank {ranks[-1]:,} passes {', '.join(parts)}"
+
+
+def rank_of_gap(ranks: np.ndarray, gaps: np.ndarray, gap: float) -> float | None:
+    """The rank below which the gap is larger for good, between measured ones on a line in log r.
+
+    Args:
+        ranks, gaps: [n], by ascending rank; the last gap is 0.
+    Returns: None where no measured gap is larger.
+    """
+    larger = np.flatnonzero(gaps > gap)
+    if not len(larger):
+        return None
+    i = larger[-1]
+    share = (gaps[i] - gap) / (gaps[i] - gaps[i + 1])
+    return float(ranks[i] * (ranks[i + 1] / ranks[i]) ** share)
+
+
+def sentence(law: RankLaw) -> str:
+    """A law in words."""
     parts = {"floor": law.floor, "scale": law.scale, "exponent": law.exponent}
     floor, scale, exponent = (
         f"{value:.3g}"
-        + ("" if law.intervals is None else " [{:.3g}, {:.3g}]".format(*law.intervals[k]))
-        for k, value in parts.items()
+        + ("" if law.intervals is None else " [{:.3g}, {:.3g}]".format(*law.intervals[name]))
+        for name, value in parts.items()
     )
-    passed = ", ".join(f"{gap:g} nat below rank {law.rank_of_gap(gap, width):,.0f}" for gap in GAPS)
     return (
         f"L(r) = L∞ + c·r^−p with L∞ = {floor}, c = {scale}, p = {exponent}, off by at most "
-        f"{law.residual:.3f}; the gap passes {passed}"
+        f"{law.residual:.3f}"
     )
 
 

@@ -33,11 +33,6 @@ class RankLaw:
     def __call__(self, ranks: np.ndarray) -> np.ndarray:
         return self.floor + self.scale * np.asarray(ranks, np.float64) ** -self.exponent
 
-    def rank_of_gap(self, gap: float, width: int) -> float:
-        """The rank whose loss is `gap` nats above that of a head of rank `width`."""
-        at_width = width**-self.exponent
-        return float((gap / self.scale + at_width) ** (-1 / self.exponent))
-
 
 def fit_rank_law(
     ranks: np.ndarray,

@@ -13,6 +13,7 @@ from scipy.special import log_softmax
 from bottleneck.analysis import frozen_head_figures, frozen_heads
 from bottleneck.analysis.convex_head import convex_optimum
 from bottleneck.analysis.feature_set import FeatureWriter, Manifest, load_features
+from bottleneck.analysis.frozen_head_figures import rank_of_gap
 from bottleneck.analysis.frozen_head_results import load_results
 from bottleneck.analysis.frozen_heads import Plan, Study
 from bottleneck.analysis.head_starts import starting_heads
@@ -259,8 +260,6 @@ def test_the_rank_law_finds_its_constants_and_intervals_hold_them():
         0.6, abs=0.01
     )
     assert law.residual < 0.01
-    rank = law.rank_of_gap(0.1, 128)
-    assert law(rank) - law(128) == pytest.approx(0.1)
     rng = np.random.default_rng(0)
     document_losses = (
         exact + rng.standard_normal((400, 1)) * 0.3 + 0.2 * rng.standard_normal((400, 6))
@@ -270,6 +269,15 @@ def test_the_rank_law_finds_its_constants_and_intervals_hold_them():
     assert low < 0.6 < high and high - low < 0.2
 
 
+def test_the_rank_at_which_a_gap_is_passed_lies_between_measured_ranks():
+    ranks, gaps = np.array([1, 4, 16, 64]), np.array([1.0, 0.5, 0.1, 0.0])
+    assert rank_of_gap(ranks, gaps, 0.3) == pytest.approx(8)  # half way from 4 to 16 in log r
+    assert rank_of_gap(ranks, gaps, 0.1) == pytest.approx(16)
+    assert rank_of_gap(ranks, gaps, 2.0) is None
+    bumpy = np.array([1.0, 0.2, 0.4, 0.0])  # for good, not for the first time
+    assert rank_of_gap(ranks, bumpy, 0.3) == pytest.approx(16 * 4**0.25)
+
+
 def test_the_command_finds_the_study_done_and_draws_it(features, folder, capsys):
     argv = [str(features.path), f"--output={folder}", "--ranks=1,2,4", "--steps=1000"]
     argv += ["--batch_tokens=1024", "--learning_rates=3e-3,1e-2,5e-2"]
@@ -277,7 +285,11 @@ def test_the_command_finds_the_study_done_and_draws_it(features, folder, capsys)
     assert plan == json.loads(json.dumps(dataclasses.asdict(PLAN)))
     assert main(argv) == 0
     said = capsys.readouterr().out
-    assert "whitened: L(r) = L∞ + c·r^−p" in said and "0.1 nat below rank" in said
+    assert (
+        "whitened: L(r) = L∞ + c·r^−p" in said
+        and "0.1 nat below rank" in said
+        and "0.01 nat" in said
+    )
     assert (folder / "frozen_heads.png").stat().st_size > 10_000
     assert set(frozen_head_figures.laws(folder)) == set(PLAN.starts)
 
