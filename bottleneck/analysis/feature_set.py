@@ -153,7 +153,7 @@ class FeatureWriter:
         self.path, self.manifest = path, manifest
         if (path / _MANIFEST).exists():
             self._check_same(_read_manifest(path))
-        elif path.exists() and any(path.iterdir()):
+        elif path.exists() and any(not file.name.endswith(".draft") for file in path.iterdir()):
             raise UserError(f"{path} is not empty and holds no feature set; choose a new folder")
         missing = manifest.bytes - self._bytes_written()
         parent = next(p for p in (path, *path.absolute().parents) if p.exists())
@@ -165,14 +165,20 @@ class FeatureWriter:
             )
         with writing(path):
             path.mkdir(parents=True, exist_ok=True)
+            # The manifest first: a folder without one is taken for something else's.
             if not (path / _MANIFEST).exists():
-                with (path / _HEAD).open("wb") as file:
-                    arrays: dict[str, Any] = {
-                        k: v for k, v in head._asdict().items() if v is not None
-                    }
-                    np.savez(file, **arrays)
                 fields = json.dumps(dataclasses.asdict(manifest), indent=2)
                 write_text(path / _MANIFEST, fields + "\n")
+            if not (path / _HEAD).exists():
+                draft = path / f"{_HEAD}.draft"
+                with draft.open("wb") as file:
+                    arrays: dict[str, Any] = {
+                        name: factor
+                        for name, factor in head._asdict().items()
+                        if factor is not None
+                    }
+                    np.savez(file, **arrays)
+                draft.replace(path / _HEAD)
 
     @property
     def is_complete(self) -> bool:

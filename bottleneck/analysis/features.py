@@ -205,8 +205,11 @@ def write_probe(features: FeatureSet) -> None:
     """Writes what the probes say of a set into its folder.
 
     probe.json: the head's spectrum in numbers, anisotropy by layer, and, where the head reads these
-    features, the gap at powers of two of rank with errors, plain and whitened.
+    features, the gap at powers of two of rank with errors, plain and whitened. Nothing is done
+    where it is there already.
     """
+    if (features.path / PROBE).exists():
+        return
     part: Part = "heldout" if features.manifest.tokens["heldout"] else "train"
     raw, centred = anisotropy_by_layer(features, part)
     vocab_size = features.manifest.vocab_size

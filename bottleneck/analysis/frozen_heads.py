@@ -69,8 +69,12 @@ class Plan:
             ("ranks", all(1 <= r <= width for r in self.ranks), f"between 1 and {width}"),
             ("starts", set(self.starts) <= set(STARTS), f"among {', '.join(STARTS)}"),
             ("learning_rates", all(rate > 0 for rate in self.learning_rates), "above 0"),
+            ("starts", len(set(self.starts)) == len(self.starts), "each named once"),
             ("steps", self.steps >= _STEPS_TOGETHER, f"at least {_STEPS_TOGETHER}"),
+            ("search_steps", self.search_steps >= 1, "at least 1"),
             ("batch_tokens", self.batch_tokens >= 1, "at least 1"),
+            ("chunk", self.chunk >= 1, "at least 1"),
+            ("seed", self.seed >= 0, "at least 0"),
             ("logit_sd", self.logit_sd > 0, "above 0"),
         ):
             if not is_right:
@@ -143,7 +147,9 @@ class Study:
                 raise UserError(
                     f"{self.folder} holds another study ({'; '.join(changed)}); choose a new folder"
                 )
-        elif self.folder.exists() and any(self.folder.iterdir()):
+        elif self.folder.exists() and any(
+            not file.name.endswith(".draft") for file in self.folder.iterdir()
+        ):
             raise UserError(f"{self.folder} is not empty and holds no study; choose a new folder")
 
     def _search(self) -> dict[str, float]:
@@ -156,7 +162,7 @@ class Study:
         states = self._states(len(grid))
         rates = [np.broadcast_to(grid, (len(grid),)) for _ in self._groups]
         states = self._go(
-            states, rates, 0, self.plan.search_steps, "steps with each learning rate", None
+            states, rates, self.plan.search_steps, "steps with each learning rate", None
         )
         tried = {
             group.name: np.asarray(state.progress.best_loss).tolist()
@@ -206,7 +212,7 @@ class Study:
         states = self._states(1)
         by_group = [np.array([rates[group.name]]) for group in self._groups]
         with Checkpointer(self.folder / "state", CheckpointConfig(keep_last=1)) as saved:
-            return self._go(states, by_group, 0, self.plan.steps, "steps of all heads", saved)
+            return self._go(states, by_group, self.plan.steps, "steps of all heads", saved)
 
     def _states(self, n_rates: int) -> list[State]:
         heads = [
@@ -226,7 +232,6 @@ class Study:
         self,
         states: list[State],
         rates: list[np.ndarray],
-        start: int,
         steps: int,
         what: str,
         saved: Checkpointer | None,
@@ -238,7 +243,7 @@ class Study:
             states = [State(*parts) for parts in zip(*saved.restore(latest, abstract), strict=True)]
             start = latest
         else:
-            states = self._evaluated(states, 0)
+            states, start = self._evaluated(states, 0), 0
         shape = schedule(steps)
         every = -(-steps // (_EVALUATIONS * _STEPS_TOGETHER)) * _STEPS_TOGETHER
         with progress(what, steps) as advance:

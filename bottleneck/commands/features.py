@@ -111,8 +111,14 @@ def _count(text: str) -> int:
     return number
 
 
+_count.__name__ = "number"  # what argparse calls it
+
+
 def _positive(text: str) -> int:
     number = _count(text)
     if number < 1:
         raise argparse.ArgumentTypeError("must be at least 1")
     return number
+
+
+_positive.__name__ = "number"

@@ -68,7 +68,9 @@ def main(argv: list[str]) -> int:
         starts=flags.starts,
         learning_rates=flags.learning_rates,
         steps=flags.steps,
-        search_steps=flags.search_steps or max(flags.steps // 10, 10),
+        search_steps=max(flags.steps // 10, 10)
+        if flags.search_steps is None
+        else flags.search_steps,
         batch_tokens=flags.batch_tokens,
         logit_sd=flags.logit_sd,
         chunk=flags.chunk,

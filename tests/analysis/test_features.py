@@ -157,6 +157,16 @@ def test_goes_on_where_it_was_killed_and_reads_nothing_twice(made, torn, tmp_pat
             ).read_bytes()
 
 
+@pytest.mark.parametrize("left", ["manifest.json.draft", "manifest.json"])
+def test_a_kill_before_the_first_batch_is_no_reason_to_refuse_the_folder(made, tmp_path, left):
+    whole = made(tmp_path / "whole")
+    (tmp_path / "set").mkdir()
+    (tmp_path / "set" / left).write_bytes((whole.path / "manifest.json").read_bytes())
+    again = made(tmp_path / "set")
+    np.testing.assert_array_equal(again.head.rows, whole.head.rows)
+    np.testing.assert_array_equal(again.part("train").hidden, whole.part("train").hidden)
+
+
 def test_a_finished_set_is_found_and_another_request_refused(made, tmp_path, monkeypatch):
     made(tmp_path / "set")
     monkeypatch.setattr(features_lib, "_write_part", None)

@@ -245,6 +245,10 @@ def test_a_killed_study_goes_on_to_the_same_results(features, tmp_path, monkeypa
         ({"starts": ("whitend",)}, "must be among normal, matched, plain, whitened"),
         ({"learning_rates": (0.0,)}, "--learning_rates"),
         ({"logit_sd": -1.0}, "--logit_sd"),
+        ({"starts": ("normal", "normal")}, "each named once"),
+        ({"search_steps": -5}, "--search_steps=-5 is not allowed; it must be at least 1"),
+        ({"chunk": 0}, "--chunk=0"),
+        ({"seed": -1}, "--seed=-1"),
     ],
 )
 def test_a_wrong_value_is_one_line(changes, message, features, tmp_path):
