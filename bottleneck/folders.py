@@ -6,9 +6,15 @@ half-written file: an object is seen when it is whole, and replaced whole.
 
 from __future__ import annotations
 
+import contextlib
+import errno
+import fcntl
 import glob
 import importlib.util
 import os
+import shutil
+import socket
+from collections.abc import Callable, Iterator
 from pathlib import Path
 from typing import Any
 
@@ -82,10 +88,86 @@ def _raise(error: OSError) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file that is there whole or not at all."""
-    if is_remote(path):
-        path.write_bytes(content)
-        return
-    draft = path.with_name(f".{path.name}.draft")
-    draft.write_bytes(content)
-    os.replace(draft, path)
+    """Writes a file that is there whole or not at all, and on the disk before it has its name.
+
+    Raises: `UserError` where it cannot be written; what was there before then stays.
+    """
+    with writing(path, len(content)):
+        if is_remote(path):
+            path.write_bytes(content)
+            return
+        draft = path.with_name(f".{path.name}.draft")
+        try:
+            with draft.open("wb") as file:
+                file.write(content)
+                file.flush()
+                os.fsync(file.fileno())
+            os.replace(draft, path)
+        except OSError:
+            draft.unlink(missing_ok=True)
+            raise
+
+
+@contextlib.contextmanager
+def writing(path: Path, size: int | None = None) -> Iterator[None]:
+    """Raises `UserError` instead of an `OSError` of the block, which writes `path`.
+
+    Args:
+        size: bytes that it takes, where that is known.
+    """
+    try:
+        yield
+    except OSError as error:
+        raise UserError(cannot_write(path, error.errno, str(error), size)) from error
+
+
+def cannot_write(path: Path, number: int | None, reason: str, size: int | None = None) -> str:
+    """What to say where `path` could not be written; `number` is the error's errno, if any."""
+    line = f"cannot write {path}: {os.strerror(number) if number else reason}"
+    if number in (errno.ENOSPC, errno.EDQUOT):
+        needed = "" if size is None else f"it takes {size:,} bytes, "
+        line += f"; {needed}{free_bytes(path):,} are free on its disk, or fewer under a quota"
+    return line
+
+
+def free_bytes(path: Path) -> int:
+    """Bytes left on the disk of a path that may not be there yet."""
+    there = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    return shutil.disk_usage(there).free
+
+
+@contextlib.contextmanager
+def locked(path: Path, busy: Callable[[str], None]) -> Iterator[None]:
+    """Only one process at a time is in the block for a lock file; the lock dies with the process.
+
+    Args:
+        busy: called with who is in the block, "process 12 on HOST", where another is; it raises, or
+            returns to wait.
+    """
+    with writing(path), contextlib.ExitStack() as stack:
+        file = stack.enter_context(_open_lock(path, busy))
+        file.seek(0)
+        file.truncate()
+        file.write(f"process {os.getpid()} on {socket.gethostname()}")
+        file.flush()
+        held = stack.pop_all()
+    with held:
+        yield
+
+
+def _open_lock(path: Path, busy: Callable[[str], None]) -> Any:
+    while True:
+        file = path.open("a+", encoding="utf-8")
+        try:
+            try:
+                fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            except BlockingIOError:
+                file.seek(0)
+                busy(file.read() or "another process")
+                fcntl.flock(file, fcntl.LOCK_EX)
+            if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
+                return file
+        except BaseException:
+            file.close()
+            raise
+        file.close()  # its holder has removed it since

@@ -8,19 +8,17 @@ reads it takes the last line of a (step, split).
 from __future__ import annotations
 
 import json
-import tempfile
+import os
 import time
 from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import TextIO
 
-import tensorboardX
-
-from bottleneck.folders import is_remote, write_whole
+from bottleneck.folders import is_remote, writing
 from bottleneck.training.metric_parts import MetricParts
 from bottleneck.training.run_folder import METRICS
+from bottleneck.training.tensorboard import TensorBoard
 
 
 class MetricsWriter:
@@ -29,61 +27,53 @@ class MetricsWriter:
     def __init__(self, workdir: Path, start_step: int | None):
         """`start_step` is where a run begins or continues; None: steps come in any order, which
         TensorBoard cannot show, and it gets nothing."""
-        self._file: TextIO | MetricParts
-        if is_remote(workdir):
-            self._file = MetricParts(workdir)
-        else:
-            _drop_torn_line(workdir / METRICS)
-            self._file = (workdir / METRICS).open("a", encoding="utf-8")
-        self._board = None if start_step is None else _Board(workdir / "tensorboard", start_step)
+        self._lines: _Lines | MetricParts
+        with writing(workdir / METRICS):
+            self._lines = MetricParts(workdir) if is_remote(workdir) else _Lines(workdir / METRICS)
+        board = workdir / "tensorboard"
+        with writing(board):
+            self._board = None if start_step is None else TensorBoard(board, start_step)
+        self._workdir = workdir
 
     def write(self, step: int, split: str, scalars: dict[str, float]) -> None:
-        self._file.write(json.dumps({"step": step, "split": split, **scalars}) + "\n")
-        if not isinstance(self._file, MetricParts):
-            self._file.flush()
+        with writing(self._workdir / METRICS):
+            self._lines.write(json.dumps({"step": step, "split": split, **scalars}) + "\n")
         if self._board is not None:
-            self._board.add(step, split, scalars)
+            with writing(self._workdir / "tensorboard"):
+                self._board.add(step, split, scalars)
 
     def flush(self) -> None:
-        """Returns when everything written is in the run folder."""
-        self._file.flush()
+        """Returns when everything written is on the disk, or in the bucket."""
+        with writing(self._workdir / METRICS):
+            self._lines.flush()
         if self._board is not None:
-            self._board.flush()
+            with writing(self._workdir / "tensorboard"):
+                self._board.flush()
+
+    def close(self) -> None:
+        with writing(self._workdir):
+            self._lines.close()
+            if self._board is not None:
+                self._board.close()
+
+
+class _Lines:
+    """A file of lines, opened for appending, which is never rewritten."""
+
+    def __init__(self, path: Path):
+        _drop_torn_line(path)
+        self._file = path.open("ab", buffering=0)  # what a full disk refuses is not tried again
+
+    def write(self, line: str) -> None:
+        left = memoryview(line.encode())
+        while left:
+            left = left[self._file.write(left) :]
+
+    def flush(self) -> None:
+        os.fsync(self._file.fileno())
 
     def close(self) -> None:
         self._file.close()
-        if self._board is not None:
-            self._board.close()
-
-
-class _Board:
-    """TensorBoard's files; those of a folder elsewhere are written here and sent whole."""
-
-    def __init__(self, folder: Path, start_step: int):
-        self._folder = folder
-        self._draft = tempfile.TemporaryDirectory() if is_remote(folder) else None
-        self._writer = tensorboardX.SummaryWriter(
-            self._draft.name if self._draft else str(folder), purge_step=start_step + 1
-        )
-
-    def add(self, step: int, split: str, scalars: dict[str, float]) -> None:
-        for name, value in scalars.items():
-            self._writer.add_scalar(f"{split}/{name}", value, step)
-
-    def flush(self) -> None:
-        self._writer.flush()
-        self._send()
-
-    def close(self) -> None:
-        self._writer.close()
-        self._send()
-        if self._draft is not None:
-            self._draft.cleanup()
-
-    def _send(self) -> None:
-        if self._draft is not None:
-            for path in Path(self._draft.name).iterdir():
-                write_whole(self._folder / path.name, path.read_bytes())
 
 
 def _drop_torn_line(path: Path) -> None:
