@@ -5,6 +5,7 @@ from __future__ import annotations
 import ast
 import importlib
 import pkgutil
+import signal
 import sys
 import warnings
 from pathlib import Path
@@ -43,7 +44,8 @@ def _usage() -> str:
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a verb; returns the exit code: 2 for a user's mistake, else what the verb says."""
+    """Runs a verb; returns the exit code: 2 for a user's mistake, 3 for a training that
+    diverged, 130 after Ctrl-C and 143 after SIGTERM, else what the verb says."""
     argv = sys.argv[1:] if argv is None else argv
     # pandas takes us for an array library of the same import name, and says that it is too old.
     warnings.filterwarnings("ignore", message=".*version .* of 'bottleneck'.*")
@@ -60,7 +62,10 @@ def main(argv: list[str] | None = None) -> int:
         return importlib.import_module(f"bottleneck.commands.{verb}").main(rest)
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
-        return 2
+        return error.exit_code
+    except KeyboardInterrupt:
+        print("stopped by Ctrl-C", file=sys.stderr)
+        return 128 + signal.SIGINT
 
 
 if __name__ == "__main__":

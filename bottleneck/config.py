@@ -195,8 +195,19 @@ class TrainConfig(Section):
     accumulation_steps: int = positive(1)  # micro-batches in a step
     z_loss: float = bounded(0.0, low=0.0)  # weight of the squared log-partition
     log_every: int = positive(10)
+    # Steps in a row whose loss or gradient is not finite, at which the run ends with a diagnosis.
+    bad_steps: int = positive(1)
+    skip_bad_batches: bool = False  # leave the parameters as they are at such a step
     # Peak floating-point operations a second of one device, for MFU; None: known by its kind.
     peak_flops: float | None = bounded(None, low=1.0)
+
+    def check(self) -> None:
+        require(
+            self.bad_steps > 1 or not self.skip_bad_batches,
+            "train.bad_steps",
+            self.bad_steps,
+            "at least 2 with train.skip_bad_batches=True, which else would skip none",
+        )
 
 
 @dataclass(frozen=True)

@@ -1,4 +1,4 @@
-"""The one exception that ends the program without a traceback, and what its messages suggest."""
+"""The exceptions that end the program without a traceback, and what their messages suggest."""
 
 from __future__ import annotations
 
@@ -8,8 +8,16 @@ import difflib
 class UserError(Exception):
     """A mistake the user can mend: one line with what is wrong, where, and what would be right.
 
-    `python -m bottleneck` prints the message to standard error and exits with code 2.
+    `python -m bottleneck` prints the message to standard error and exits with `exit_code`.
     """
+
+    exit_code = 2
+
+
+class Diverged(UserError):
+    """A training whose loss is no longer finite: it would be again, started again as it is."""
+
+    exit_code = 3
 
 
 def suggestion(name: str, known: list[str]) -> str:

@@ -44,6 +44,11 @@ class Batches:
         mixed_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
         self._order = grain.MapDataset.range(self.n_windows).shuffle(mixed_seed).repeat()
 
+    def windows(self, step: int, rows: slice | np.ndarray = slice(None)) -> list[int]:
+        """Which window each row of a step's batch is, or each of some of its rows."""
+        places = step * self.batch_size + np.arange(self.batch_size)[rows]
+        return [int(self._order[int(place)]) for place in places]
+
     def batch(self, step: int, rows: slice | np.ndarray = slice(None)) -> dict[str, np.ndarray]:
         """The batch of a step, or some of its rows, by slice or by index.
 
@@ -54,14 +59,13 @@ class Batches:
             weights: float32 [B, L], all 1.
         """
         length = self.sequence_length
-        places = step * self.batch_size + np.arange(self.batch_size)[rows]
-        starts = [self._order[int(place)] * length for place in places]
+        starts = [window * length for window in self.windows(step, rows)]
         tokens = [self._tokens[start : start + length + 1] for start in starts]
-        windows_Bx1pL = np.array(tokens, np.int32).reshape(len(places), length + 1)
+        windows_Bx1pL = np.array(tokens, np.int32).reshape(len(starts), length + 1)
         return {
             "inputs": windows_Bx1pL[:, :-1],
             "targets": windows_Bx1pL[:, 1:],
-            "weights": np.ones((len(places), length), np.float32),
+            "weights": np.ones((len(starts), length), np.float32),
         }
 
     def iterate(

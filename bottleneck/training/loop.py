@@ -3,11 +3,12 @@
 After each step, in this order: probe, save, and only then the next batch. So whatever a checkpoint
 holds has been probed and its metrics are on disk, and a run that continues repeats nothing but the
 steps after its last checkpoint. Metrics are read one step late, so that the device never waits.
-SIGTERM makes it save after the step at hand and exit with `preemption.EXIT_CODE`.
+SIGTERM and Ctrl-C make it save after the step at hand, and exit with 143 and 130.
 """
 
 from __future__ import annotations
 
+import contextlib
 import os
 import sys
 from pathlib import Path
@@ -45,6 +46,14 @@ def train(config: Config, workdir: str | os.PathLike[str]) -> None:
     if run_folder.is_complete(workdir):
         console.print(f"{workdir} holds this run, complete; nothing to do")
         return
+    with run_folder.claimed(workdir) if is_writer else contextlib.nullcontext():
+        # What was there may have become another's before it was claimed.
+        run_folder.check_continues(workdir, config)
+        _train_in(workdir, config)
+
+
+def _train_in(workdir: Path, config: Config) -> None:
+    is_writer = jax.process_index() == 0
     mesh = make_mesh(config.mesh)
     check_divides(config, dict(mesh.shape))
     cache = prepare(config.data)
@@ -88,40 +97,52 @@ def _train_from(
     program = make_train_program(config, mesh)
     start = saved.latest_step()
     if start is None:
+        if run_folder.metrics_text(workdir):
+            console.print(f"{workdir} has no checkpoint yet; beginning at step 0 again")
         params, opt_state = program.init()
     else:
         console.print(f"continuing from step {start:,} in {workdir}")
         params, opt_state = saved.restore(start, program.abstract_state)
 
-    with (
-        preemption.Notice() as notice,
-        Reporter(config, workdir, start or 0, peak_flops) as report,
-    ):
+    with Reporter(config, workdir, start or 0, peak_flops, batches.windows) as report:
         with report.booked("compile"):
             train_step = program.compile(batch_size, length)
             prober.compile(program.abstract_state[0])
-        if start is None:
-            with report.booked("probe"):
-                report.probe(0, prober.measure(params))
-            if config.checkpoint.is_due(0):
-                saved.save(0, params, opt_state)
-        for step, batch in device_batches(batches, mesh, start or 0, steps):
-            params, opt_state, metrics = train_step(params, opt_state, batch)
-            done = step + 1
-            report.train(done, metrics)
-            if done % config.probe.every == 0 or done == steps:
-                report.settle()
+        # From here on there is something to save.
+        with preemption.Notice(report.say) as notice:
+            if start is None:
                 with report.booked("probe"):
-                    report.probe(done, prober.measure(params))
-            is_stopped = notice.has_come(done)
-            if config.checkpoint.is_due(done) or done == steps or is_stopped:
-                with report.booked("checkpoint"):
-                    report.flush()
-                    saved.save(done, params, opt_state)
-            if is_stopped and done < steps:
+                    report.probe(0, prober.measure(params))
+                if config.checkpoint.is_due(0):
+                    saved.save(0, params, opt_state)
+            for step, batch in device_batches(batches, mesh, start or 0, steps):
+                params, opt_state, metrics = train_step(params, opt_state, batch)
+                done = step + 1
+                report.train(done, metrics)
+                is_stopped = notice.has_come(done)
+                is_probed = done % config.probe.every == 0 or done == steps
+                is_saved = config.checkpoint.is_due(done) or done == steps or is_stopped
+                if is_probed or is_saved:
+                    report.settle()
+                    if report.is_spoilt and (done == steps or is_stopped):
+                        report.end_spoilt()
+                    # Parameters that are not finite are neither probed nor saved.
+                    is_probed &= not report.is_spoilt
+                    is_saved &= not report.is_spoilt
+                if is_probed:
+                    with report.booked("probe"):
+                        report.probe(done, prober.measure(params))
+                if is_saved:
+                    with report.booked("checkpoint"):
+                        report.flush()
+                        saved.save(done, params, opt_state)
+                if is_stopped and done < steps:
+                    saved.wait()
+                    report.say(
+                        f"{notice.signal.name}: saved step {done:,}; "
+                        "the same command goes on from there"
+                    )
+                    sys.exit(preemption.EXIT_CODES[notice.signal])
+            with report.booked("checkpoint"):
                 saved.wait()
-                report.say(f"SIGTERM: saved step {done:,}; the same command goes on from there")
-                sys.exit(preemption.EXIT_CODE)
-        with report.booked("checkpoint"):
-            saved.wait()
         report.finish(steps)

@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import io
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Self
+from typing import Any, Self
 
 import jax
 import numpy as np
@@ -16,12 +16,16 @@ import numpy as np
 from bottleneck.config import Config
 from bottleneck.folders import write_whole
 from bottleneck.model.accounting import flops_per_token
+from bottleneck.training.divergence import Watch
 from bottleneck.training.metrics import MetricsWriter, Stopwatch
 from bottleneck.training.optimizer import learning_rate_schedule
 from bottleneck.training.probing import ProbeRecord
 from bottleneck.training.progress import Progress
+from bottleneck.training.step import Metrics
 
 PROBES = "probes"
+
+_MOST_WAITING = 100  # steps that nobody has looked at
 
 
 def write_record(
@@ -44,14 +48,30 @@ class Reporter:
     """Writes metrics when their step has surely ended, and books the time that is not training.
 
     The metrics of a step are read when the next one has been dispatched: the device always has
-    work. `settle` reads what is still waiting, before a probe or a save.
+    work. `settle` reads what is still waiting, before a probe or a save. Every step is looked at,
+    those between two lines of the log as well, for a loss or a gradient that is not finite.
     """
 
-    def __init__(self, config: Config, workdir: Path, start: int, peak_flops: float):
-        """`peak_flops` are those of all devices together, a second."""
+    def __init__(
+        self,
+        config: Config,
+        workdir: Path,
+        start: int,
+        peak_flops: float,
+        windows: Callable[[int], list[int]],
+    ):
+        """Opens the files of a run that begins at, or goes on from, step `start`.
+
+        Args:
+            peak_flops: of all devices together, a second.
+            windows: what `Batches.windows` says of the batch that a step begins with.
+        """
         self._config, self._workdir = config, workdir
         # One process of many writes; the consoles of the others are quiet.
-        self._writer = MetricsWriter(workdir, start) if jax.process_index() == 0 else None
+        is_writer = jax.process_index() == 0
+        self._writer = MetricsWriter(workdir, start) if is_writer else None
+        self._watch = Watch(config.train.bad_steps, workdir if is_writer else None)
+        self._windows = windows
         self._progress = Progress(start, config.train.steps)
         self._schedule = learning_rate_schedule(config.optimizer, config.train.steps)
         self._flops_per_token = flops_per_token(
@@ -61,7 +81,7 @@ class Reporter:
         self._stopwatch = Stopwatch()
         self._start, self._started = start, time.perf_counter()
         self._read_step, self._read_seconds = start, 0.0
-        self._waiting: tuple[int, dict[str, jax.Array]] | None = None
+        self._waiting: list[tuple[int, Metrics]] = []
 
     def _train_seconds(self) -> float:
         return time.perf_counter() - self._started - sum(self._stopwatch.seconds.values())
@@ -72,25 +92,66 @@ class Reporter:
         with self._stopwatch.booked(reason):
             yield
 
-    def train(self, step: int, metrics: dict[str, jax.Array]) -> None:
-        """Takes the metrics of a step just dispatched, and writes those that waited."""
-        self.settle()
-        if step % self._config.train.log_every == 0 or step == self._config.train.steps:
-            self._waiting = (step, metrics)
+    def train(self, step: int, metrics: Metrics) -> None:
+        """Takes the metrics of a step just dispatched, and writes those that are due."""
+        if self._waiting and (
+            self._is_logged(self._waiting[-1][0]) or len(self._waiting) >= _MOST_WAITING
+        ):
+            self.settle()
+        self._waiting.append((step, metrics))
 
     def settle(self) -> None:
-        """Waits for and writes the metrics that are still waiting, if any."""
-        if self._waiting is None:
+        """Waits for the steps that were dispatched, looks at them and writes what is due.
+
+        Raises: `Diverged` where as many in a row as `train.bad_steps` are not finite.
+        """
+        waiting, self._waiting = self._waiting, []
+        for step, metrics in waiting:
+            values = {name: float(metrics[name]) for name in ("loss", "grad_norm")}
+            self._look(step, values, metrics["grad_norms"])
+            if self._is_logged(step):
+                self._log(step, values)
+
+    @property
+    def is_spoilt(self) -> bool:
+        """Whether the last step that was looked at left parameters that are not finite."""
+        return self._watch.in_a_row > 0 and not self._config.train.skip_bad_batches
+
+    def end_spoilt(self) -> None:
+        """Ends the run, whose last parameters are not finite: raises `Diverged`."""
+        self._watch.stop()
+
+    def _look(self, step: int, values: dict[str, float], grad_norms: dict[str, Any]) -> None:
+        # Copied off the device where there is something to say.
+        if np.isfinite([*values.values()]).all():
+            self._watch.see(values)
             return
-        (step, metrics), self._waiting = self._waiting, None
-        values = {name: float(value) for name, value in metrics.items()}
+        facts = {
+            "step": step,
+            **values,
+            "learning_rate": self._learning_rate(step),
+            "windows": self._windows(step - 1),
+            "grad_norms": {name: float(norm) for name, norm in grad_norms.items()},
+        }
+        self._watch.see(facts)
+        if self._config.train.skip_bad_batches:
+            self._write(step, "skipped", values)
+            self.say(f"step {step:,}: loss {values['loss']}, its batch was skipped")
+
+    def _is_logged(self, step: int) -> bool:
+        return step % self._config.train.log_every == 0 or step == self._config.train.steps
+
+    def _learning_rate(self, step: int) -> float:
+        # The schedule counts updates from 0; this is the one that step `step` made.
+        return float(self._schedule(step - 1))
+
+    def _log(self, step: int, values: dict[str, float]) -> None:
         seconds = self._train_seconds()
         tokens = (step - self._read_step) * self._config.tokens_per_step
         rate = tokens / max(seconds - self._read_seconds, 1e-9)
         self._read_step, self._read_seconds = step, seconds
-        values |= {
-            # The schedule counts updates from 0; this is the one that step `step` made.
-            "learning_rate": float(self._schedule(step - 1)),
+        values = values | {
+            "learning_rate": self._learning_rate(step),
             "tokens_per_second": rate,
             "mfu": rate * self._flops_per_token / self._peak_flops,
         }

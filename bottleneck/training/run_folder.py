@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import contextlib
 import importlib.metadata
 import json
 import re
 import subprocess
+from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bottleneck import config as config_lib
 from bottleneck.config import Config
 from bottleneck.errors import UserError
-from bottleneck.folders import write_whole
+from bottleneck.folders import is_remote, locked, write_whole, writing
 
 if TYPE_CHECKING:  # analysis reads run folders without what these import
     from bottleneck.data.tokens import TokenCache
@@ -21,6 +23,7 @@ if TYPE_CHECKING:  # analysis reads run folders without what these import
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"  # in a bucket, metrics-00000.jsonl and so on
 COMPLETE = "COMPLETE"
+LOCK = ".lock"  # held by the process that writes the folder
 
 # Where and how a run is carried out may change between restarts; what it computes may not.
 _FREE_TO_CHANGE = (
@@ -29,6 +32,8 @@ _FREE_TO_CHANGE = (
     "data.tokenizer:",  # a path; `check_same_corpus` sees what is in it
     "train.log_every",
     "train.peak_flops",
+    "train.bad_steps",
+    "train.skip_bad_batches",  # so that a run which a batch has ended can go on
     "checkpoint.",
 )
 
@@ -39,7 +44,7 @@ def check_continues(workdir: Path, config: Config) -> None:
     """Raises `UserError` where the folder belongs to another experiment, naming the fields."""
     path = workdir / CONFIG
     if not path.exists():
-        if workdir.exists() and any(workdir.iterdir()):
+        if workdir.exists() and any(path.name != LOCK for path in workdir.iterdir()):
             raise UserError(
                 f"--workdir={workdir} is not empty and holds no run; choose a new folder"
             )
@@ -53,6 +58,36 @@ def check_continues(workdir: Path, config: Config) -> None:
             f"--workdir={workdir} holds a run of another config ({'; '.join(changed)}); "
             "choose a new folder, or the old values"
         )
+
+
+@contextlib.contextmanager
+def claimed(workdir: Path) -> Iterator[None]:
+    """This process alone writes the folder in the block, which makes it if it is not there.
+
+    A folder that the block leaves empty is removed. In a bucket there is no such thing as a lock,
+    and nothing is held.
+
+    Raises: `UserError` where another process has the folder.
+    """
+    if is_remote(workdir):
+        yield
+        return
+
+    def refuse(holder: str) -> None:
+        raise UserError(
+            f"--workdir={workdir} is in use by {holder}; stop that one, or choose another folder"
+        )
+
+    is_new = not workdir.exists()
+    with writing(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+    with locked(workdir / LOCK, refuse):
+        try:
+            yield
+        finally:
+            if is_new and [path.name for path in workdir.iterdir()] == [LOCK]:
+                (workdir / LOCK).unlink()
+                workdir.rmdir()
 
 
 def check_same_corpus(workdir: Path, digest: str) -> None:

@@ -24,6 +24,7 @@ from bottleneck.parallel import mesh as mesh_lib
 from bottleneck.training.optimizer import make_optimizer
 
 Batch = dict[str, jax.Array]
+Metrics = dict[str, Any]  # of scalars
 BATCH_TYPES = {"inputs": jnp.int32, "targets": jnp.int32, "weights": jnp.float32}
 
 
@@ -32,7 +33,8 @@ class TrainProgram:
     """The functions of a training run, jitted for a mesh, and where their arrays live.
 
     init() makes (params, opt_state); step(params, opt_state, batch) consumes both and returns
-    them updated, with the step's metrics: `loss` (nats per token) and `grad_norm`, float32 scalars.
+    them updated, with the step's metrics, float32 scalars: `loss` (nats per token), `grad_norm`,
+    and in `grad_norms` that of each parameter's gradient, by its name.
     """
 
     mesh: Mesh
@@ -120,11 +122,28 @@ def make_train_program(config: Config, mesh: Mesh) -> TrainProgram:
 
     def step(
         params: Params, opt_state: optax.OptState, batch: Batch
-    ) -> tuple[Params, optax.OptState, Batch]:
+    ) -> tuple[Params, optax.OptState, Metrics]:
         loss, grads = gradient(params, batch)
-        updates, opt_state = optimizer.update(grads, opt_state, params)
-        metrics = {"loss": loss, "grad_norm": optax.tree.norm(grads)}
-        return optax.apply_updates(params, updates), opt_state, metrics
+        squares = {
+            "/".join(key.key for key in path): jnp.sum(jnp.square(leaf.astype(jnp.float32)))
+            for path, leaf in jax.tree_util.tree_leaves_with_path(grads)
+        }
+        metrics: Metrics = {
+            "loss": loss,
+            "grad_norm": jnp.sqrt(jnp.sum(jnp.stack(list(squares.values())))),
+            "grad_norms": {name: jnp.sqrt(square) for name, square in squares.items()},
+        }
+        updates, new_opt_state = optimizer.update(grads, opt_state, params)
+        new_params = optax.apply_updates(params, updates)
+        if config.train.skip_bad_batches:
+            is_good = jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"])
+            new_params, new_opt_state = jax.tree.map(
+                # Counts go on, so that the learning rate stays that of the step.
+                lambda new, old: jnp.where(is_good, new, old) if _is_real(new) else new,
+                (new_params, new_opt_state),
+                (params, opt_state),
+            )
+        return new_params, new_opt_state, metrics
 
     params_sharding = mesh_lib.shardings(mesh, axes)
     abstract_params, abstract_opt_state = jax.eval_shape(init)
@@ -152,3 +171,7 @@ def make_train_program(config: Config, mesh: Mesh) -> TrainProgram:
         ),
         abstract_state=abstract_state,
     )
+
+
+def _is_real(array: jax.Array) -> bool:
+    return jnp.issubdtype(array.dtype, jnp.floating)

@@ -198,8 +198,8 @@ def _shares(gpus: str | None, n: int) -> list[dict[str, str]]:
 def _reason(places: Places, code: int | None = None) -> str:
     if places.failure.exists():
         return f"{places.failure.read_text(encoding='utf-8').strip()} (see {places.log})"
-    if code == preemption.EXIT_CODE:
-        return "stopped by SIGTERM; run the sweep again to continue it"
+    if code in preemption.EXIT_CODES.values():
+        return "stopped and saved; run the sweep again to continue it"
     if code is not None and code < 0:
         return f"killed by {signal.Signals(-code).name}; run the sweep again to continue it"
     return f"exit code {code} (see {places.log})"
