@@ -77,8 +77,12 @@ def add_world(parser: argparse.ArgumentParser) -> None:
     many.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
 
 
-def join_world(arguments: argparse.Namespace) -> None:
-    """Joins this process to the others that the flags of `add_world` name, or that are found."""
+@contextlib.contextmanager
+def joined_world(arguments: argparse.Namespace) -> Iterator[None]:
+    """Joins this process to the others that the flags of `add_world` name, or that are found.
+
+    If the block fails in one of them, all end.
+    """
     world = (arguments.coordinator, arguments.processes, arguments.process)
     if any(part is not None for part in world) and None in world:
         raise UserError("--coordinator, --processes and --process belong together")
@@ -86,6 +90,8 @@ def join_world(arguments: argparse.Namespace) -> None:
     from bottleneck.parallel import distributed
 
     distributed.start(None if None in world else distributed.Processes(*world))
+    with distributed.ended_together():
+        yield
 
 
 def _parse(

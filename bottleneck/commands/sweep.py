@@ -16,7 +16,7 @@ from pathlib import Path
 from bottleneck.commands.flags import (
     add_world,
     check_vocabulary,
-    join_world,
+    joined_world,
     parse_sweep_command,
 )
 from bottleneck.errors import UserError
@@ -94,15 +94,15 @@ def _cell(cells: Sequence[Cell], index: int) -> Cell:
 
 def _train(cell: Cell, root: Path, arguments: argparse.Namespace) -> None:
     """Trains one cell; of many processes the first sees to it that no others train it too."""
-    join_world(arguments)
-
-    import jax
-
-    from bottleneck.training.loop import train
-    from bottleneck.training.sweep_runner import Places, alone, failure_recorded
-
-    places = Places(root, cell.name)
     with contextlib.ExitStack() as stack:
+        stack.enter_context(joined_world(arguments))
+
+        import jax
+
+        from bottleneck.training.loop import train
+        from bottleneck.training.sweep_runner import Places, alone, failure_recorded
+
+        places = Places(root, cell.name)
         if jax.process_index() == 0:
             stack.enter_context(alone(places))
             stack.enter_context(failure_recorded(places))

@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import argparse
 
-from bottleneck.commands.flags import add_world, join_world, parse_command
+from bottleneck.commands.flags import add_world, joined_world, parse_command
 
 
 def main(argv: list[str]) -> int:
@@ -17,9 +17,8 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--workdir", required=True, help="the run folder; made if it is not there")
     add_world(parser)
     arguments, config = parse_command(parser, argv)
-    join_world(arguments)
+    with joined_world(arguments):
+        from bottleneck.training.loop import train
 
-    from bottleneck.training.loop import train
-
-    train(config, arguments.workdir)
+        train(config, arguments.workdir)
     return 0

@@ -1,9 +1,14 @@
-"""Starting `jax.distributed` from what there is: TPU metadata, SLURM, Open MPI, or flags."""
+"""Processes that train as one: how they find one another, and how they end when one is lost."""
 
 from __future__ import annotations
 
+import contextlib
 import glob
 import os
+import re
+import sys
+import traceback
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import jax
@@ -19,6 +24,12 @@ _LAUNCHED = (
     "MEGASCALE_COORDINATOR_ADDRESS",
     "JAX_COORDINATOR_ADDRESS",
 )
+
+
+LOST = 4  # exit code of a process that has lost another
+
+# How the libraries that carry collectives, and jax's own service, say that another has gone.
+_GONE = re.compile(r"gloo|nccl|heartbeat|coordination|connection (closed|reset|refused)", re.I)
 
 
 @dataclass(frozen=True)
@@ -41,6 +52,43 @@ class Processes:
             raise UserError(
                 f"--coordinator={self.coordinator} is not allowed; it must be HOST:PORT"
             )
+
+
+@contextlib.contextmanager
+def ended_together() -> Iterator[None]:
+    """Ends this process at once where the block raises, if it is one of many.
+
+    The others wait for it in the middle of a step, and it would wait for them before it ended: so
+    they learn of it within moments where collectives run over TCP, and elsewhere when jax misses
+    its heartbeat, after 100 seconds.
+    """
+    try:
+        yield
+    except SystemExit:  # all of them have come to that
+        raise
+    except BaseException as error:
+        if jax.process_count() == 1:
+            raise
+        who = f"process {jax.process_index()} of {jax.process_count()}"
+        if isinstance(error, UserError):
+            code, line = error.exit_code, f"error: {error}; {who} ends, and so do the others"
+        elif isinstance(error, KeyboardInterrupt):
+            code, line = 130, f"{who} was stopped by Ctrl-C"
+        elif isinstance(error, jax.errors.JaxRuntimeError) and _GONE.search(str(error)):
+            reason = " ".join(str(error).split())[:200]
+            code, line = (
+                LOST,
+                (
+                    f"error: {who} has lost another and ends ({reason}); what was saved is whole: "
+                    "started again, all together, the run goes on from its last checkpoint"
+                ),
+            )
+        else:
+            code, line = 1, f"error: {who} ends, and so do the others"
+            traceback.print_exception(error)
+        print(line, file=sys.stderr, flush=True)
+        sys.stdout.flush()
+        os._exit(code)
 
 
 def start(processes: Processes | None = None) -> None:
