@@ -4,11 +4,14 @@ from __future__ import annotations
 
 import ast
 import importlib
+import os
 import pkgutil
 import signal
 import sys
+import threading
 import warnings
 from pathlib import Path
+from typing import NoReturn
 
 from bottleneck import __version__, commands
 from bottleneck.errors import UserError, suggestion
@@ -68,5 +71,17 @@ def main(argv: list[str] | None = None) -> int:
         return 128 + signal.SIGINT
 
 
+def run() -> NoReturn:
+    """Runs a verb and leaves; after an error at once, whatever threads of a library still wait."""
+    code = main()
+    sys.stdout.flush()
+    sys.stderr.flush()
+    if code and any(
+        not t.daemon for t in threading.enumerate() if t is not threading.main_thread()
+    ):
+        os._exit(code)
+    sys.exit(code)
+
+
 if __name__ == "__main__":
-    sys.exit(main())
+    run()

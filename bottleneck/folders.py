@@ -124,9 +124,10 @@ def writing(path: Path, size: int | None = None) -> Iterator[None]:
 def cannot_write(path: Path, number: int | None, reason: str, size: int | None = None) -> str:
     """What to say where `path` could not be written; `number` is the error's errno, if any."""
     line = f"cannot write {path}: {os.strerror(number) if number else reason}"
-    if number in (errno.ENOSPC, errno.EDQUOT):
-        needed = "" if size is None else f"it takes {size:,} bytes, "
-        line += f"; {needed}{free_bytes(path):,} are free on its disk, or fewer under a quota"
+    if number in (errno.ENOSPC, errno.EDQUOT) and size is not None:
+        line += f"; it takes {size:,} bytes"
+    if number == errno.ENOSPC:
+        line += f"; {free_bytes(path):,} are free"
     return line
 
 

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import logging
 import re
 import sys
 from collections.abc import Iterator
@@ -32,7 +33,13 @@ from bottleneck.errors import UserError
 from bottleneck.folders import absolute, cannot_write, free_bytes, is_remote
 from bottleneck.training import checkpoint_seal
 
+# That a save may take. orbax looks at the calendar for it, which may be set while it waits.
+_MOST_SECONDS = 86_400
+
 ITEMS = ("params", "opt_state", "meta")
+
+
+_KEPT = "what was saved before is whole, and the same command goes on from there"
 
 
 class _SealedArrays(ocp.StandardCheckpointHandler):
@@ -64,18 +71,27 @@ def handlers() -> ocp.handlers.CheckpointHandlerRegistry:
     return registry
 
 
+def _without_traceback(record: logging.LogRecord) -> bool:
+    """A filter that keeps one line of what orbax logs; the error itself comes to who waits."""
+    record.exc_info = record.exc_text = None
+    return True
+
+
 class Checkpointer:
     """Saves and restores (params, opt_state) by step, and keeps those that the config asks for."""
 
     def __init__(self, folder: Path, config: CheckpointConfig):
         """Raises `UserError` where there are checkpoints and none is whole."""
         self._folder = absolute(folder)
+        logging.getLogger("absl").addFilter(_without_traceback)
         _put_damaged_aside(self._folder)
         kept: list[PreservationPolicy] = [LatestN(config.keep_last), CustomSteps(config.steps)]
         if config.keep_every is not None:
             kept.append(EveryNSteps(config.keep_every))
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=AnyPreservationPolicy(kept), cleanup_tmp_directories=True
+            preservation_policy=AnyPreservationPolicy(kept),
+            cleanup_tmp_directories=True,
+            async_options=ocp.options.AsyncOptions(timeout_secs=_MOST_SECONDS),
         )
         with self._writing():
             self._manager = ocp.CheckpointManager(
@@ -131,6 +147,11 @@ class Checkpointer:
         """Raises `UserError` where the block, which saves, cannot write."""
         try:
             yield
+        except TimeoutError as error:
+            raise UserError(
+                f"saving to {self._folder} has not ended in time, or the clock of this machine was "
+                f"set meanwhile; {_KEPT}"
+            ) from error
         except (OSError, ValueError) as error:
             number = getattr(error, "errno", None)
             if isinstance(error, ValueError):  # TensorStore's, with the errno in its text
@@ -138,9 +159,8 @@ class Checkpointer:
                 if found is None:
                     raise
                 number = int(found[1])
-            kept = "what was saved before is whole, and the same command goes on from there"
             problem = cannot_write(self._folder, number, str(error), size)
-            raise UserError(f"{problem}; {kept}") from error
+            raise UserError(f"{problem}; {_KEPT}") from error
 
     def __enter__(self) -> Self:
         return self

@@ -129,12 +129,19 @@ class Program:
 
     arguments: list[str]  # after `python -m bottleneck`; "{folder}" stands for the folder
     environment: dict[str, str]
+    prelude: str = ""  # Python that the process runs before it begins
 
     def start(self, folder: Path, *more: str, **options: Any) -> subprocess.Popen[str]:
         arguments = [argument.replace("{folder}", str(folder)) for argument in self.arguments]
         pipes: dict[str, Any] = {"stdout": subprocess.PIPE, "stderr": subprocess.STDOUT}
+        begin = ["-m", "bottleneck"]
+        if self.prelude:
+            run = (
+                "import runpy; runpy.run_module('bottleneck', run_name='__main__', alter_sys=True)"
+            )
+            begin = ["-c", f"{self.prelude}\n{run}"]
         return subprocess.Popen(
-            [sys.executable, "-m", "bottleneck", *arguments, *more],
+            [sys.executable, *begin, *arguments, *more],
             env=self.environment,
             text=True,
             start_new_session=True,
@@ -204,11 +211,10 @@ class Lab:
     def program(self, *arguments: str, **environment: str) -> Program:
         return Program([*arguments], self.environment | environment)
 
-    def training(self, *more: str, **environment: str) -> Program:
+    def training(self, *more: str, prelude: str = "", **environment: str) -> Program:
         """`train`, into the folder."""
-        return self.program(
-            "train", f"--config={self.config}", "--workdir={folder}", *more, **environment
-        )
+        arguments = ["train", f"--config={self.config}", "--workdir={folder}", *more]
+        return Program(arguments, self.environment | environment, prelude)
 
 
 def _make_lab(folder: Path) -> Lab:

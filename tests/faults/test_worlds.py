@@ -1,0 +1,210 @@
+"""Devices, processes and clocks that change under a run, and two processes that want one folder."""
+
+import random
+import shutil
+import signal
+import socket
+import subprocess
+import time
+from contextlib import ExitStack
+
+import jax
+import numpy as np
+import pytest
+
+from bottleneck.analysis.runs import load_run
+from bottleneck.training.checkpoint_seal import seal
+
+# Losses are near 5.7 and float32 sums of 256 tokens are taken in another order: each step may err
+# by some 1e-6, and 60 steps add up.
+TOLERANCE = 2e-4
+
+
+def devices(n):
+    return {"XLA_FLAGS": f"--xla_force_host_platform_device_count={n}"}
+
+
+def mesh(replica, fsdp, tensor):
+    sizes = {"replica": replica, "fsdp": fsdp, "tensor": tensor}
+    return [f"--config.mesh.{name}={size}" for name, size in sizes.items()]
+
+
+# Each part of the run on other devices, laid out in another way.
+WORLDS = [
+    [(8, (2, 2, 2)), (4, (1, 2, 2)), (1, (1, 1, 1))],
+    [(4, (1, 4, 1)), (8, (1, 8, 1)), (2, (2, 1, 1))],
+    [(1, (1, 1, 1)), (8, (4, 1, 2)), (4, (4, 1, 1))],
+    [(2, (1, 1, 2)), (1, (1, 1, 1)), (8, (1, 4, 2))],
+    [(8, (8, 1, 1)), (2, (1, 2, 1)), (4, (1, 1, 4))],
+]
+
+
+def test_a_world_that_changes_its_shape(faults, lab, undisturbed, tmp_path):
+    def trial(index):
+        workdir, parts = tmp_path / f"run-{index}", WORLDS[index]
+        for until, (n, sizes) in zip((15, 35, None), parts, strict=True):
+            training = lab.training(*mesh(*sizes), **devices(n))
+            if until is None:
+                training.finish(workdir)
+                break
+            is_reached = lambda goal=until: faults.last_step(workdir) >= goal  # noqa: E731
+            training.kill(workdir, is_reached, delay=0.1)
+        faults.assert_same_run(workdir, undisturbed, tolerance=TOLERANCE)
+        return None
+
+    claim = f"8, 4, 2, 1 devices, other meshes: losses and parameters within {TOLERANCE}"
+    faults.run_trials("killed, and other devices go on", claim, trial, full=len(WORLDS))
+
+
+def test_a_checkpoint_of_a_pod_is_read_on_a_cpu(faults, undisturbed, tmp_path):
+    def trial(index):
+        """The layout on record names devices that are not here."""
+        workdir = tmp_path / f"run-{index}"
+        shutil.copytree(undisturbed, workdir)
+        item = workdir / "checkpoints" / "60" / "params"
+        layout = (item / "_sharding").read_text()
+        assert "TFRT_CPU_0" in layout or '\\"id\\": 0' in layout, layout
+        elsewhere = layout.replace("TFRT_CPU_0", "TPU_77(process=9,(7,7,0,0))")
+        (item / "_sharding").write_text(elsewhere.replace('\\"id\\": 0', '\\"id\\": 777'))
+        seal(item)
+        ours, theirs = (load_run(folder).params(60) for folder in (workdir, undisturbed))
+        for a, b in zip(*(jax.tree.leaves(params) for params in (ours, theirs)), strict=True):
+            np.testing.assert_array_equal(a, b)
+        return None
+
+    claim = "analysis reads the same parameters, on the first CPU"
+    faults.run_trials("checkpoint of devices that are not here", claim, trial, full=1)
+
+
+def free_port():
+    with socket.socket() as listener:
+        listener.bind(("127.0.0.1", 0))
+        return listener.getsockname()[1]
+
+
+def test_one_of_four_processes_is_lost(faults, lab, undisturbed, tmp_path):
+    source = random.Random(time.time_ns())
+
+    def trial(index):
+        workdir, victim, goal = tmp_path / f"run-{index}", index % 4, source.randrange(1, 50)
+        address = f"--coordinator=127.0.0.1:{free_port()}"
+        with ExitStack() as stack:
+            processes = []
+            for i in range(4):
+                training = lab.training(address, "--processes=4", f"--process={i}")
+                processes.append(training.start(workdir))
+                stack.callback(processes[-1].kill)
+            while faults.last_step(workdir) < goal:
+                assert all(process.poll() is None for process in processes)
+                time.sleep(0.005)
+            processes[victim].send_signal(signal.SIGKILL)
+            started = time.monotonic()
+            for i, process in enumerate(processes):
+                output, _ = process.communicate(timeout=150)
+                if i == victim:
+                    continue
+                if process.returncode == 4:
+                    assert f"error: process {i} of 4 has lost another and ends" in output
+                    assert "Traceback" not in output, output
+                else:  # at a barrier of jax's own service, which ends it when a heartbeat is missed
+                    assert process.returncode == -signal.SIGABRT, output
+                    assert "another task died" in output
+            seconds = time.monotonic() - started
+            assert seconds < 120, f"the last of them ended after {seconds:.0f} s"
+        steps = faults.last_step(workdir) - max(faults.saved_steps(workdir), default=0)
+        lab.training().finish(workdir)
+        faults.assert_same_run(workdir, undisturbed, tolerance=TOLERANCE)
+        return f"{steps} steps"
+
+    claim = "the others end within 120 s and say why; one process goes on"
+    faults.run_trials("one of 4 processes killed", claim, trial, full=4)
+
+
+def test_two_processes_on_one_folder(faults, lab, undisturbed, tmp_path):
+    source = random.Random(time.time_ns())
+
+    def trial(index):
+        workdir, goal = tmp_path / f"run-{index}", source.randrange(-1, 30)
+        first = lab.training().start(workdir)
+        while not (workdir / ".lock").exists() or faults.last_step(workdir) < goal:
+            time.sleep(0.001)
+        first.send_signal(signal.SIGSTOP)  # so that it is not done before the second has begun
+        try:
+            output = lab.training().finish(workdir, code=2)
+        finally:
+            first.send_signal(signal.SIGCONT)
+        assert f"--workdir={workdir} is in use by process {first.pid} on " in output
+        first.communicate(timeout=120)
+        assert first.returncode == 0
+        faults.assert_same_run(workdir, undisturbed)
+        return None
+
+    claim = "the second refuses and names the first, which ends bit-identical"
+    faults.run_trials("two processes on one folder", claim, trial, full=5)
+
+
+# Twice in a second the calendar is set to another hour, of today or of another year.
+JUMPING_CLOCK = """
+import random, time
+def now(real=time.time, since=time.monotonic):
+    source = random.Random({seed} + int(2 * since()))
+    return real() + source.uniform(-3e4, 3e4) * source.choice((1, 1, 1, 1000))
+time.time, time.time_ns = now, lambda: int(now() * 1e9)
+"""
+
+
+def test_a_clock_that_jumps(faults, lab, undisturbed, tmp_path):
+    source = random.Random(time.time_ns())
+
+    def trial(index):
+        workdir, goal = tmp_path / f"run-{index}", source.randrange(0, 50)
+        jumping = lab.training(prelude=JUMPING_CLOCK.format(seed=index))
+        jumping.kill(workdir, lambda: faults.last_step(workdir) >= goal)
+        for _ in range(10):  # as a scheduler would
+            process = jumping.start(workdir)
+            output, _ = process.communicate(timeout=120)
+            if process.returncode == 0:
+                break
+            # A jump of more than a day, in the middle of a save.
+            assert process.returncode == 2 and "the clock of this machine was set" in output, output
+        faults.assert_same_run(workdir, undisturbed)
+        for record in load_run(workdir).split("train").iter_rows(named=True):
+            assert record["tokens_per_second"] > 0
+        return None
+
+    claim = "by hours and by years, and a SIGKILL: started again, it ends bit-identical"
+    faults.run_trials("the clock jumps", claim, trial, full=5)
+
+
+@pytest.mark.parametrize(
+    ("change", "line"),
+    [
+        ("--config.model.head_rank=5", "model.head_rank: 6 → 5"),
+        ("--config.train.batch_size=4", "train.batch_size: 8 → 4"),
+        ("--config.seed=1", "seed: 0 → 1"),
+        ("--config.optimizer.learning_rate=2e-3", "optimizer.learning_rate: 0.001 → 0.002"),
+    ],
+)
+def test_a_config_edited_between_restarts(faults, lab, undisturbed, tmp_path, change, line):
+    def trial(index):
+        workdir = tmp_path / f"run-{index}"
+        shutil.copytree(undisturbed, workdir)
+        (workdir / "COMPLETE").unlink()
+        output = lab.training(change).finish(workdir, code=2)
+        assert line in output and "choose a new folder, or the old values" in output
+        # What may change: where a run is carried out, and how often it is saved.
+        lab.training("--config.checkpoint.every=5", "--config.train.log_every=3").finish(workdir)
+        return None
+
+    claim = "refused, the field named with both values; the old config goes on"
+    faults.run_trials("config edited between restarts", claim, trial, full=1)
+
+
+def test_ctrl_c_before_there_is_anything_to_save_is_one_line(lab, tmp_path):
+    process = lab.training().start(tmp_path / "run", stderr=subprocess.STDOUT)
+    while not (tmp_path / "run" / ".lock").exists():
+        time.sleep(0.01)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=60)
+    assert process.returncode == 130, output
+    assert "Traceback" not in output, output
