@@ -1,0 +1,68 @@
+"""Signals, as they reach a program that waits for a device: real ones, to real processes."""
+
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+# Waits in C with the interpreter's lock let go, as a thread that waits for the device does, so that
+# no handler of Python's could run before it is over.
+PROGRAM = """
+import ctypes, sys
+from bottleneck.training.preemption import EXIT_CODES, Notice
+with Notice(lambda line: print(line, flush=True)) as notice:
+    print("ready", flush=True)
+    for _ in range(50):
+        ctypes.CDLL(None).usleep(int(sys.argv[1]))  # microseconds
+        if notice.has_come(1):
+            print("saved", flush=True)
+            sys.exit(EXIT_CODES[notice.signal])
+"""
+
+
+def start(step_seconds=0.1):
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(round(step_seconds * 1e6))],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "says"),
+    [(signal.SIGTERM, 143, ""), (signal.SIGINT, 130, "saving after this step")],
+)
+def test_one_signal_lets_the_program_save(number, code, says):
+    process = start()
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert says in output and output.endswith("saved\n")
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_device():
+    process = start(step_seconds=20)
+    process.send_signal(signal.SIGINT)
+    time.sleep(0.1)
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert "stopped at once" in output and "saved" not in output
+
+
+def test_what_a_signal_did_before_it_does_again_afterwards():
+    from bottleneck.training.preemption import Notice
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    with Notice() as notice:
+        assert not notice.has_come(1)
+        signal.raise_signal(signal.SIGTERM)
+        deadline = time.monotonic() + 5
+        while not notice.has_come(1):
+            assert time.monotonic() < deadline
+    assert {number: signal.getsignal(number) for number in before} == before
