@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 import math
 import os
 import sys
@@ -21,10 +20,11 @@ from tokenizers import Tokenizer
 
 from bottleneck.config import DataConfig
 from bottleneck.data import tokenizer as tokenization
+from bottleneck.data.checked_files import info_of
 from bottleneck.data.corpus import Corpus, heldout_draw
 from bottleneck.data.documents import Document
 from bottleneck.data.manifest import TOKENIZER, UNIGRAM_COUNTS, Manifest, SplitInfo
-from bottleneck.data.shards import FileInfo, ShardWriter, TokenSequence, token_dtype
+from bottleneck.data.shards import ShardWriter, TokenSequence, token_dtype
 from bottleneck.errors import UserError
 
 # Characters that are encoded at a time: few, as an encoding takes a hundred times the memory of its
@@ -69,10 +69,10 @@ def write_cache(folder: Path, config: DataConfig, corpus: Corpus, made_of: dict[
             writers[split].append(np.append(tokens, np.uint32(end_of_text)))
     _check_splits(documents, config.heldout_fraction, least_draw)
 
-    train = TokenSequence([folder / name for name in writers["train"].files], dtype)
+    train = TokenSequence(folder, writers["train"].shards, writers["train"].files, dtype)
     np.save(folder / UNIGRAM_COUNTS, _unigram_counts(train, vocab_size))
     (folder / TOKENIZER).write_bytes(tokenizer.to_str(pretty=True).encode())
-    files = {name: _file_info(folder / name) for name in (TOKENIZER, UNIGRAM_COUNTS)}
+    files = {name: info_of((folder / name).read_bytes()) for name in (TOKENIZER, UNIGRAM_COUNTS)}
     for writer in writers.values():
         files |= writer.files
     Manifest(
@@ -84,7 +84,7 @@ def write_cache(folder: Path, config: DataConfig, corpus: Corpus, made_of: dict[
         empty_documents=empty,
         invalid_documents=invalid,
         splits={
-            split: SplitInfo(documents[split], writer.tokens, text_bytes[split], list(writer.files))
+            split: SplitInfo(documents[split], writer.tokens, text_bytes[split], writer.shards)
             for split, writer in writers.items()
         },
         files=files,
@@ -185,11 +185,6 @@ def _shown(corpus: Corpus, what: str) -> Generator[Document, None, None]:
                     f"{what}: {document.position / total:.0%} after {now - started:.0f} s",
                     file=sys.stderr,
                 )
-
-
-def _file_info(path: Path) -> FileInfo:
-    contents = path.read_bytes()
-    return FileInfo(len(contents), hashlib.sha256(contents).hexdigest())
 
 
 def _sync(path: Path) -> None:

@@ -9,15 +9,13 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
+from bottleneck.data.checked_files import FileInfo, cannot_read, damaged
 from bottleneck.data.corpus import Fingerprint
-from bottleneck.data.shards import FileInfo
-from bottleneck.errors import UserError
+from bottleneck.data.shards import CHECKSUMS
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
 UNIGRAM_COUNTS = "unigram-counts.npy"
-
-REBUILD = "make it anew with `python -m bottleneck prepare --rebuild` and the same --config"
 
 
 @dataclass(frozen=True)
@@ -45,7 +43,9 @@ class Manifest:
     @property
     def digest(self) -> str:
         """A hash of the tokens of both splits and of their tokenizer, wherever they were made."""
-        files = [f"{name} {self.files[name].sha256}" for name in sorted(self.files)]
+        # Not of the tables of checksums, which follow from the tokens.
+        names = sorted(name for name in self.files if not name.endswith(CHECKSUMS))
+        files = [f"{name} {self.files[name].sha256}" for name in names]
         return hashlib.sha256("\n".join(files).encode()).hexdigest()
 
     def write(self, folder: Path) -> None:
@@ -66,9 +66,10 @@ def read_manifest(folder: Path) -> Manifest:
         fields["files"] = {name: FileInfo(**info) for name, info in fields["files"].items()}
         return Manifest(**fields)
     except OSError as error:
-        raise UserError(f"{path}: {error.strerror}; {REBUILD}") from error
-    except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise UserError(f"{path} is damaged: {error}; {REBUILD}") from error
+        raise cannot_read(path, error) from error
+    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+        reason = str(error) if isinstance(error, ValueError) else "it is no manifest"
+        raise damaged(path, reason) from error
 
 
 def _digest_of(fields: dict[str, Any]) -> str:

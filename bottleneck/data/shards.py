@@ -1,6 +1,9 @@
-"""A long sequence of tokens on disk: written as a stream, read through memory maps.
+"""A long sequence of tokens on disk: written as a stream, checked and read where it is asked for.
 
-It lies in files of little-endian uint16 or uint32, of SHARD_TOKENS tokens each but the last.
+It lies in files of little-endian uint16 or uint32, of SHARD_TOKENS tokens each but the last. Beside
+each lies a table with the CRC-32 of every block of BLOCK_BYTES, uint32: a block is checked when it
+is first read, so that no token is used that is not the one written, and nothing is read for it that
+is not used soon.
 """
 
 from __future__ import annotations
@@ -8,22 +11,29 @@ from __future__ import annotations
 import bisect
 import hashlib
 import itertools
-from collections.abc import Sequence
-from dataclasses import dataclass
+import os
+import weakref
+import zlib
+from collections.abc import Mapping, Sequence
 from pathlib import Path
 from typing import BinaryIO
 
 import numpy as np
 
+from bottleneck.data.checked_files import FileInfo, cannot_read, damaged, info_of, read_whole
+
 SHARD_TOKENS = 2**28  # half a gigabyte of uint16
 
+# 16 windows of 2,048 uint16 tokens. Windows are read in random order, so the first one in a block
+# costs a read of all of it: no more than a system reads ahead at one fault of a memory map, 17 µs
+# to check, and what the other 15 will use. Smaller blocks would do less at once and have larger
+# tables: these are 1/16,384 of the tokens, 6 MB for 100 GB, and are read whole at the start.
+# A CRC-32 finds any two wrong bits in so short a block, and any number within 32 bits; of other
+# damage it misses one in 4·10⁹.
+BLOCK_BYTES = 2**16
 
-@dataclass(frozen=True)
-class FileInfo:
-    """What a file was when it was written."""
-
-    bytes: int
-    sha256: str
+CHECKSUMS = ".crc32"  # the suffix of the tables
+_CHECKSUM = np.dtype("<u4")
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
@@ -32,24 +42,29 @@ def token_dtype(vocab_size: int) -> np.dtype:
 
 
 class ShardWriter:
-    """Appends tokens to PREFIX-00000.bin, PREFIX-00001.bin, and so on."""
+    """Appends tokens to PREFIX-00000.bin, PREFIX-00001.bin, and so on, each with its checksums."""
 
     def __init__(self, folder: Path, prefix: str, dtype: np.dtype) -> None:
         self.tokens = 0
-        self.files: dict[str, FileInfo] = {}  # those that are complete; all of them once closed
+        # Those that are complete; all of them once closed.
+        self.shards: list[str] = []
+        self.files: dict[str, FileInfo] = {}  # the shards and their tables
         self._folder, self._prefix, self._dtype = folder, prefix, dtype
         self._file: BinaryIO | None = None
         self._digest = hashlib.sha256()
+        self._checksums = _BlockChecksums()
 
     def append(self, tokens: np.ndarray) -> None:
         while len(tokens):
             if self._file is None:
-                path = self._folder / f"{self._prefix}-{len(self.files):05d}.bin"
+                path = self._folder / f"{self._prefix}-{len(self.shards):05d}.bin"
                 self._file, self._digest = path.open("wb"), hashlib.sha256()
+                self._checksums = _BlockChecksums()
             room = SHARD_TOKENS - self.tokens % SHARD_TOKENS
             contents = tokens[:room].astype(self._dtype).tobytes()
             self._file.write(contents)
             self._digest.update(contents)
+            self._checksums.update(contents)
             self.tokens += len(tokens[:room])
             tokens = tokens[room:]
             if self.tokens % SHARD_TOKENS == 0:
@@ -58,30 +73,124 @@ class ShardWriter:
     def close(self) -> None:
         """Completes the last file."""
         file, self._file = self._file, None
-        if file is not None:
-            with file:
-                info = FileInfo(file.tell(), self._digest.hexdigest())
-            self.files[Path(file.name).name] = info
+        if file is None:
+            return
+        with file:
+            info = FileInfo(file.tell(), self._digest.hexdigest())
+        path, table = Path(file.name), self._checksums.table()
+        _table_of(path).write_bytes(table)
+        self.shards.append(path.name)
+        self.files |= {path.name: info, _table_of(path).name: info_of(table)}
 
 
 class TokenSequence:
-    """The tokens of some shards one after the other, read where they are asked for."""
+    """The tokens of some shards one after the other; any number of threads may read at once."""
 
-    def __init__(self, paths: Sequence[Path], dtype: np.dtype) -> None:
-        self._shards = [np.memmap(path, dtype, mode="r") for path in paths]
-        self._starts = [0, *itertools.accumulate(len(shard) for shard in self._shards)]
-        self._nothing = np.zeros(0, dtype)
+    def __init__(
+        self, folder: Path, shards: Sequence[str], files: Mapping[str, FileInfo], dtype: np.dtype
+    ) -> None:
+        """Opens shards that a `ShardWriter` wrote.
+
+        Args:
+            shards: their names, in order.
+            files: what they and their tables were when they were written.
+        Raises:
+            UserError: where a file cannot be opened, or a table has changed.
+        """
+        self._dtype = dtype
+        self._shards = [_Shard(folder / name, files) for name in shards]
+        lengths = (shard.bytes // dtype.itemsize for shard in self._shards)
+        self._starts = [0, *itertools.accumulate(lengths)]
 
     def __len__(self) -> int:
         return self._starts[-1]
 
     def __getitem__(self, span: slice) -> np.ndarray:
-        """A copy of the tokens in a slice without a step, in their type on disk."""
+        """A copy of the tokens in a slice without a step, in their type on disk.
+
+        Raises `UserError` where they are not the ones that were written.
+        """
         start, stop, step = span.indices(len(self))
         assert step == 1, step
-        pieces = [self._nothing]
+        size = self._dtype.itemsize
+        pieces = []
         for i in range(bisect.bisect_right(self._starts, start) - 1, len(self._shards)):
-            if self._starts[i] >= stop:
+            offset, last = self._starts[i], min(stop, self._starts[i + 1])
+            if start >= last:
                 break
-            pieces.append(self._shards[i][max(start - self._starts[i], 0) : stop - self._starts[i]])
-        return np.concatenate(pieces)
+            pieces.append(self._shards[i].read((start - offset) * size, (last - offset) * size))
+            start = last
+        return np.frombuffer(bytearray().join(pieces), self._dtype)
+
+
+class _Shard:
+    """The bytes of a file, each block checked when it is first read.
+
+    Not through a memory map: there, a failing disk or a file cut short ends the process with a
+    signal, where a read returns an error that can be reported.
+    """
+
+    def __init__(self, path: Path, files: Mapping[str, FileInfo]) -> None:
+        table = _table_of(path)
+        self.bytes = files[path.name].bytes
+        self._path = path
+        contents = read_whole(table, files[table.name])
+        self._checksums: list[int] = np.frombuffer(contents, _CHECKSUM).tolist()
+        # A byte each, which a thread sets once its block is found right; that two threads check
+        # the same one at the same time does no harm.
+        self._is_checked = bytearray(len(self._checksums))
+        try:
+            self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
+        except OSError as error:
+            raise cannot_read(path, error) from error
+        weakref.finalize(self, os.close, self._descriptor)
+
+    def read(self, start: int, stop: int) -> bytes:
+        """The bytes from `start` to before `stop`; raises `UserError` if they have changed."""
+        first, last = start // BLOCK_BYTES, -(-stop // BLOCK_BYTES)
+        while (block := self._is_checked.find(0, first, last)) >= 0:
+            begin, end = block * BLOCK_BYTES, min((block + 1) * BLOCK_BYTES, self.bytes)
+            if zlib.crc32(self._contents(begin, end)) != self._checksums[block]:
+                raise damaged(self._path, f"bytes {begin:,} to {end:,} fail their CRC-32")
+            self._is_checked[block] = 1
+        return self._contents(start, stop)
+
+    def _contents(self, start: int, stop: int) -> bytes:
+        try:
+            contents = os.pread(self._descriptor, stop - start, start)
+            while len(contents) < stop - start:  # a read may end early
+                place = start + len(contents)
+                more = os.pread(self._descriptor, stop - place, place)
+                if not more:
+                    raise damaged(self._path, f"it has {place:,} bytes instead of {self.bytes:,}")
+                contents += more
+        except OSError as error:
+            raise cannot_read(self._path, error) from error
+        return contents
+
+
+class _BlockChecksums:
+    """The CRC-32 of every block of a stream that comes in pieces of any size."""
+
+    def __init__(self) -> None:
+        self._complete: list[int] = []
+        self._current = self._filled = 0
+
+    def update(self, contents: bytes) -> None:
+        rest = memoryview(contents)
+        while len(rest):
+            piece = rest[: BLOCK_BYTES - self._filled]
+            self._current = zlib.crc32(piece, self._current)
+            self._filled += len(piece)
+            if self._filled == BLOCK_BYTES:
+                self._complete.append(self._current)
+                self._current = self._filled = 0
+            rest = rest[len(piece) :]
+
+    def table(self) -> bytes:
+        last = [self._current] if self._filled else []
+        return np.array(self._complete + last, _CHECKSUM).tobytes()
+
+
+def _table_of(shard: Path) -> Path:
+    return shard.with_suffix(CHECKSUMS)

@@ -47,7 +47,11 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 def load(path: Path) -> Tokenizer:
     """The tokenizer of a `tokenizer.json`; raises `UserError` where there is no valid one."""
-    contents = read_file(path)
+    return parse(read_file(path), path)
+
+
+def parse(contents: bytes, path: Path) -> Tokenizer:
+    """The same of contents that were read from a path already."""
     try:
         return _for_plain_text(Tokenizer.from_str(contents.decode()))
     except Exception as error:  # the library raises no narrower class

@@ -1,7 +1,8 @@
-"""The token cache: a corpus, tokenized once, in memory-mapped shards with a manifest.
+"""The token cache: a corpus, tokenized once, in shards with a manifest.
 
-A cache appears under its name only when it is whole. It is refused where its files do not match its
-manifest, and where the corpus is no longer the one that it was made from.
+A cache appears under its name only when it is whole. Opening it checks all of it but the tokens,
+and these are checked as they are read. It is refused where anything is not what was written, and
+where the corpus is no longer the one that it was made from.
 """
 
 from __future__ import annotations
@@ -10,6 +11,7 @@ import contextlib
 import fcntl
 import functools
 import hashlib
+import io
 import json
 import re
 import shutil
@@ -25,12 +27,13 @@ from tokenizers import Tokenizer
 from bottleneck.config import DataConfig
 from bottleneck.data import tokenizer as tokenization
 from bottleneck.data.cache_writer import write_cache
+from bottleneck.data.checked_files import REBUILD, check_contents, check_size, read_whole
 from bottleneck.data.corpus import Corpus, open_corpus
-from bottleneck.data.manifest import REBUILD, TOKENIZER, UNIGRAM_COUNTS, Manifest, read_manifest
+from bottleneck.data.manifest import TOKENIZER, UNIGRAM_COUNTS, Manifest, read_manifest
 from bottleneck.data.shards import TokenSequence
 from bottleneck.errors import UserError
 
-FORMAT = 1  # of the cache; after a change of it nothing made before is found
+FORMAT = 2  # of the cache; after a change of it nothing made before is found
 
 Split = Literal["train", "heldout"]
 
@@ -43,15 +46,15 @@ class TokenCache:
     manifest: Manifest
 
     def tokens(self, split: Split) -> TokenSequence:
-        """The tokens of a split, memory-mapped, uint16 or uint32."""
-        shards = self.manifest.splits[split].shards
-        return TokenSequence([self.path / name for name in shards], np.dtype(self.manifest.dtype))
+        """The tokens of a split, uint16 or uint32, read where they are asked for."""
+        shards, files = self.manifest.splits[split].shards, self.manifest.files
+        return TokenSequence(self.path, shards, files, np.dtype(self.manifest.dtype))
 
     def n_tokens(self, split: Split) -> int:
         return self.manifest.splits[split].tokens
 
     def tokenizer(self) -> Tokenizer:
-        return tokenization.load(self.path / TOKENIZER)
+        return tokenization.parse(self._small_file(TOKENIZER), self.path / TOKENIZER)
 
     @property
     def vocab_size(self) -> int:
@@ -75,7 +78,7 @@ class TokenCache:
 
     def unigram_counts(self) -> np.ndarray:
         """How often each token occurs in the training split, int64 [vocab_size]."""
-        return np.load(self.path / UNIGRAM_COUNTS, allow_pickle=False)
+        return np.load(io.BytesIO(self._small_file(UNIGRAM_COUNTS)), allow_pickle=False)
 
     @functools.cached_property
     def unigram_entropy(self) -> float:
@@ -87,15 +90,10 @@ class TokenCache:
     def verify(self) -> None:
         """Reads every file whole; raises `UserError` naming the first that has changed."""
         for name, info in self.manifest.files.items():
-            try:
-                with (self.path / name).open("rb") as file:
-                    found = hashlib.file_digest(file, "sha256").hexdigest()
-            except OSError as error:
-                raise UserError(f"cannot read {self.path / name}: {error.strerror}") from error
-            if found != info.sha256:
-                raise UserError(
-                    f"{self.path / name} is damaged: its sha256 is not the manifest's; {REBUILD}"
-                )
+            check_contents(self.path / name, info)
+
+    def _small_file(self, name: str) -> bytes:
+        return read_whole(self.path / name, self.manifest.files[name])
 
 
 def prepare(config: DataConfig, *, rebuild: bool = False) -> TokenCache:
@@ -136,15 +134,16 @@ def prepare(config: DataConfig, *, rebuild: bool = False) -> TokenCache:
 
 
 def open_cache(path: Path) -> TokenCache:
-    """The cache in a folder; raises `UserError` where a file has not the size in the manifest."""
+    """The cache in a folder; raises `UserError` where a file is not what the manifest says.
+
+    Of the shards only the sizes are compared, as they may be hundreds of gigabytes.
+    """
     manifest = read_manifest(path)
+    shards = {name for split in manifest.splits.values() for name in split.shards}
     for name, info in manifest.files.items():
-        file = path / name
-        size = file.stat().st_size if file.exists() else 0
-        if size != info.bytes:
-            raise UserError(
-                f"{file} is damaged: it has {size:,} bytes instead of {info.bytes:,}; {REBUILD}"
-            )
+        check_size(path / name, info)
+        if name not in shards:
+            check_contents(path / name, info)
     return TokenCache(path, manifest)
 
 

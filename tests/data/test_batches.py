@@ -25,7 +25,7 @@ def write_cache(folder: Path, train: np.ndarray, heldout: np.ndarray) -> TokenCa
         writer = ShardWriter(folder, split, np.dtype("<u4"))
         writer.append(np.asarray(tokens, np.uint32))
         writer.close()
-        splits[split] = SplitInfo(1, len(tokens), len(tokens), list(writer.files))
+        splits[split] = SplitInfo(1, len(tokens), len(tokens), writer.shards)
         files |= writer.files
     Manifest({}, Fingerprint(1, 1, ""), 2**31, END, "<u4", 0, 0, splits, files).write(folder)
     return open_cache(folder)
