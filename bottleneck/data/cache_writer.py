@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import io
 import math
 import os
 import sys
@@ -70,9 +71,15 @@ def write_cache(folder: Path, config: DataConfig, corpus: Corpus, made_of: dict[
     _check_splits(documents, config.heldout_fraction, least_draw)
 
     train = TokenSequence(folder, writers["train"].shards, writers["train"].files, dtype)
-    np.save(folder / UNIGRAM_COUNTS, _unigram_counts(train, vocab_size))
-    (folder / TOKENIZER).write_bytes(tokenizer.to_str(pretty=True).encode())
-    files = {name: info_of((folder / name).read_bytes()) for name in (TOKENIZER, UNIGRAM_COUNTS)}
+    counts = io.BytesIO()  # np.save to a file does not say why it failed
+    np.save(counts, _unigram_counts(train, vocab_size))
+    small = {
+        TOKENIZER: tokenizer.to_str(pretty=True).encode(),
+        UNIGRAM_COUNTS: counts.getvalue(),
+    }
+    files = {name: info_of(contents) for name, contents in small.items()}
+    for name, contents in small.items():
+        (folder / name).write_bytes(contents)
     for writer in writers.values():
         files |= writer.files
     Manifest(
