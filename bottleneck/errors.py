@@ -13,6 +13,11 @@ class UserError(Exception):
 
     exit_code = 2
 
+    def __init__(self, message: str) -> None:
+        # A file may have any name: line breaks, and what a terminal would obey, are spelled out.
+        shown = (c if c.isprintable() else repr(c)[1:-1] for c in message)
+        super().__init__("".join(shown))
+
 
 class Diverged(UserError):
     """A training whose loss is no longer finite: it would be again, started again as it is."""
