@@ -67,7 +67,7 @@ def open_corpus(config: DataConfig) -> Corpus:
     try:
         return opener(config)
     except OSError as error:
-        raise UserError(f"cannot read {error.filename}: {error.strerror}") from error
+        raise _cannot_read(error.filename or "the corpus", error) from error
 
 
 def heldout_draw(text: str) -> float:
@@ -152,7 +152,11 @@ def _text_files(path: Path) -> list[Path]:
         near = difflib.get_close_matches(path.name, _names_in(path.parent), n=1)
         advice = f"; did you mean {path.parent / near[0]}?" if near else ""
         raise UserError(f"config.data.paths: {path} does not exist{advice}")
-    files = sorted(file for file in found if file.name.endswith(SUFFIXES) and file.is_file())
+    named = sorted(file for file in found if file.name.endswith(SUFFIXES))
+    files = [file for file in named if file.is_file()]
+    for file in set(named).difference(files):
+        if not file.exists():
+            raise UserError(f"config.data.paths: {file} is a link to nothing; mend or remove it")
     if not files:
         raise UserError(f"config.data.paths: {path} holds no {', '.join(SUFFIXES)} file")
     return files
@@ -167,7 +171,10 @@ def _concatenated(files: list[Path], field: str) -> Iterator[Document]:
     for file in files:
         for found in read_documents(file, field):
             yield found._replace(position=before + found.position)
-        before += folders.size(file)
+        try:
+            before += folders.size(file)
+        except OSError as error:
+            raise _cannot_read(file, error) from error
 
 
 def _fingerprint(entries: Iterable[tuple[str, int, bytes]]) -> Fingerprint:
@@ -181,8 +188,15 @@ def _fingerprint(entries: Iterable[tuple[str, int, bytes]]) -> Fingerprint:
 
 
 def _sha256(file: Path) -> bytes:
-    with file.open("rb") as stream:
-        return hashlib.file_digest(stream, "sha256").hexdigest().encode()
+    try:
+        with file.open("rb") as stream:
+            return hashlib.file_digest(stream, "sha256").hexdigest().encode()
+    except OSError as error:
+        raise _cannot_read(file, error) from error
+
+
+def _cannot_read(path: Path | str, error: OSError) -> UserError:
+    return UserError(f"cannot read {path}: {error.strerror or error}")
 
 
 def _tfds(config: DataConfig) -> Corpus:

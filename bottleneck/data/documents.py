@@ -1,12 +1,13 @@
 """A document, and the reading of documents out of text files.
 
 A plain file (.txt, .md, .py) is a document; so is every record of a .jsonl (also .gz and .zst) or
-.parquet file. Files are read as streams: in memory is one record, or one passage of a plain file
-that is too long to be a document.
+.parquet file. Files are read as streams, however far they unpack: in memory is one record, of
+LONGEST_RECORD at most, or one passage of a plain file that is too long to be a document.
 """
 
 from __future__ import annotations
 
+import codecs
 import io
 import json
 from collections.abc import Iterator
@@ -25,7 +26,11 @@ SUFFIXES = (*PLAIN, *JSON_LINES, ".parquet")
 LONGEST_PLAIN_FILE = 2**20  # bytes
 PASSAGE = 2**14  # bytes, about 4,000 tokens
 
-_PARQUET_ROWS = 256  # records decoded at a time
+# Bytes of a line or a text. It takes a few times its size to read, and what is longer is no
+# document, but a file that is not what its name says, or one that was made to fill the memory.
+LONGEST_RECORD = 2**27
+
+_PARQUET_ROWS = 16  # decoded at a time; they may be copies of one text that the file has once
 
 
 class Document(NamedTuple):
@@ -107,13 +112,16 @@ def _start_of_last_character(block: bytes) -> int:
 
 def _read_json_lines(path: Path, field: str) -> Iterator[Document]:
     with path.open("rb") as file:
-        for number, line in enumerate(_decompressed(file, path), start=1):
+        stream = _decompressed(file, path)
+        lines = iter(lambda: stream.readline(LONGEST_RECORD + 1), b"")
+        for number, line in enumerate(lines, start=1):
             where = f"{path}:{number}"
-            found = document(where, line, file.tell())
-            if found.text.isspace():
+            _check_length(line, where)
+            found = document(where, line.removeprefix(codecs.BOM_UTF8), file.tell())
+            if not found.text.strip():
                 continue
             try:
-                record = json.loads(found.text.removeprefix("\ufeff"))
+                record = json.loads(found.text)
             except (ValueError, RecursionError) as error:
                 raise UserError(f"{where}: not a JSON object: {error}") from error
             if not isinstance(record, dict):
@@ -127,6 +135,10 @@ def _read_json_lines(path: Path, field: str) -> Iterator[Document]:
 def _decompressed(file: IO[bytes], path: Path) -> IO[bytes]:
     if path.suffix not in (".gz", ".zst"):
         return file
+    if not size(path):  # which the codecs take for a stream of nothing
+        raise UserError(
+            f"cannot read {path}: it has no bytes, not those of an empty archive either"
+        )
     import pyarrow
 
     # Unlike the zstandard package, this raises on a file that was cut short.
@@ -143,15 +155,34 @@ def _read_parquet(path: Path, field: str) -> Iterator[Document]:
         with path.open("rb") as file, pyarrow.parquet.ParquetFile(file) as table:
             if field not in table.schema_arrow.names:
                 raise UserError(f"{path}: {_missing('column', field, table.schema_arrow.names)}")
+            kind = table.schema_arrow.field(table.schema_arrow.names.index(field)).type
+            as_bytes = _type_of_bytes(kind, where=f"{path}: {field!r}")
             row = 0
             for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=[field]):
-                for value in batch.column(0).to_pylist():
+                # As bytes, since nobody has checked that a string is UTF-8.
+                for value in batch.column(0).cast(as_bytes).to_pylist():
                     where = f"{path}:{row}"
                     row += 1
                     position = n_bytes * row // table.metadata.num_rows
                     yield document(where, text_of(value, where, field), position)
     except pyarrow.ArrowException as error:
-        raise UserError(f"cannot read {path}: {str(error).splitlines()[0]}") from error
+        reason = (str(error).splitlines() or [type(error).__name__])[0]
+        raise UserError(f"cannot read {path}: {reason}") from error
+
+
+def _type_of_bytes(kind: Any, where: str) -> Any:
+    """The type that a column of texts is cast to; raises `UserError` for one of anything else."""
+    import pyarrow
+    from pyarrow import types
+
+    if types.is_dictionary(kind):
+        kind = kind.value_type
+    if types.is_large_string(kind) or types.is_large_binary(kind):
+        return pyarrow.large_binary()
+    names = ("null", "string", "string_view", "binary", "binary_view", "fixed_size_binary")
+    if not any(getattr(types, f"is_{name}")(kind) for name in names):
+        raise UserError(f"{where} is a column of type {kind}, not of texts")
+    return pyarrow.binary()
 
 
 def text_of(value: Any, where: str, field: str) -> bytes | str:
@@ -160,7 +191,13 @@ def text_of(value: Any, where: str, field: str) -> bytes | str:
         return ""
     if not isinstance(value, (str, bytes)):
         raise UserError(f"{where}: {field!r} is of type {type(value).__name__}, not a text")
+    _check_length(value, where)
     return value
+
+
+def _check_length(record: bytes | str, where: str) -> None:
+    if len(record) > LONGEST_RECORD:
+        raise UserError(f"{where}: longer than the {LONGEST_RECORD:,} bytes that a record may have")
 
 
 def _missing(kind: str, field: str, known: list[str]) -> str:
