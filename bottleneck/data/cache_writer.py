@@ -62,6 +62,12 @@ def write_cache(folder: Path, config: DataConfig, corpus: Corpus, made_of: dict[
             if not document.text:
                 empty += 1
                 continue
+            if end_of_text in tokens:
+                raise UserError(
+                    f"{document.key}: config.data.tokenizer takes a part of this text for "
+                    f"{tokenizer.id_to_token(end_of_text)!r}, the end of a text; it must be a "
+                    f"special token, and not the one for what is unknown"
+                )
             draw = heldout_draw(document.text)
             least_draw = min(least_draw, draw)
             split = "heldout" if draw < config.heldout_fraction else "train"
