@@ -195,13 +195,13 @@ def test_odd_texts_survive(tmp_path, texts, expected):
     assert prepared(config) == expected
 
 
-def test_ten_thousand_tiny_files_are_ten_thousand_texts(tmp_path):
+def test_thousands_of_tiny_files_are_as_many_texts(tmp_path):
     folder = tmp_path / "many"
     folder.mkdir()
-    for i in range(10_000):
+    for i in range(5_000):
         (folder / f"{i:05d}.txt").write_text(f"{i}")
     found = prepared(config_of(folder, cache_dir=tmp_path / "cache"))
-    assert found == [f"{i}" for i in range(10_000)]
+    assert found == [f"{i}" for i in range(5_000)]
 
 
 odd_names = st.text(min_size=1, max_size=20).filter(lambda name: not set("/\0") & set(name))
