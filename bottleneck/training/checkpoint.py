@@ -181,10 +181,16 @@ class Checkpointer:
 
 
 def saved_steps(folder: Path) -> list[int]:
-    """Steps that have a checkpoint in the folder, whole or not, ascending."""
+    """Steps that have a checkpoint in the folder, damaged or not, ascending."""
     if not folder.is_dir():
         return []
-    return sorted(int(path.name) for path in folder.iterdir() if path.name.isdecimal())
+    found = (path for path in folder.iterdir() if path.name.isdecimal())
+    # In a bucket, where nothing can be renamed, one that is being written has its name already.
+    return sorted(
+        int(path.name)
+        for path in found
+        if not is_remote(folder) or (path / "commit_success.txt").exists()
+    )
 
 
 def _put_damaged_aside(folder: Path) -> None:
