@@ -6,9 +6,9 @@ Reading metrics imports neither jax nor orbax; only `Run.params` does, when it i
 from __future__ import annotations
 
 import dataclasses
-import json
 import os
-import zipfile
+import re
+import typing
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -18,11 +18,15 @@ import numpy as np
 import polars as pl
 import polars.selectors as cs
 
+from bottleneck.analysis.archives import Arrays, read_arrays
 from bottleneck.config import Config, parse
 from bottleneck.errors import UserError
 from bottleneck.folders import absolute, as_path
 from bottleneck.sections import flatten
-from bottleneck.training.run_folder import CONFIG, METRICS, is_complete, metrics_text
+from bottleneck.training import metric_lines
+from bottleneck.training.run_folder import CONFIG, is_complete, read_config
+
+_PROBE = "{:08d}.npz"
 
 
 @dataclass(frozen=True)
@@ -75,12 +79,12 @@ class Run:
     @property
     def steps(self) -> list[int]:
         """Steps with a checkpoint, ascending."""
-        return _numbered(self.path / "checkpoints", suffix="")
+        return _numbered(self.path / "checkpoints", "{}")
 
     @property
     def probe_steps(self) -> list[int]:
         """Steps with arrays of a probe, ascending."""
-        return _numbered(self.path / "probes", suffix=".npz")
+        return _numbered(self.path / "probes", _PROBE)
 
     def split(self, name: str) -> pl.DataFrame:
         """The rows of one split ("train", "eval" or "probe") and the columns that it has."""
@@ -95,15 +99,13 @@ class Run:
         rows = rows.drop_nulls(columns)
         return [rows[column].cast(pl.Float64).to_numpy() for column in columns]
 
-    def probe(self, step: int | None = None) -> dict[str, np.ndarray]:
-        """The arrays of the probe at a step (None: the last); `UserError` if it was not probed."""
+    def probe(self, step: int | None = None) -> Arrays:
+        """The arrays of the probe at a step (None: the last).
+
+        Raises: `UserError` if it was not probed, and where the file is damaged; it is named.
+        """
         step = self._known(step, self.probe_steps, "probe")
-        path = self.path / "probes" / f"{step:08d}.npz"
-        try:
-            with path.open("rb") as file, np.load(file) as arrays:
-                return dict(arrays)
-        except (zipfile.BadZipFile, EOFError, ValueError) as error:
-            raise UserError(f"{path} is not a whole .npz file ({error}); delete it") from error
+        return read_arrays(self.path / "probes" / _PROBE.format(step))
 
     def params(self, step: int | None = None) -> dict[str, Any]:
         """The parameters at a step (None: the last), whatever mesh saved them.
@@ -111,9 +113,19 @@ class Run:
         jax starts every platform it finds; JAX_PLATFORMS=cpu leaves a busy accelerator alone.
 
         Returns: nested dicts of jax arrays, each whole, on the first CPU device.
-        Raises: `UserError` where the step has no checkpoint; it names those that have.
+        Raises: `UserError` where the step has no checkpoint, naming those that have, and where it
+            cannot be read.
         """
         step = self._known(step, self.steps, "checkpoint")
+        try:
+            return self._restored(step)
+        except Exception as error:  # orbax raises what its layers do
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(
+                f"{self.path}: the checkpoint of step {step} cannot be read: {reason}"
+            ) from error
+
+    def _restored(self, step: int) -> dict[str, Any]:
         import jax
         import orbax.checkpoint as ocp
 
@@ -152,7 +164,9 @@ def load_run(workdir: str | os.PathLike[str]) -> Run:
     Of one that was imported, and of a series that others trained, none are asked.
     """
     path = as_path(workdir)
-    record = _read_record(path)
+    if not _is_run(path):
+        raise UserError(f"{path} is not a run folder: it has no {CONFIG}")
+    record = read_config(path)
     is_imported = "corpus" in record and record["corpus"] is None
     metrics = _read_metrics(path, may_be_empty=is_imported or "series" in record)
     try:
@@ -161,16 +175,17 @@ def load_run(workdir: str | os.PathLike[str]) -> Run:
             name=absolute(path).name,
             config=parse(record["config"]),
             metrics=metrics,
-            n_params=record["parameters"]["total"],
-            n_params_non_embedding=record["parameters"]["non_embedding"],
-            trained_on=None if is_imported else Corpus(**record["corpus"]),
-            versions=record["versions"],
-            mesh=record["mesh"],
-            git_revision=record["git_revision"],
-            series_of=record.get("series"),
+            n_params=_checked(record["parameters"]["total"], int),
+            n_params_non_embedding=_checked(record["parameters"]["non_embedding"], int),
+            trained_on=None if is_imported else _corpus(record["corpus"]),
+            versions={name: _checked(v, str) for name, v in record["versions"].items()},
+            mesh={axis: _checked(n, int) for axis, n in record["mesh"].items()},
+            git_revision=_checked(record["git_revision"], str | None),
+            series_of=_checked(record.get("series"), str | None),
         )
-    except (KeyError, TypeError, UserError) as error:
-        raise UserError(f"{path / CONFIG} is not one that a run writes: {error}") from error
+    except (KeyError, TypeError, AttributeError, ValueError, UserError) as error:
+        what = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise UserError(f"{path / CONFIG} is not one that a run writes: {what}") from error
 
 
 def find_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
@@ -192,24 +207,33 @@ def load_runs(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Run], list[
     The runs come by width, then rank, then name, and no two have the same name. `UserError` where
     none can be read.
     """
-    runs, problems = [], []
+    runs, problems = _readable(paths)
+    return runs, [str(problem) for problem in problems]
+
+
+class _NoMetrics(UserError):
+    """A run of which there is nothing to show yet."""
+
+
+def _readable(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Run], list[UserError]]:
+    runs, problems = [], list[UserError]()
     for path in find_runs(paths):
         try:
             run = load_run(path)
             if run.metrics.is_empty():
                 why = "was imported and has no metrics"
-                raise UserError(f"{path} {why if run.series_of is None else 'has no metrics yet'}")
+                raise _NoMetrics(f"{path} {why if run.series_of is None else 'has no metrics yet'}")
             runs.append(run)
         except UserError as error:
-            problems.append(str(error))
+            problems.append(error)
     if not runs:
-        raise UserError(problems[0])
+        raise problems[0]
     if len({run.name for run in runs}) < len(runs):
-        paths = [str(absolute(run.path)) for run in runs]
-        common = os.path.commonpath(paths)
+        places = [str(absolute(run.path)) for run in runs]
+        common = os.path.commonpath(places)
         runs = [
-            dataclasses.replace(run, name=os.path.relpath(path, common))
-            for run, path in zip(runs, paths, strict=True)
+            dataclasses.replace(run, name=os.path.relpath(place, common))
+            for run, place in zip(runs, places, strict=True)
         ]
     runs.sort(key=lambda run: (run.config.model.d_model, run.head_rank, run.name))
     return runs, problems
@@ -224,9 +248,13 @@ def load_sweep(root: str | os.PathLike[str]) -> pl.DataFrame:
 
         load_sweep(root).filter(pl.col("split") == "eval").group_by("run").last()
 
-    has the last held-out loss of each. Raises: `UserError` where no run can be read.
+    has the last held-out loss of each. Raises: `UserError` where no run can be read, or one is
+    damaged.
     """
-    runs, _ = load_runs([root])
+    runs, problems = _readable([root])
+    for problem in problems:
+        if not isinstance(problem, _NoMetrics):
+            raise problem
     configs = [flatten(run.config) for run in runs]
     differing = [key for key in configs[0] if len({config[key] for config in configs}) > 1]
     parts = []
@@ -253,43 +281,35 @@ def _is_run(path: Path) -> bool:
     return (path / CONFIG).is_file()
 
 
-def _read_record(path: Path) -> dict[str, Any]:
-    """What the run wrote down about itself when it began."""
-    if not _is_run(path):
-        raise UserError(f"{path} is not a run folder: it has no {CONFIG}")
-    try:
-        return json.loads((path / CONFIG).read_text(encoding="utf-8"))
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path / CONFIG} is not JSON: {error}") from error
+def _corpus(record: dict[str, Any]) -> Corpus:
+    corpus = Corpus(**record)
+    for entry in dataclasses.fields(Corpus):
+        _checked(getattr(corpus, entry.name), typing.get_type_hints(Corpus)[entry.name])
+    return corpus
+
+
+def _checked(value: Any, kind: Any) -> Any:
+    """The value, if it is of a kind; `ValueError` else."""
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ValueError(f"it has {value!r:.40} where {getattr(kind, '__name__', kind)} belongs")
+    return value
 
 
 def _read_metrics(workdir: Path, *, may_be_empty: bool) -> pl.DataFrame:
     """One row per (step, split): a run that was killed and continued says some things twice."""
-    lines = metrics_text(workdir).splitlines()
-    rows: dict[tuple[int, str], dict[str, Any]] = {}
-    for number, line in enumerate(lines, start=1):
-        try:
-            row = json.loads(line)
-            rows[row["step"], row["split"]] = row
-        except (json.JSONDecodeError, KeyError, TypeError) as error:
-            if number == len(lines):
-                break  # a run that was killed as it wrote leaves a torn last line
-            raise UserError(
-                f"{workdir / METRICS}, line {number} is not a line of metrics: {line!r}"
-            ) from error
+    rows = {(row["step"], row["split"]): row for row in metric_lines.read(workdir)}
     if not rows and may_be_empty:
         return pl.DataFrame(schema={"step": pl.Int64, "split": pl.String})
     if not rows:
-        raise UserError(f"{workdir} has no metrics yet")
+        raise _NoMetrics(f"{workdir} has no metrics yet")
     # JSON does not tell 3.0 from 3, so counts are told from measurements by their names.
     measured = cs.numeric() - cs.by_name("step", "tokens", require_all=False)
     table = pl.DataFrame(list(rows.values()), infer_schema_length=None)
     return table.with_columns(measured.cast(pl.Float64)).sort("step", "split")
 
 
-def _numbered(folder: Path, suffix: str) -> list[int]:
+def _numbered(folder: Path, form: str) -> list[int]:
     """The numbers among the names in a folder; what is still being written has other names."""
-    if not folder.is_dir():
-        return []
-    names = (p.name.removesuffix(suffix) for p in folder.iterdir() if p.name.endswith(suffix))
-    return sorted(int(name) for name in names if name.isdecimal())
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    numbers = {int(digits[0]) for name in names if (digits := re.match("[0-9]{1,18}", name))}
+    return sorted(number for number in numbers if form.format(number) in names)

@@ -109,17 +109,8 @@ class _OfRun:
         return beside if beside.is_file() else Path(named) if named else None
 
     def digest(self) -> str:
-        return weight_digest.of_params(self._params())
+        return weight_digest.of_params(self.run.params(self.step))
 
     def load(self, mesh: Mesh) -> Params:
         axes = transformer.logical_axes(self.run.config.model)
-        return jax.device_put(self._params(), mesh_lib.shardings(mesh, axes))
-
-    def _params(self) -> Params:
-        try:
-            return self.run.params(self.step)
-        except Exception as error:  # orbax raises what its layers do
-            reason = " ".join(str(error).split())
-            raise UserError(
-                f"{self.run.path}: the checkpoint of step {self.step} cannot be read: {reason}"
-            ) from error
+        return jax.device_put(self.run.params(self.step), mesh_lib.shardings(mesh, axes))

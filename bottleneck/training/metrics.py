@@ -1,13 +1,11 @@
 """Scalars of a run: metrics.jsonl, TensorBoard, and what a person watching sees.
 
-metrics.jsonl is only ever appended to; in a bucket, `metric_parts` stand for it. A run that was
-killed and continued repeats the steps since its last checkpoint, with the same values; whoever
-reads it takes the last line of a (step, split).
+metrics.jsonl is only ever appended to; in a bucket, `metric_parts` stand for it. What a line is,
+and how they are read, is in `metric_lines`.
 """
 
 from __future__ import annotations
 
-import json
 import os
 import time
 from collections import defaultdict
@@ -16,6 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bottleneck.folders import is_remote, writing
+from bottleneck.training import metric_lines
 from bottleneck.training.metric_parts import MetricParts
 from bottleneck.training.run_folder import METRICS
 from bottleneck.training.tensorboard import TensorBoard
@@ -37,7 +36,7 @@ class MetricsWriter:
 
     def write(self, step: int, split: str, scalars: dict[str, float]) -> None:
         with writing(self._workdir / METRICS):
-            self._lines.write(json.dumps({"step": step, "split": split, **scalars}) + "\n")
+            self._lines.write(metric_lines.written(step, split, scalars))
         if self._board is not None:
             with writing(self._workdir / "tensorboard"):
                 self._board.add(step, split, scalars)

@@ -12,6 +12,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bottleneck import config as config_lib
+from bottleneck import sealed
 from bottleneck.config import Config
 from bottleneck.errors import UserError
 from bottleneck.folders import is_remote, locked, write_whole, writing
@@ -92,8 +93,7 @@ def claimed(workdir: Path) -> Iterator[None]:
 
 def check_same_corpus(workdir: Path, digest: str) -> None:
     """Raises `UserError` where the run was begun on other tokens."""
-    path = workdir / CONFIG
-    if path.exists() and json.loads(path.read_text())["corpus"]["digest"] != digest:
+    if (workdir / CONFIG).exists() and read_config(workdir)["corpus"]["digest"] != digest:
         raise UserError(
             f"--workdir={workdir} holds a run on other tokens, though its config is the same: the "
             "corpus or its tokenizer has changed; choose a new folder"
@@ -112,7 +112,12 @@ def write_config(workdir: Path, config: Config, facts: dict[str, Any]) -> None:
         "git_revision": _git_revision(),
         **facts,
     }
-    write_text(workdir / CONFIG, json.dumps(description, indent=2) + "\n")
+    sealed.write(workdir / CONFIG, description)
+
+
+def read_config(workdir: Path) -> dict[str, Any]:
+    """What `write_config` wrote; `UserError` where that is not there, or is damaged."""
+    return sealed.read(workdir / CONFIG, "restore it from a copy, or take a new folder")
 
 
 def facts(
@@ -154,11 +159,10 @@ def metric_parts(workdir: Path) -> dict[int, Path]:
     return dict(sorted(found.items()))
 
 
-def metrics_text(workdir: Path) -> str:
-    """All lines of a run's metrics, in the order in which they were written."""
+def metric_files(workdir: Path) -> list[Path]:
+    """The files that hold a run's metrics, in the order in which they were written; maybe none."""
     whole = workdir / METRICS
-    paths = [whole] if whole.exists() else [*metric_parts(workdir).values()]
-    return "".join(path.read_text(encoding="utf-8") for path in paths)
+    return [whole] if whole.is_file() else [*metric_parts(workdir).values()]
 
 
 def _git_revision() -> str | None:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import json
 import time
 from collections.abc import Sequence
 from pathlib import Path
@@ -12,7 +11,7 @@ import rich.console
 import rich.live
 from rich.table import Table
 
-from bottleneck.training.run_folder import metrics_text
+from bottleneck.training import metric_lines
 from bottleneck.training.sweep import Cell
 from bottleneck.training.sweep_runner import Places, State, state_of
 
@@ -95,10 +94,5 @@ def _grid(*headings: str) -> Table:
 
 
 def _newest(workdir: Path) -> dict[str, dict[str, Any]]:
-    """The last whole line of each split."""
-    newest: dict[str, dict[str, Any]] = {}
-    for line in metrics_text(workdir).splitlines(keepends=True):
-        if line.endswith("\n"):
-            record = json.loads(line)
-            newest[record["split"]] = record
-    return newest
+    """The last line of each split."""
+    return {row["split"]: row for row in metric_lines.read(workdir)}

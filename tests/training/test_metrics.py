@@ -1,6 +1,7 @@
 """metrics.jsonl stays readable whatever happens to the process that writes it."""
 
 import json
+import zlib
 
 from bottleneck.training.metrics import MetricsWriter
 
@@ -12,9 +13,9 @@ def lines(path):
 def test_each_write_is_a_whole_line_at_once(tmp_path):
     writer = MetricsWriter(tmp_path, 0)
     writer.write(3, "train", {"loss": 0.1 + 0.2})
-    assert lines(tmp_path / "metrics.jsonl") == [
-        {"step": 3, "split": "train", "loss": 0.30000000000000004}
-    ]
+    plain = '{"step": 3, "split": "train", "loss": 0.30000000000000004}'
+    crc = f', "crc32": "{zlib.crc32(plain.encode()):08x}"}}\n'
+    assert (tmp_path / "metrics.jsonl").read_text() == plain[:-1] + crc
     writer.close()
 
 

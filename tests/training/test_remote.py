@@ -16,7 +16,7 @@ from bottleneck.errors import UserError
 from bottleneck.folders import as_path
 from bottleneck.training import metric_parts as metric_parts_lib
 from bottleneck.training.metric_parts import MetricParts
-from bottleneck.training.run_folder import metric_parts, metrics_text
+from bottleneck.training.run_folder import metric_files, metric_parts
 
 # gcsfs would ask Google at each step what kind of bucket it is, and who we are.
 os.environ |= {"GCSFS_EXPERIMENTAL_ZB_HNS_SUPPORT": "false", "NO_GCE_CHECK": "true"}
@@ -231,23 +231,27 @@ def folder(request, bucket, tmp_path):
     return bucket / "parts" / tmp_path.name if request.param == "a bucket" else tmp_path
 
 
+def text(folder):
+    return "".join(path.read_text() for path in metric_files(folder))
+
+
 def test_lines_are_in_the_bucket_when_flushed_or_after_a_while_and_in_order(folder):
     clock = Clock()
     parts = MetricParts(folder, clock)
     parts.write("1\n")
-    assert metrics_text(folder) == ""
+    assert text(folder) == ""
     parts.flush()
     parts.write("2\n")
-    assert metrics_text(folder) == "1\n"
+    assert text(folder) == "1\n"
     clock.seconds += metric_parts_lib.FLUSH_SECONDS
     parts.write("3\n")
-    assert metrics_text(folder) == "1\n2\n3\n"
+    assert text(folder) == "1\n2\n3\n"
     parts.write("lost in a kill\n")
 
     parts = MetricParts(folder, clock)
     parts.write("4\n")
     parts.close()
-    assert metrics_text(folder) == "1\n2\n3\n4\n"
+    assert text(folder) == "1\n2\n3\n4\n"
     assert list(metric_parts(folder)) == [0, 1]
 
 
@@ -262,7 +266,7 @@ def test_a_part_that_has_grown_large_is_left_alone(folder, monkeypatch):
         "002\n003\n",
         "004\n",
     ]
-    assert metrics_text(folder) == "000\n001\n002\n003\n004\n"
+    assert text(folder) == "000\n001\n002\n003\n004\n"
 
 
 def test_other_stores_are_refused_in_one_line():

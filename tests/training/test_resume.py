@@ -14,6 +14,7 @@ import orbax.checkpoint as ocp
 import pytest
 
 from bottleneck.analysis.runs import load_run
+from bottleneck.training import metric_lines
 
 TIMINGS = ("tokens_per_second", "mfu")
 
@@ -108,8 +109,7 @@ def kill_after_step(command, workdir, step):
 def metrics(workdir):
     """The last line of each (step, split), without timings."""
     last = {}
-    for line in (workdir / "metrics.jsonl").read_text().splitlines():
-        record = json.loads(line)
+    for record in metric_lines.read(workdir):
         last[record["step"], record["split"]] = {
             name: value
             for name, value in record.items()

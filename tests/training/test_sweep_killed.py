@@ -1,6 +1,5 @@
 """A sweep that is killed twice and run again ends as one that was left alone, to the last bit."""
 
-import json
 import os
 import random
 import signal
@@ -12,6 +11,7 @@ import numpy as np
 import pytest
 
 from bottleneck.analysis.runs import load_run
+from bottleneck.training import metric_lines
 
 CONFIG = """
 from bottleneck.config import base
@@ -111,8 +111,7 @@ def kill(command, root, environment, *, after, everything):
 def metrics(workdir):
     """The last line of each (step, split), without timings."""
     last = {}
-    for line in (workdir / "metrics.jsonl").read_text().splitlines():
-        record = json.loads(line)
+    for record in metric_lines.read(workdir):
         if record["split"] != "time":
             for timing in ("tokens_per_second", "mfu"):
                 record.pop(timing, None)
