@@ -6,6 +6,7 @@ Figures use matplotlib's object interface alone, so drawing one leaves no state 
 from __future__ import annotations
 
 import functools
+import io
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec
@@ -27,6 +28,7 @@ from matplotlib.ticker import (
 from scipy.optimize import isotonic_regression
 
 from bottleneck.analysis.runs import Run
+from bottleneck.folders import write_whole
 
 WIDTH = 9.6  # inches; a report shows it about 960 pixels wide, so that 9.5 points are 13 pixels
 SMALL = 8.5  # points; text inside the axes and beside lines
@@ -120,7 +122,9 @@ def save(figure: Figure, path: Path) -> Path:
     """Writes the figure, as PNG or SVG by the path's suffix, and returns the path."""
     with matplotlib.rc_context(_LOOK):
         undated = {"Date": None} if path.suffix == ".svg" else {}
-        figure.savefig(path, dpi=160, metadata=undated)
+        content = io.BytesIO()
+        figure.savefig(content, format=path.suffix[1:], dpi=160, metadata=undated)
+    write_whole(path, content.getvalue())
     return path
 
 

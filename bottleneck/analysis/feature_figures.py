@@ -5,7 +5,6 @@ Figure 2 of the paper is the left panel. A set's numbers come from its probe.jso
 
 from __future__ import annotations
 
-import json
 from collections.abc import Sequence
 from pathlib import Path
 from typing import Any
@@ -13,6 +12,7 @@ from typing import Any
 import numpy as np
 from matplotlib.figure import Figure
 
+from bottleneck import sealed
 from bottleneck.analysis.drawing import DISTINCT, WIDTH, log2_ticks, styled
 from bottleneck.errors import UserError
 
@@ -21,12 +21,11 @@ PROBE = "probe.json"
 
 def read_probe(folder: Path) -> dict[str, Any]:
     """The record that `features` left in a folder; `UserError` where there is none."""
-    try:
-        record: dict[str, Any] = json.loads((folder / PROBE).read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{folder} is not a finished feature set: it has no {PROBE}") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{folder / PROBE} is damaged: {error}") from error
+    if not (folder / PROBE).is_file():
+        raise UserError(f"{folder} is not a finished feature set: it has no {PROBE}")
+    record = sealed.read(folder / PROBE, "delete it, and `features` makes it anew")
+    if not {"model", "anisotropy"} <= record.keys():
+        raise UserError(f"{folder / PROBE} is not what `features` writes")
     return record
 
 

@@ -10,7 +10,6 @@ from __future__ import annotations
 import contextlib
 import dataclasses
 import errno
-import json
 import os
 import shutil
 from collections.abc import Iterator
@@ -22,9 +21,10 @@ import jax.numpy as jnp
 import ml_dtypes
 import numpy as np
 
+from bottleneck import sealed
+from bottleneck.analysis.archives import check, checksum, read_arrays, write_arrays
 from bottleneck.errors import UserError
 from bottleneck.model.head import HeadFactors
-from bottleneck.training.run_folder import write_text
 
 Part = Literal["train", "heldout"]
 PARTS: tuple[Part, ...] = ("train", "heldout")
@@ -37,7 +37,8 @@ DTYPES = {
 _MANIFEST = "manifest.json"
 _HEAD = "head.npz"
 _HIDDEN, _LAYERS, _TOKENS = "hidden.bin", "layers.bin", "tokens.npz"
-_DONE = "COMPLETE"
+_DONE = "COMPLETE"  # holds the sizes and CRC-32s of the large files
+_ANEW = "delete the folder and make it anew"
 
 
 @dataclass(frozen=True)
@@ -79,21 +80,35 @@ class FeatureSet:
     path: Path
     manifest: Manifest
     head: HeadFactors  # float32
+    files: dict[str, dict[str, int]]  # "train/hidden.bin" → its bytes and crc32
 
     def part(self, name: Part) -> Features:
-        """The features of a part; `UserError` where it was made without."""
+        """The features of a part; `UserError` where it was made without, or is damaged."""
         n_tokens = self.manifest.tokens[name]
         if not n_tokens:
             raise UserError(f"{self.path} has no {name} tokens; make it anew with some")
         folder = self.path / name
+        self._check(name, _HIDDEN)
         hidden = np.memmap(folder / _HIDDEN, DTYPES[self.manifest.dtype], mode="r")
-        with np.load(folder / _TOKENS) as arrays:
-            targets, documents = arrays["targets"], arrays["documents"]
+        arrays = read_arrays(folder / _TOKENS, _ANEW)
+        targets, documents = arrays["targets"], arrays["documents"]
+        if not len(targets) == len(documents) == n_tokens:
+            raise UserError(
+                f"{folder / _TOKENS} has not the {n_tokens:,} tokens of {name}; {_ANEW}"
+            )
         return Features(hidden.reshape(n_tokens, self.manifest.d_model), targets, documents)
 
     def layer_sums(self, name: Part) -> np.ndarray:
         """float64 [batches, n_layers + 1, D + 3]: `geometry.layer_sums` of each batch and depth."""
-        return _layer_sums(self.path / name, self.manifest)
+        self._check(name, _LAYERS)
+        sums = np.fromfile(self.path / name / _LAYERS, np.float64)
+        return sums.reshape(-1, self.manifest.n_layers + 1, self.manifest.d_model + 3)
+
+    def _check(self, part: Part, name: str) -> None:
+        """Reads a file through, about a second for each gigabyte; `UserError` if it is damaged."""
+        path, info = self.path / part / name, self.files.get(f"{part}/{name}")
+        if info is not None:  # sets of older versions have none
+            check(path, info["bytes"], info["crc32"], _ANEW)
 
     def require_linear_head(self, tolerance: float = 1e-2) -> None:
         """Raises `UserError` where the logits are not the head times these hidden states."""
@@ -124,25 +139,20 @@ def load_features(path: str | os.PathLike[str]) -> FeatureSet:
         size = file.stat().st_size if file.exists() else 0
         if size != n_tokens * width:
             raise UserError(
-                f"{file} is damaged: it has {size:,} bytes instead of {n_tokens * width:,}; "
-                "delete the folder and make it anew"
+                f"{file} is damaged: it has {size:,} bytes instead of {n_tokens * width:,}; {_ANEW}"
             )
-    with np.load(path / _HEAD) as arrays:
-        found = {name: jnp.asarray(array) for name, array in arrays.items()}
-        head = HeadFactors(found["rows"], found.get("basis"))
-    return FeatureSet(path, manifest, head)
+    arrays = read_arrays(path / _HEAD, _ANEW)
+    basis = jnp.asarray(arrays["basis"]) if "basis" in arrays else None
+    head = HeadFactors(jnp.asarray(arrays["rows"]), basis)
+    is_empty = not (path / _DONE).stat().st_size  # of older versions
+    return FeatureSet(path, manifest, head, {} if is_empty else sealed.read(path / _DONE, _ANEW))
 
 
 def _read_manifest(path: Path) -> Manifest:
     try:
-        return Manifest(**json.loads((path / _MANIFEST).read_text(encoding="utf-8")))
-    except (ValueError, TypeError) as error:
-        raise UserError(f"{path / _MANIFEST} is damaged: {error}") from error
-
-
-def _layer_sums(folder: Path, manifest: Manifest) -> np.ndarray:
-    sums = np.fromfile(folder / _LAYERS, np.float64)
-    return sums.reshape(-1, manifest.n_layers + 1, manifest.d_model + 3)
+        return Manifest(**sealed.read(path / _MANIFEST, _ANEW))
+    except TypeError as error:
+        raise UserError(f"{path / _MANIFEST} is no manifest of features: {error}") from error
 
 
 class FeatureWriter:
@@ -167,18 +177,10 @@ class FeatureWriter:
             path.mkdir(parents=True, exist_ok=True)
             # The manifest first: a folder without one is taken for something else's.
             if not (path / _MANIFEST).exists():
-                fields = json.dumps(dataclasses.asdict(manifest), indent=2)
-                write_text(path / _MANIFEST, fields + "\n")
+                sealed.write(path / _MANIFEST, dataclasses.asdict(manifest))
             if not (path / _HEAD).exists():
-                draft = path / f"{_HEAD}.draft"
-                with draft.open("wb") as file:
-                    arrays: dict[str, Any] = {
-                        name: factor
-                        for name, factor in head._asdict().items()
-                        if factor is not None
-                    }
-                    np.savez(file, **arrays)
-                draft.replace(path / _HEAD)
+                factors = head._asdict().items()
+                write_arrays(path / _HEAD, {k: np.asarray(v) for k, v in factors if v is not None})
 
     @property
     def is_complete(self) -> bool:
@@ -189,8 +191,7 @@ class FeatureWriter:
         folder = self.path / part
         with writing(folder):
             folder.mkdir(exist_ok=True)
-            with (folder / _TOKENS).open("wb") as file:
-                np.savez(file, targets=targets, documents=documents)
+            write_arrays(folder / _TOKENS, {"targets": targets, "documents": documents})
             for name in (_HIDDEN, _LAYERS):
                 (folder / name).touch()
 
@@ -220,8 +221,16 @@ class FeatureWriter:
             file.write(np.ascontiguousarray(layers, np.float64).tobytes())
 
     def finish(self) -> FeatureSet:
-        """Marks the set as whole, and opens it."""
-        write_text(self.path / _DONE, "")
+        """Marks the set as whole, with the checksums of its large files, and opens it."""
+        if not self.is_complete:
+            names = [f"{part}/{name}" for part in PARTS for name in (_HIDDEN, _LAYERS)]
+            paths = {name: self.path / name for name in names if (self.path / name).is_file()}
+            files = {
+                name: {"bytes": path.stat().st_size, "crc32": checksum(path)}
+                for name, path in paths.items()
+            }
+            with writing(self.path):
+                sealed.write(self.path / _DONE, files)
         return load_features(self.path)
 
     def _bytes_written(self) -> int:

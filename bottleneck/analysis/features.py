@@ -6,7 +6,6 @@ D: hidden width; N: tokens of a part.
 
 from __future__ import annotations
 
-import json
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -17,6 +16,7 @@ import jax.numpy as jnp
 import numpy as np
 from flax import nnx
 
+from bottleneck import sealed
 from bottleneck.analysis.bars import progress
 from bottleneck.analysis.feature_figures import PROBE
 from bottleneck.analysis.feature_set import PARTS, FeatureSet, FeatureWriter, Manifest, Part
@@ -28,7 +28,6 @@ from bottleneck.errors import UserError
 from bottleneck.model import transformer
 from bottleneck.model.head import HeadFactors
 from bottleneck.probes import gap, geometry, spectral_metrics, spectrum
-from bottleneck.training.run_folder import write_text
 
 _PROBED_TOKENS = 2**16  # at most
 
@@ -243,7 +242,7 @@ def write_probe(features: FeatureSet) -> None:
                 "gap": sweep.gap.tolist(),
                 "gap_se": sweep.gap_se.tolist(),
             }
-    write_text(features.path / PROBE, json.dumps(record, indent=2) + "\n")
+    sealed.write(features.path / PROBE, record)
 
 
 def sequence_of(hidden: np.ndarray, rows: Sequence[int] | slice = slice(None)) -> jax.Array:

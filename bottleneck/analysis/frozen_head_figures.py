@@ -12,6 +12,7 @@ import rich.console
 import rich.table
 from matplotlib.figure import Figure
 
+from bottleneck.analysis.archives import read_arrays
 from bottleneck.analysis.drawing import GREY, SMALL, WIDTH, NothingToShow, log2_ticks, save, styled
 from bottleneck.analysis.frozen_head_results import DOCUMENTS, RESULTS, load_results
 from bottleneck.analysis.rank_law import LEAST_RANKS, RankLaw, fit_rank_law
@@ -31,9 +32,10 @@ _LOOK = {
 def laws(folder: Path) -> dict[str, RankLaw]:
     """Start → the law of its losses, for starts with at least four ranks."""
     record = load_results(folder)
-    with np.load(folder / DOCUMENTS) as arrays:
-        names = [str(name) for name in arrays["names"]]
-        losses, tokens = arrays["losses"], arrays["tokens"]
+    remedy = f"delete it and {RESULTS}, and `frozen_heads` makes them anew"
+    arrays = read_arrays(folder / DOCUMENTS, remedy)
+    names = [str(name) for name in arrays["names"]]
+    losses, tokens = arrays["losses"], arrays["tokens"]
     found = {}
     for start, cells in _by_start(record).items():
         if len({cell["rank"] for cell in cells}) < LEAST_RANKS:

@@ -2,10 +2,10 @@
 
 from __future__ import annotations
 
-import json
 from pathlib import Path
 from typing import Any
 
+from bottleneck import sealed
 from bottleneck.errors import UserError
 
 RESULTS = "results.json"
@@ -15,10 +15,9 @@ DOCUMENTS = "documents.npz"  # what each document adds to each loss, for paired 
 def load_results(folder: Path) -> dict[str, Any]:
     """The results of a finished study; `UserError` where there is none."""
     path = folder / RESULTS
-    try:
-        record: dict[str, Any] = json.loads(path.read_text(encoding="utf-8"))
-    except OSError as error:
-        raise UserError(f"{folder} holds no finished study of frozen heads") from error
-    except json.JSONDecodeError as error:
-        raise UserError(f"{path} is damaged: {error}") from error
+    if not path.is_file():
+        raise UserError(f"{folder} holds no finished study of frozen heads")
+    record = sealed.read(path, "delete it, and `frozen_heads` makes it anew")
+    if not {"model", "d_model", "optimum_stopped", "cells"} <= record.keys():
+        raise UserError(f"{path} is not what `frozen_heads` writes")
     return record

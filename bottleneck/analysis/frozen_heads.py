@@ -19,6 +19,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bottleneck import sealed
+from bottleneck.analysis.archives import read_arrays, write_arrays
 from bottleneck.analysis.bars import progress
 from bottleneck.analysis.convex_head import MOST_ITERATIONS, convex_optimum
 from bottleneck.analysis.feature_set import Features, FeatureSet, writing
@@ -38,9 +40,9 @@ from bottleneck.probes import spectral_metrics, spectrum, truncation
 from bottleneck.probes.document_sums import DocumentSums
 from bottleneck.training.checkpoint import Checkpointer
 from bottleneck.training.progress import console
-from bottleneck.training.run_folder import write_text
 
 _PLAN, _SEARCH, _OPTIMUM = "plan.json", "search.json", "optimum.npz"
+_ANEW = "delete it, and the same command makes it anew"
 
 _STEPS_TOGETHER = 10  # in one call of the compiled program
 _EVALUATIONS = 20  # of a training, about
@@ -131,7 +133,7 @@ class Study:
             return load_results(self.folder)
         with writing(self.folder):
             self.folder.mkdir(parents=True, exist_ok=True)
-            write_text(self.folder / _PLAN, json.dumps(dataclasses.asdict(self.plan), indent=2))
+            sealed.write(self.folder / _PLAN, dataclasses.asdict(self.plan))
             rates = self._search()
             optimum = self._optimum()
             states = self._train_all(rates)
@@ -140,7 +142,7 @@ class Study:
     def _check_folder(self) -> None:
         path = self.folder / _PLAN
         if path.exists():
-            old = json.loads(path.read_text(encoding="utf-8"))
+            old = sealed.read(path, _ANEW)
             now = json.loads(json.dumps(dataclasses.asdict(self.plan)))
             changed = [f"{k}: {old.get(k)} → {now[k]}" for k in now if old.get(k) != now[k]]
             if changed:
@@ -156,7 +158,9 @@ class Study:
         """Group → the learning rate with the least held-out loss after a short training."""
         path = self.folder / _SEARCH
         if path.exists():
-            found: dict[str, float] = json.loads(path.read_text(encoding="utf-8"))["best"]
+            found: dict[str, float] = sealed.read(path, _ANEW).get("best", {})
+            if not all(isinstance(found.get(group.name), float) for group in self._groups):
+                raise UserError(f"{path} lacks the rates of some heads; {_ANEW}")
             return found
         grid = np.array(self.plan.learning_rates)
         states = self._states(len(grid))
@@ -170,7 +174,7 @@ class Study:
         }
         best = {name: float(grid[int(np.argmin(losses))]) for name, losses in tried.items()}
         record = {"learning_rates": grid.tolist(), "losses": tried, "best": best}
-        write_text(path, json.dumps(record, indent=2) + "\n")
+        sealed.write(path, record)
         return best
 
     def _optimum(self) -> dict[str, np.ndarray]:
@@ -195,18 +199,8 @@ class Study:
                     *(self._training, self._train.hidden, self._train.targets, rows),
                     watch=watch,
                 )
-            draft = path.with_suffix(".draft.npz")
-            np.savez(
-                draft,
-                rows=found.rows,
-                best_rows=best["rows"],
-                objective=found.objective,
-                iterations=found.iterations,
-                is_converged=found.is_converged,
-            )
-            draft.replace(path)
-        with np.load(path) as arrays:
-            return dict(arrays)
+            write_arrays(path, dataclasses.asdict(found) | {"best_rows": best["rows"]})
+        return read_arrays(path, _ANEW)
 
     def _train_all(self, rates: dict[str, float]) -> list[State]:
         states = self._states(1)
@@ -334,9 +328,9 @@ class Study:
             "optimum_is_converged": bool(optimum["is_converged"]),
             "cells": cells,
         }
-        with (self.folder / DOCUMENTS).open("wb") as file:
-            np.savez(file, names=names, losses=of_loss.totals, tokens=of_loss.n_tokens)
-        write_text(self.folder / RESULTS, json.dumps(record, indent=2) + "\n")
+        kept = {"names": names, "losses": of_loss.totals, "tokens": of_loss.n_tokens}
+        write_arrays(self.folder / DOCUMENTS, kept)
+        sealed.write(self.folder / RESULTS, record)
         return record
 
 

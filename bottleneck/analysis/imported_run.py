@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import os
 import re
-import shutil
 from pathlib import Path
 
 import jax
@@ -17,6 +16,7 @@ from bottleneck import config as config_lib
 from bottleneck.analysis.runs import Run, load_run
 from bottleneck.config import Config, DataConfig, MeshConfig, ModelConfig, ProbeConfig, TrainConfig
 from bottleneck.errors import UserError
+from bottleneck.folders import write_whole
 from bottleneck.interop.hub import locate
 from bottleneck.interop.huggingface import from_pretrained
 from bottleneck.model.accounting import count_parameters
@@ -63,7 +63,7 @@ def import_run(
         workdir.mkdir(parents=True, exist_ok=True)
         for name in (TOKENIZER, TOKENIZER_CONFIG):
             if (source / name).is_file():
-                shutil.copyfile(source / name, workdir / name)
+                write_whole(workdir / name, (source / name).read_bytes())
         facts = {
             "mesh": dict(here.shape),
             "parameters": {

@@ -10,9 +10,8 @@ V: ids of the vocabulary; C: distinct contexts; a pair is a context and one of i
 from __future__ import annotations
 
 import dataclasses
-import json
-import os
 import shutil
+import zlib
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -20,6 +19,8 @@ from typing import Any, Protocol
 
 import numpy as np
 
+from bottleneck import sealed
+from bottleneck.analysis.archives import check
 from bottleneck.analysis.bars import progress
 from bottleneck.errors import UserError
 
@@ -30,6 +31,7 @@ TABLE: dict[str, np.dtype] = {
     "counts": np.dtype("<u4"),
 }
 _RECORD = np.dtype([("high", "<u8"), ("low", "<u8"), ("count", "<u4")])
+_ANEW = "delete the folder, and they are counted again"
 _WINDOW_BYTES = 120  # of memory for each window of a run: keys, copies, the order of a sort
 _WORD = 64  # bits
 _MOST_PARTS = 1024  # files of one pass; their pieces stay long enough for a disk
@@ -159,13 +161,19 @@ def count(
         memory: bytes that sorting may take, beside the libraries.
         identity: of the tokens; a folder with counts of others is refused.
     Raises:
-        UserError: where there is no window, an id is not below V, or the folder is another's.
+        UserError: where there is no window, an id is not below V, the folder is another's, or what
+            is in it is damaged: a finished table is read through once, in about a second for each
+            gigabyte.
     """
     layout = plan(len(tokens), windows, memory)
     made_of = dataclasses.asdict(windows) | {"tokens": len(tokens), "identity": identity}
     state = _State.open(folder, made_of, layout)
     runs = folder / "runs"
-    if not state.is_complete:
+    if state.is_complete:
+        for name, dtype in TABLE.items():
+            crc = None if state.table_crc is None else state.table_crc[name]
+            check(folder / f"{name}.bin", state.lengths[name] * dtype.itemsize, crc, _ANEW)
+    else:
         runs.mkdir(exist_ok=True)
         if windows.sample is None:
             _write_runs(tokens, windows, state, runs)
@@ -201,23 +209,41 @@ class _State:
     pairs: int = 0
     counted: int = 0  # windows
     is_complete: bool = False
+    # CRC-32 of what is in each part's file and in each file of the table; those begun by older
+    # versions have none.
+    run_crc: list[int] | None = None
+    table_crc: dict[str, int] | None = None
+
+    @property
+    def lengths(self) -> dict[str, int]:
+        """Of the columns of the table."""
+        return {"starts": self.contexts, "tokens": self.pairs, "counts": self.pairs}
 
     @classmethod
     def open(cls, folder: Path, made_of: dict[str, Any], layout: Plan) -> _State:
         folder.mkdir(parents=True, exist_ok=True)
         path = folder / STATE
         if not path.exists():
-            return cls(path, made_of, layout.run, layout.parts, run_bytes=[0] * layout.parts)
-        found = cls(path, **json.loads(path.read_text()))
+            none = [0] * layout.parts
+            return cls(
+                path,
+                made_of,
+                layout.run,
+                layout.parts,
+                run_bytes=none,
+                run_crc=none.copy(),
+                table_crc=dict.fromkeys(TABLE, 0),
+            )
+        try:
+            found = cls(path, **sealed.read(path, _ANEW))
+        except TypeError as error:
+            raise UserError(f"{path} is no state of a count: {error}; {_ANEW}") from error
         if found.made_of != made_of:
             raise UserError(f"{folder} holds counts of other windows; choose a new folder")
         return found
 
     def save(self) -> None:
-        fields = {k: v for k, v in dataclasses.asdict(self).items() if k != "path"}
-        draft = self.path.with_suffix(".draft")
-        draft.write_text(json.dumps(fields) + "\n")
-        os.replace(draft, self.path)
+        sealed.write(self.path, {k: v for k, v in vars(self).items() if k != "path"})
 
 
 def _write_runs(tokens: Tokens, windows: Windows, state: _State, runs: Path) -> None:
@@ -319,7 +345,8 @@ def differs(values: np.ndarray) -> np.ndarray:
 def _start_over(runs: Path, state: _State) -> None:
     shutil.rmtree(runs)
     runs.mkdir()
-    state.run_bytes = [0] * state.parts
+    state.run_bytes, state.run_crc = [0] * state.parts, [0] * state.parts
+    state.table_crc = dict.fromkeys(TABLE, 0)
     state.merged = state.contexts = state.pairs = state.counted = 0
 
 
@@ -328,6 +355,8 @@ def _append(runs: Path, state: _State, records: np.ndarray, ends: np.ndarray) ->
     for part, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
         if end > start:
             write_at(runs / f"{part:04d}.bin", state.run_bytes[part], records[start:end])
+            if state.run_crc is not None:
+                state.run_crc[part] = zlib.crc32(records[start:end].data, state.run_crc[part])
             state.run_bytes[part] += (int(end) - int(start)) * _RECORD.itemsize
 
 
@@ -335,7 +364,9 @@ def _merge(windows: Windows, state: _State, folder: Path, runs: Path) -> None:
     """Turns the runs of each part into rows of the table, part by part."""
     with progress(f"merging {windows.n}-grams", state.parts) as advance:
         for part in range(state.merged, state.parts):
-            records = _merged(runs / f"{part:04d}.bin", state.run_bytes[part], state.run)
+            path = runs / f"{part:04d}.bin"
+            _check_run(path, state, part)
+            records = _merged(path, state.run_bytes[part], state.run)
             # Within a part contexts are in the order of their keys, so equal ones are together.
             context = records["low"] >> np.uint64(windows.bits)
             begins = np.flatnonzero(differs(records["high"]) | differs(context))
@@ -346,14 +377,25 @@ def _merge(windows: Windows, state: _State, folder: Path, runs: Path) -> None:
                 "counts": (state.pairs, records["count"]),
             }
             for name, (offset, values) in columns.items():
-                dtype = TABLE[name]
-                write_at(folder / f"{name}.bin", offset * dtype.itemsize, values.astype(dtype))
+                column = values.astype(TABLE[name])
+                write_at(folder / f"{name}.bin", offset * column.itemsize, column)
+                if state.table_crc is not None:
+                    state.table_crc[name] = zlib.crc32(column.data, state.table_crc[name])
             state.contexts += len(begins)
             state.pairs += len(records)
             state.counted += int(records["count"].sum(dtype=np.int64))
             state.merged = part + 1
             state.save()
             advance(part + 1)
+
+
+def _check_run(path: Path, state: _State, part: int) -> None:
+    """Raises `UserError` where a part's file is not what was written; more may stand after it."""
+    n_bytes = state.run_bytes[part]
+    records = mapped(path, np.dtype(np.uint8))[:n_bytes]
+    expected = None if state.run_crc is None else state.run_crc[part]
+    if len(records) != n_bytes or expected not in (None, zlib.crc32(records.data)):
+        raise UserError(f"{path} is damaged: its records are not those that were written; {_ANEW}")
 
 
 def _merged(path: Path, n_bytes: int, at_once: int) -> np.ndarray:

@@ -7,7 +7,6 @@ for more curves of the same text counts nothing twice.
 from __future__ import annotations
 
 import dataclasses
-import json
 import re
 import shutil
 import sys
@@ -16,7 +15,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bottleneck import __version__
+from bottleneck import __version__, sealed
 from bottleneck.analysis.drawing import save
 from bottleneck.analysis.ngram_counts import Table, Tokens, Windows, count, plan
 from bottleneck.analysis.ngram_figure import figure_7
@@ -154,9 +153,10 @@ def _found(path: Path, asked: dict[str, Any]) -> Spectrum | None:
     if not path.exists():
         return None
     found = Spectrum.load(path)
-    if found.facts["asked"]["tokens"] != asked["tokens"]:
+    of = found.facts.get("asked")  # a spectrum that was saved by itself was asked for by none
+    if of is None or of["tokens"] != asked["tokens"]:
         raise UserError(f"{path} is a curve of another text; choose a new folder")
-    return found if found.facts["asked"] == asked else None
+    return found if of == asked else None
 
 
 def _write_manifest(
@@ -164,9 +164,7 @@ def _write_manifest(
 ) -> None:
     facts = {name: dict(one.facts) for name, one in zip(names, spectra, strict=True)}
     contents = {"bottleneck": __version__, "tokens": identity, "curves": facts}
-    draft = path.with_suffix(".draft")
-    draft.write_text(json.dumps(contents, indent=2) + "\n")
-    draft.replace(path)
+    sealed.write(path, contents)
 
 
 def _slug(windows: Windows) -> str:

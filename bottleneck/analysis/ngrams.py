@@ -22,6 +22,7 @@ from typing import Any
 
 import numpy as np
 
+from bottleneck.analysis.archives import read_arrays, write_arrays
 from bottleneck.analysis.ngram_counts import Table, Tokens, Windows, count, largest_id
 from bottleneck.analysis.ngram_eigenvalues import TOLERANCE, eigenvalues, w_error_of
 from bottleneck.analysis.ngram_gram import Gram
@@ -81,21 +82,19 @@ class Spectrum:
             arrays["halves_w_error"] = self.halves.w_error
             arrays["halves_null"] = self.halves.null
             arrays["halves_contexts"] = np.array(self.halves.n_contexts)
-        draft = path.with_suffix(".draft.npz")
-        np.savez(draft, **arrays)  # type: ignore[arg-type]  # its stubs take a flag for an array
-        draft.replace(path)
+        write_arrays(path, arrays)
 
     @classmethod
     def load(cls, path: Path) -> Spectrum:
-        with np.load(path, allow_pickle=False) as stored:
-            arrays = dict(stored)
-        facts = json.loads(str(arrays.pop("facts")))
+        """What `save` wrote; `UserError` where the file is not that any more."""
+        arrays = read_arrays(path, "delete it, and it is computed again")
         halves = None
         if "halves_w_error" in arrays:
             keys = ("halves_w_error", "halves_null", "halves_contexts")
-            w_error, null, n_contexts = (arrays.pop(key) for key in keys)
+            w_error, null, n_contexts = (arrays[key] for key in keys)
             halves = Halves(w_error, null, int(n_contexts))
-        return cls(**arrays, facts=facts, halves=halves)
+        facts = json.loads(str(arrays["facts"]))
+        return cls(**{name: arrays[name] for name in _ARRAYS}, facts=facts, halves=halves)
 
 
 def spectrum(

@@ -21,6 +21,7 @@ from bottleneck.analysis.paper_findings import Evals
 from bottleneck.analysis.paper_values import FITTED, HOFFMANN
 from bottleneck.analysis.runs import Run
 from bottleneck.analysis.scaling_law import fit
+from bottleneck.training.run_folder import write_text
 
 _PILE = "--config.data.paths=~/pile/*.jsonl.zst --config.data.heldout_fraction=0.1"
 _SERIES = (
@@ -70,7 +71,7 @@ def write_paper(folder: Path, evals: Evals | None = None, runs: Sequence[Run] = 
         )
     page = folder / "paper.html"
     note = text(digitised()["note"])
-    page.write_text(_PAGE.format(style=STYLE, note=note, sections="\n".join(parts)), "utf-8")
+    write_text(page, _PAGE.format(style=STYLE, note=note, sections="\n".join(parts)))
     return page
 
 

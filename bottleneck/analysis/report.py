@@ -21,6 +21,7 @@ from bottleneck.analysis.series_audit import left_out_steps
 from bottleneck.analysis.summary import MEASURES, count, summary_table
 from bottleneck.analysis.w_error import gap_by_w_error
 from bottleneck.sections import flatten
+from bottleneck.training.run_folder import write_text
 
 _READ_OFF = (
     "Read off the figures of Godey et al. (2024), for runs of the width of one of their models and "
@@ -206,7 +207,8 @@ def write_report(runs: Sequence[Run], folder: Path, *, with_paper: bool = False)
             f"<figcaption>{text(sentence)}</figcaption></figure>"
         )
     page = folder / "report.html"
-    page.write_text(
+    write_text(
+        page,
         _PAGE.format(
             title=text(_title(runs)),
             style=STYLE + sorting.STYLE,
@@ -219,7 +221,6 @@ def write_report(runs: Sequence[Run], folder: Path, *, with_paper: bool = False)
             definitions=_definitions(),
             config=_shared_config(runs),
         ),
-        encoding="utf-8",
     )
     return page
 

@@ -9,8 +9,6 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import json
-import shutil
 from collections.abc import Iterator
 from pathlib import Path
 from typing import Any
@@ -28,6 +26,7 @@ from bottleneck.data.batches import held_out
 from bottleneck.data.tokenizer import vocab_size_in_file
 from bottleneck.data.tokens import TokenCache, prepare
 from bottleneck.errors import UserError
+from bottleneck.folders import write_whole
 from bottleneck.model.accounting import count_parameters
 from bottleneck.model.transformer import Params
 from bottleneck.parallel.mesh import make_mesh
@@ -186,7 +185,7 @@ def _record(workdir: Path) -> dict[str, Any] | None:
     path = workdir / run_folder.CONFIG
     if path.is_file():
         load_run(workdir)  # says so where it is no run
-        record = json.loads(path.read_text(encoding="utf-8"))
+        record = run_folder.read_config(workdir)
         if "series" not in record:
             raise UserError(
                 f"--workdir={workdir} holds a run that is no series; choose a new folder"
@@ -239,7 +238,7 @@ def _with_tokenizer(
         if not path.is_file():
             with _writing(workdir):
                 workdir.mkdir(parents=True, exist_ok=True)
-                shutil.copyfile(own, path)
+                write_whole(path, own.read_bytes())
         data = dataclasses.replace(data, tokenizer=str(path))
     if path is not None and (size := vocab_size_in_file(path)) > model.vocab_size:
         raise UserError(

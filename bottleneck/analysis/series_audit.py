@@ -8,7 +8,6 @@ early steps that were overwritten with late weights; the others are not measured
 from __future__ import annotations
 
 import dataclasses
-import json
 from collections.abc import Iterable
 from dataclasses import dataclass
 from pathlib import Path
@@ -16,8 +15,8 @@ from pathlib import Path
 from rich.console import Console
 from rich.table import Table
 
+from bottleneck import sealed
 from bottleneck.errors import UserError
-from bottleneck.training.run_folder import write_text
 
 AUDIT = "audit.json"
 
@@ -40,12 +39,7 @@ class Audit:
         self.findings: dict[int, Finding] = {}
         if not self._path.is_file():
             return
-        try:
-            record = json.loads(self._path.read_text(encoding="utf-8"))
-            found, findings = record["source"], record["steps"]
-            self.findings = {int(step): Finding(**finding) for step, finding in findings.items()}
-        except (ValueError, LookupError, TypeError, AttributeError) as error:
-            raise UserError(f"{self._path} is not an audit ({error}); delete it") from error
+        found, self.findings = _read(self._path)
         if found != source:
             raise UserError(
                 f"--workdir={workdir} holds the series of {found}, not of {source}; choose a new "
@@ -75,10 +69,9 @@ class Audit:
     def _put(self, step: int, finding: Finding) -> Finding:
         self.findings[step] = finding
         steps = {str(s): dataclasses.asdict(self.findings[s]) for s in sorted(self.findings)}
-        text = json.dumps({"source": self._source, "steps": steps}, indent=1) + "\n"
         try:
             self._path.parent.mkdir(parents=True, exist_ok=True)
-            write_text(self._path, text)
+            sealed.write(self._path, {"source": self._source, "steps": steps})
         except OSError as error:
             raise UserError(f"cannot write {self._path}: {error.strerror or error}") from error
         return finding
@@ -108,5 +101,15 @@ def left_out_steps(workdir: Path) -> list[int]:
     """The steps of a measured series that are not in its curves, ascending; none for other runs."""
     if not (workdir / AUDIT).is_file():
         return []
-    steps = json.loads((workdir / AUDIT).read_text(encoding="utf-8"))["steps"]
-    return [int(s) for s, f in steps.items() if f["error"] or f["same_as"] is not None]
+    _, findings = _read(workdir / AUDIT)
+    return [step for step, f in findings.items() if f.error or f.same_as is not None]
+
+
+def _read(path: Path) -> tuple[str, dict[int, Finding]]:
+    """The source and the findings in a file; `UserError` where it is damaged."""
+    record = sealed.read(path, "delete it, and the same command audits again")
+    try:
+        findings = {int(step): Finding(**finding) for step, finding in record["steps"].items()}
+        return record["source"], findings
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
+        raise UserError(f"{path} is not an audit ({error}); delete it") from error

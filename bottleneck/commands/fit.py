@@ -11,6 +11,7 @@ from __future__ import annotations
 import argparse
 import json
 import os
+import sys
 from pathlib import Path
 
 from bottleneck.errors import UserError
@@ -79,12 +80,15 @@ def main(argv: list[str]) -> int:
     from bottleneck.analysis.law_report import as_json, show
     from bottleneck.analysis.law_study import study
     from bottleneck.analysis.runs import load_runs
+    from bottleneck.training.run_folder import write_text
 
     if flags.table is not None:
         measured = law_points.from_table(flags.table, columns)
         beside = flags.table.expanduser().resolve().parent
     else:
-        runs, _ = load_runs(flags.workdir)
+        runs, problems = load_runs(flags.workdir)
+        for problem in problems:
+            print(f"left out: {problem}", file=sys.stderr)
         measured = law_points.from_runs(runs, flags.parameters, flags.flops)
         beside = Path(os.path.commonpath([path.expanduser().resolve() for path in flags.workdir]))
     numbers = {name: _number(name, value) for name, value in fixed.items()}
@@ -93,7 +97,7 @@ def main(argv: list[str]) -> int:
     folder = flags.output or beside / "law"
     folder.mkdir(parents=True, exist_ok=True)
     said = json.dumps(as_json(result), indent=2, ensure_ascii=False)
-    (folder / "law.json").write_text(said + "\n", encoding="utf-8")
+    write_text(folder / "law.json", said + "\n")
     picture = save(law_figure(result), folder / "law.png")
     show(result, Console(highlight=False))
     print(f"\nlaw: {folder / 'law.json'}\nfigure: {picture}")

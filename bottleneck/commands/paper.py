@@ -6,6 +6,7 @@ Works offline: it computes anew what the published values allow, and names the c
 from __future__ import annotations
 
 import argparse
+import sys
 from pathlib import Path
 
 
@@ -39,6 +40,8 @@ def main(argv: list[str]) -> int:
     from bottleneck.analysis.runs import load_runs
 
     evals = read_evals(flags.evals.expanduser()) if flags.evals else None
-    runs = load_runs(flags.series)[0] if flags.series else []
+    runs, problems = load_runs(flags.series) if flags.series else ([], [])
+    for problem in problems:
+        print(f"left out: {problem}", file=sys.stderr)
     print(f"page: {write_paper(flags.out.expanduser(), evals, runs)}")
     return 0

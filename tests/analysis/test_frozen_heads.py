@@ -10,6 +10,7 @@ import pytest
 from scipy.optimize import minimize
 from scipy.special import log_softmax
 
+from bottleneck import sealed
 from bottleneck.analysis import frozen_head_figures, frozen_heads
 from bottleneck.analysis.convex_head import convex_optimum
 from bottleneck.analysis.feature_set import FeatureWriter, Manifest, load_features
@@ -285,7 +286,7 @@ def test_the_rank_at_which_a_gap_is_passed_lies_between_measured_ranks():
 def test_the_command_finds_the_study_done_and_draws_it(features, folder, capsys):
     argv = [str(features.path), f"--output={folder}", "--ranks=1,2,4", "--steps=1000"]
     argv += ["--batch_tokens=1024", "--learning_rates=3e-3,1e-2,5e-2"]
-    plan = json.loads((folder / "plan.json").read_text())
+    plan = sealed.read(folder / "plan.json", "")
     assert plan == json.loads(json.dumps(dataclasses.asdict(PLAN)))
     assert main(argv) == 0
     said = capsys.readouterr().out
