@@ -8,6 +8,7 @@ one file {"zero_shot": {model: [{"step": …, "lambada_openai/ppl": …}, …]}}
 from __future__ import annotations
 
 import json
+import math
 import re
 from collections.abc import Iterator
 from pathlib import Path
@@ -54,8 +55,14 @@ def loss_series(model: str, rows: list[Row], metric: str = LOSSES[0]) -> LossSer
     kept = [row for row in rows if metric in row]
     if not kept:
         raise UserError(f"the evaluations of {model} have no {metric}")
+    for row in kept:
+        if not (isinstance(row[metric], (int, float)) and 0 < row[metric] < math.inf):
+            raise UserError(
+                f"the evaluations of {model} have {metric}={row[metric]!r:.40} at step "
+                f"{row['step']:.0f}, which is no perplexity"
+            )
     steps = np.array([int(row["step"]) for row in kept])
-    return LossSeries(model, steps, np.log([row[metric] for row in kept]))
+    return LossSeries(model, steps, np.log([float(row[metric]) for row in kept]))
 
 
 def _rows_of_file(path: Path) -> Iterator[tuple[str, Row]]:
@@ -63,16 +70,23 @@ def _rows_of_file(path: Path) -> Iterator[tuple[str, Row]]:
     if not isinstance(models, dict):
         raise UserError(f"{path} has no zero_shot: it is no summary of evaluations")
     for model, rows in models.items():
-        for row in rows:
-            if "step" not in row:
+        for row in rows if isinstance(rows, list) else [rows]:
+            if not isinstance(row, dict) or "step" not in row:
                 raise UserError(f"{path}: a row of {model} has no step")
+            step = row["step"]
+            if (
+                isinstance(step, bool)
+                or not isinstance(step, (int, float))
+                or not 0 <= step < 2**53
+            ):
+                raise UserError(f"{path}: a row of {model} has the step {step!r:.40}")
             yield model, row
 
 
 def _rows_of_folder(folder: Path) -> Iterator[tuple[str, Row]]:
     for path in sorted(folder.rglob("*step*.json")):
         shots = next((part for part in path.parts[::-1] if _SHOTS.fullmatch(part)), None)
-        step = re.search(r"step(\d+)\.json$", path.name)
+        step = re.search(r"step([0-9]{1,15})\.json$", path.name)
         if step is None or (shots or "").startswith("five"):
             continue
         results = _load(path).get("results")
@@ -82,6 +96,8 @@ def _rows_of_folder(folder: Path) -> Iterator[tuple[str, Row]]:
         model = where.relative_to(folder).as_posix() if where != folder else folder.name
         row: Row = {"step": int(step[1])}
         for task, metrics in results.items():
+            if not isinstance(metrics, dict):
+                raise UserError(f"{path}: the results of {task} are no metrics")
             row |= {f"{task}/{name}": value for name, value in metrics.items()}
         yield model, row
 
@@ -89,6 +105,8 @@ def _rows_of_folder(folder: Path) -> Iterator[tuple[str, Row]]:
 def _load(path: Path) -> dict[str, Any]:
     try:
         content = json.loads(path.read_text(encoding="utf-8"))
-    except (json.JSONDecodeError, UnicodeDecodeError) as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
     return content if isinstance(content, dict) else {}

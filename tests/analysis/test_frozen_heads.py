@@ -2,6 +2,7 @@
 
 import dataclasses
 import json
+import shutil
 
 import jax
 import jax.numpy as jnp
@@ -304,3 +305,15 @@ def test_a_set_without_training_tokens_is_refused(features, tmp_path):
     with pytest.raises(UserError, match="has no train tokens"):
         Study(dataclasses.replace(features, manifest=none), PLAN, tmp_path / "study")
     assert load_features(features.path).manifest == features.manifest
+
+
+@pytest.mark.parametrize("name", ["search.json", "optimum.npz", "plan.json"])
+def test_a_study_does_not_go_on_from_a_damaged_stage(features, folder, tmp_path, name):
+    again = tmp_path / "study"
+    shutil.copytree(folder, again)
+    (again / "results.json").unlink()
+    content = bytearray((again / name).read_bytes())
+    content[len(content) // 3] ^= 4
+    (again / name).write_bytes(content)
+    with pytest.raises(UserError, match=rf"{name} is (damaged|not a whole).*makes it anew"):
+        Study(features, PLAN, again).run()
