@@ -24,7 +24,8 @@ from bottleneck.errors import UserError
 from bottleneck.folders import absolute, as_path
 from bottleneck.sections import flatten
 from bottleneck.training import metric_lines
-from bottleneck.training.run_folder import CONFIG, is_complete, read_config
+from bottleneck.training.checkpoint_seal import damage
+from bottleneck.training.run_folder import CONFIG, is_complete, read_config, saved_steps
 
 _PROBE = "{:08d}.npz"
 
@@ -79,7 +80,7 @@ class Run:
     @property
     def steps(self) -> list[int]:
         """Steps with a checkpoint, ascending."""
-        return _numbered(self.path / "checkpoints", "{}")
+        return saved_steps(self.path / "checkpoints")
 
     @property
     def probe_steps(self) -> list[int]:
@@ -117,6 +118,9 @@ class Run:
             cannot be read.
         """
         step = self._known(step, self.steps, "checkpoint")
+        problem = damage(self.path / "checkpoints" / str(step) / "params")
+        if problem is not None:
+            raise UserError(f"the checkpoint of step {step} is damaged: {problem}")
         try:
             return self._restored(step)
         except Exception as error:  # orbax raises what its layers do
@@ -129,18 +133,15 @@ class Run:
         import jax
         import orbax.checkpoint as ocp
 
+        from bottleneck.training.checkpoint import handlers
+
         # Without a target orbax asks for the devices of the mesh that saved the arrays; hence one
         # is built from the checkpoint's own metadata, with every array on one device here.
         here = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
         with ocp.CheckpointManager(
             absolute(self.path / "checkpoints"),
             options=ocp.CheckpointManagerOptions(create=False),
-            # Of all items, though one is read: orbax warns of those that it cannot read.
-            item_handlers={
-                "params": ocp.StandardCheckpointHandler(),
-                "opt_state": ocp.StandardCheckpointHandler(),
-                "meta": ocp.JsonCheckpointHandler(),
-            },
+            handler_registry=handlers(),
         ) as manager:
             saved = manager.item_metadata(step)["params"].tree
             target = jax.tree.map(

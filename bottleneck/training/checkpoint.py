@@ -32,6 +32,7 @@ from bottleneck.config import CheckpointConfig
 from bottleneck.errors import UserError
 from bottleneck.folders import absolute, cannot_write, free_bytes, is_remote
 from bottleneck.training import checkpoint_seal
+from bottleneck.training.run_folder import saved_steps
 
 # That a save may take. orbax looks at the calendar for it, which may be set while it waits.
 _MOST_SECONDS = 86_400
@@ -178,19 +179,6 @@ class Checkpointer:
             # It ends with that error, and not with one of a save that was under way.
             with contextlib.suppress(Exception):
                 self._manager.close()
-
-
-def saved_steps(folder: Path) -> list[int]:
-    """Steps that have a checkpoint in the folder, damaged or not, ascending."""
-    if not folder.is_dir():
-        return []
-    found = (path for path in folder.iterdir() if path.name.isdecimal())
-    # In a bucket, where nothing can be renamed, one that is being written has its name already.
-    return sorted(
-        int(path.name)
-        for path in found
-        if not is_remote(folder) or (path / "commit_success.txt").exists()
-    )
 
 
 def _put_damaged_aside(folder: Path) -> None:

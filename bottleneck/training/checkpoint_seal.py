@@ -8,13 +8,13 @@ which keeps checksums itself, a seal has the sizes alone. Checkpoints of older v
 from __future__ import annotations
 
 import hashlib
-import json
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
 from pathlib import Path
 from typing import Any
 
+from bottleneck import sealed
 from bottleneck.folders import is_remote, size
 
 SEAL = "seal.json"
@@ -28,7 +28,7 @@ def seal(item: Path) -> None:
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         facts = list(pool.map(_facts, files))
     contents = {str(p.relative_to(item)): fact for p, fact in zip(files, facts, strict=True)}
-    (item / SEAL).write_text(json.dumps({"files": contents, "sha256": _digest(contents)}))
+    sealed.write(item / SEAL, {"files": contents})
 
 
 def damage(item: Path, part: int = 0, parts: int = 1) -> str | None:
@@ -41,20 +41,13 @@ def damage(item: Path, part: int = 0, parts: int = 1) -> str | None:
         # Whether it had one cannot be told, but what orbax writes of every item is here.
         return None if item.is_dir() and any(item.iterdir()) else f"{item} is missing"
     try:
-        record = json.loads((item / SEAL).read_bytes())
-        files, digest = record["files"], record["sha256"]
-        if digest != _digest(files):
-            return f"{item / SEAL} has changed since it was written"
-    except (ValueError, TypeError, KeyError) as error:
-        return f"{item / SEAL} cannot be read ({error})"
+        files = sealed.loads((item / SEAL).read_bytes())["files"]
+    except (ValueError, KeyError, OSError) as error:
+        return f"{item / SEAL} cannot be read: {error}"
     names = sorted(files)[part::parts]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         problems = pool.map(lambda name: _changed(item / name, files[name]), names)
         return next((problem for problem in problems if problem is not None), None)
-
-
-def is_sealed(item: Path) -> bool:
-    return (item / SEAL).exists()
 
 
 def _changed(path: Path, expected: dict[str, Any]) -> str | None:
@@ -82,7 +75,3 @@ def _facts(path: Path) -> dict[str, Any]:
 def _files(folder: Path) -> Iterator[Path]:
     for path in folder.iterdir():
         yield from _files(path) if path.is_dir() else (path,)
-
-
-def _digest(contents: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(contents, sort_keys=True).encode()).hexdigest()

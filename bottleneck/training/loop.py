@@ -97,7 +97,7 @@ def _train_from(
     program = make_train_program(config, mesh)
     start = saved.latest_step()
     if start is None:
-        if run_folder.metrics_text(workdir):
+        if run_folder.metric_files(workdir):
             console.print(f"{workdir} has no checkpoint yet; beginning at step 0 again")
         params, opt_state = program.init()
     else:

@@ -140,6 +140,19 @@ def facts(
     }
 
 
+def saved_steps(checkpoints: Path) -> list[int]:
+    """Steps that have a checkpoint in a run's folder of them, damaged or not, ascending."""
+    if not checkpoints.is_dir():
+        return []
+    found = (p for p in checkpoints.iterdir() if re.fullmatch("0|[1-9][0-9]{0,17}", p.name))
+    # In a bucket, where nothing can be renamed, one that is being written has its name already.
+    return sorted(
+        int(path.name)
+        for path in found
+        if not is_remote(path) or (path / "commit_success.txt").exists()
+    )
+
+
 def write_text(path: Path, text: str) -> None:
     """Writes a file that is there whole or not at all."""
     write_whole(path, text.encode())

@@ -239,9 +239,9 @@ def last_step(workdir: Path) -> int:
 
 def saved_steps(workdir: Path) -> list[int]:
     """Steps with a checkpoint that has its name, ascending."""
-    from bottleneck.training import checkpoint
+    from bottleneck.training import run_folder
 
-    return checkpoint.saved_steps(workdir / "checkpoints")
+    return run_folder.saved_steps(workdir / "checkpoints")
 
 
 def metrics(workdir: Path) -> dict[tuple[int, str], dict[str, Any]]:

@@ -26,6 +26,10 @@ def _delete(path, source):
 DAMAGE = {"truncated": _truncate, "a bit flipped": _flip_a_bit, "deleted": _delete}
 
 
+# A mark that orbax puts beside what it has committed, and what is found damaged by itself.
+UNSEALED = ("commit_success.txt", "seal.json")
+
+
 def unfinished(undisturbed, workdir):
     """A copy of the run, as if it had been killed just before its end."""
     shutil.copytree(undisturbed, workdir)
@@ -38,7 +42,7 @@ def files_of(checkpoint, source):
     items = ("params", "opt_state", "meta")
     files = sorted(path for item in items for path in (checkpoint / item).rglob("*"))
     return source.choice(
-        [p for p in files if p.is_file() and p.stat().st_size and p.name != "seal.json"]
+        [p for p in files if p.is_file() and p.stat().st_size and p.name not in UNSEALED]
     )
 
 

@@ -11,7 +11,8 @@ import pytest
 from bottleneck.config import CheckpointConfig
 from bottleneck.errors import UserError
 from bottleneck.training import checkpoint_seal
-from bottleneck.training.checkpoint import Checkpointer, saved_steps
+from bottleneck.training.checkpoint import Checkpointer
+from bottleneck.training.run_folder import saved_steps
 
 
 def state(step):
