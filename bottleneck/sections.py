@@ -16,6 +16,8 @@ from ml_collections import config_dict
 
 from bottleneck.errors import UserError, suggestion
 
+_SHOWN = 200  # characters of a value in an error
+
 
 def bounded(default: Any, *, low: float = -math.inf, high: float = math.inf) -> Any:
     """A dataclass field whose value, where it is not None, lies in [low, high]."""
@@ -68,10 +70,13 @@ def build(cls: Any, values: Any) -> Any:
     """The section and those inside it, from nested plain values; `UserError` at the first fault."""
     prefix = cls.prefix
     if not isinstance(values, dict):
-        raise UserError(f"config.{prefix.rstrip('.')} is {values!r}; a group of fields is expected")
+        name, found = f"config.{prefix}".rstrip("."), shown(values)
+        raise UserError(f"{name} is {found}; a group of fields is expected")
     hints = typing.get_type_hints(cls)
     names = [entry.name for entry in dataclasses.fields(cls)]
     for key in values:
+        if not isinstance(key, str):
+            raise UserError(f"config.{prefix}{shown(key)} is not a field; its name must be a text")
         if key not in names:
             raise UserError(f"config.{prefix}{key} is not a field; {suggestion(key, names)}")
     built = {
@@ -108,7 +113,16 @@ def _is_section(hint: Any) -> bool:
 def require(condition: bool, name: str, value: Any, allowed: str) -> None:
     """Raises `UserError` unless the condition holds; `allowed` says what would be right."""
     if not condition:
-        raise UserError(f"config.{name}={value!r} is not allowed; it must be {allowed}")
+        raise UserError(f"config.{name}={shown(value)} is not allowed; it must be {allowed}")
+
+
+def shown(value: Any) -> str:
+    """A value as an error names it: on one line, cut where it is long, whatever it is."""
+    try:
+        text = " ".join(repr(value).split())
+    except Exception:  # of a value's own code, and of integers with more digits than Python writes
+        text = f"a {type(value).__name__}"
+    return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
 
 
 def _coerce(value: Any, hint: Any, name: str) -> Any:
@@ -120,15 +134,20 @@ def _coerce(value: Any, hint: Any, name: str) -> Any:
         (hint,) = (t for t in arguments if t is not types.NoneType)
         return _coerce(value, hint, name)
     if origin is Literal:
-        require(value in arguments, name, value, "one of " + ", ".join(map(repr, arguments)))
+        is_one = isinstance(value, str) and value in arguments
+        require(is_one, name, value, "one of " + ", ".join(map(repr, arguments)))
         return value
     if origin is tuple:
         require(isinstance(value, (tuple, list)), name, value, f"a list of {arguments[0].__name__}")
         return tuple(_coerce(item, arguments[0], name) for item in value)
+    if isinstance(value, int):  # what JSON, arrays and other programs can hold
+        require(abs(value) < 2**63, name, value, "an integer of at most 63 bits")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
     is_right = isinstance(value, hint) and not (hint is int and isinstance(value, bool))
     require(is_right, name, value, f"of type {hint.__name__}")
     if hint is float:
         require(math.isfinite(value), name, value, "a finite number")
+    if hint is str:
+        require("\0" not in value, name, value, "a text without the character NUL")
     return value

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import importlib.util
+import os
 import re
+import runpy
 import traceback
 from collections.abc import Iterator
 from pathlib import Path
@@ -19,6 +20,7 @@ from absl import flags
 from ml_collections import config_dict, config_flags
 
 from bottleneck import config as config_lib
+from bottleneck.commands.parsing import whole
 from bottleneck.errors import UserError, suggestion
 from bottleneck.sections import list_item_type
 from bottleneck.training.sweep import Cell, expand
@@ -73,8 +75,8 @@ def add_world(parser: argparse.ArgumentParser) -> None:
         "found by themselves on TPU pods and under SLURM or Open MPI; elsewhere say all three",
     )
     many.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
-    many.add_argument("--processes", type=int, metavar="N", help="how many there are")
-    many.add_argument("--process", type=int, metavar="I", help="which one this is, from 0")
+    many.add_argument("--processes", type=whole(1), metavar="N", help="how many there are")
+    many.add_argument("--process", type=whole(0), metavar="I", help="which one this is, from 0")
 
 
 @contextlib.contextmanager
@@ -152,7 +154,7 @@ def load_cells(path: str, assigned: dict[str, str]) -> list[Cell]:
 def _load_fields(path: str, assigned: dict[str, str]) -> dict[str, Any]:
     """The fields of a file's config as nested plain values, overridden as assigned."""
     file = path.partition(":")[0]
-    if not Path(file).is_file():
+    if not os.path.isfile(file):  # unlike a Path's, it takes a name of any length
         raise UserError(f"--config={path}: there is no file {file}")
     fields = _read_file(path)
     known = _field_names(fields)
@@ -203,11 +205,7 @@ def _parse_override(override: str) -> tuple[str, str]:
 
 def _read_file(path: str) -> config_dict.ConfigDict:
     """What the file's get_config returns; an error of the file's own ends in one line."""
-    values = flags.FlagValues()
-    config_flags.DEFINE_config_file("config", flag_values=values, sys_argv=["", f"--config={path}"])
-    with _errors_in_one_line(path):
-        values(["", f"--config={path}"])
-        fields = values.config
+    fields = _call(path, "get_config", "so it is no config; see configs/nano.py")
     if not isinstance(fields, config_dict.ConfigDict):
         raise UserError(
             f"--config={path}: get_config() must return a ConfigDict, see configs/nano.py"
@@ -217,18 +215,20 @@ def _read_file(path: str) -> config_dict.ConfigDict:
 
 def _read_sweep(path: str) -> Any:
     """What the file's get_sweep returns, given the same argument as its get_config."""
+    return _call(path, "get_sweep", "so it is no sweep; see configs/head_rank.py")
+
+
+def _call(path: str, function: str, otherwise: str) -> Any:
+    """What a function of a config file returns, given what follows the colon, if anything does.
+
+    The file is run anew each time: of a module that was imported before, names would remain.
+    """
     file, has_argument, argument = path.partition(":")
     with _errors_in_one_line(path):
-        spec = importlib.util.spec_from_file_location("sweep_of_config", file)
-        assert spec is not None and spec.loader is not None
-        module = importlib.util.module_from_spec(spec)
-        spec.loader.exec_module(module)
-        if not hasattr(module, "get_sweep"):
-            raise UserError(
-                f"--config={path}: it has no get_sweep(), so it is no sweep; "
-                "see configs/head_rank.py"
-            )
-        return module.get_sweep(*([argument] if has_argument else []))
+        names = runpy.run_path(file)
+        if function not in names:
+            raise UserError(f"--config={path}: it has no {function}(), {otherwise}")
+        return names[function](*([argument] if has_argument else []))
 
 
 @contextlib.contextmanager
@@ -238,14 +238,13 @@ def _errors_in_one_line(path: str) -> Iterator[None]:
         yield
     except UserError:
         raise
-    except flags.IllegalFlagValueError as error:
-        # An error inside get_config arrives as the text of a traceback, whose last line says what.
-        raise UserError(f"--config={path}: {str(error).strip().splitlines()[-1]}") from error
-    except Exception as error:
+    except (Exception, SystemExit) as error:
         place = traceback.extract_tb(error.__traceback__)[-1]
-        what = " ".join(str(error).split()) or "no message"
-        where = f"{Path(place.filename).name}:{place.lineno}"
-        raise UserError(f"--config={path}: {type(error).__name__} at {where}: {what}") from error
+        where, what = f"{Path(place.filename).name}:{place.lineno}", str(error)
+        if isinstance(error, SyntaxError):
+            where, what = f"{Path(error.filename or path).name}:{error.lineno}", error.msg
+        said = " ".join(what.split()) or "no message"
+        raise UserError(f"--config={path}: {type(error).__name__} at {where}: {said}") from error
 
 
 def _field_names(fields: config_dict.ConfigDict, prefix: str = "") -> list[str]:

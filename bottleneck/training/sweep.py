@@ -8,6 +8,7 @@ comprehension leaves out what is not wanted. A cell that is trained is just a ru
 from __future__ import annotations
 
 import copy
+import hashlib
 import itertools
 import re
 from collections.abc import Iterable, Mapping, Sequence
@@ -17,6 +18,9 @@ from typing import Any
 from bottleneck.config import Config, parse
 from bottleneck.errors import UserError, suggestion
 from bottleneck.model.accounting import ParameterCount, count_parameters, flops_per_token
+from bottleneck.sections import shown
+
+_LONGEST = 200  # bytes of a name, of the 255 that disks take, beside the ends of logs and locks
 
 Overrides = dict[str, Any]  # dotted field name → value
 
@@ -92,6 +96,9 @@ def expand(fields: dict[str, Any], sweep: Any) -> list[Cell]:
     """
     if not isinstance(sweep, list) or not sweep or not all(isinstance(c, dict) for c in sweep):
         raise UserError("get_sweep() must return a list of dicts, such as product() makes")
+    for index, name in ((i, name) for i, cell in enumerate(sweep) for name in cell):
+        if not isinstance(name, str):
+            raise UserError(f"cell {index}: {shown(name)} is not a field; its name must be a text")
     names = _names(sweep)
     cells: list[Cell] = []
     for index, (name, overrides) in enumerate(zip(names, sweep, strict=True)):
@@ -102,9 +109,12 @@ def expand(fields: dict[str, Any], sweep: Any) -> list[Cell]:
         cells.append(Cell(index, name, config))
     first: dict[Any, Cell] = {}
     for cell in cells:
-        for same in (first.setdefault(cell.config, cell), first.setdefault(cell.name, cell)):
+        # Some disks take names for one that are equal but for case.
+        folder = cell.name.casefold()
+        for same in (first.setdefault(cell.config, cell), first.setdefault(folder, cell)):
             if same is not cell:
-                raise UserError(f"cells {same.index} and {cell.index} are the same, {cell.name}")
+                are = "the same" if same.config == cell.config else "named alike"
+                raise UserError(f"cells {same.index} and {cell.index} are {are}, {cell.name}")
     return cells
 
 
@@ -134,15 +144,23 @@ def _names(sweep: Sequence[Overrides]) -> list[str]:
         if any(len(values) > 1 for values in groups.values()):
             telling.append(field)
     leaves = [field.rpartition(".")[2] for field in telling]
-    shown = [
+    leaves = [
         leaf if leaves.count(leaf) == 1 else field
         for leaf, field in zip(leaves, telling, strict=True)
     ]
+    fields = list(zip(leaves, telling, strict=True))
     return [
-        ",".join(f"{short}={_text(cell, f)}" for short, f in zip(shown, telling, strict=True))
-        or "run"
+        _short(",".join(f"{leaf}={_text(cell, field)}" for leaf, field in fields)) or "run"
         for cell in sweep
     ]
+
+
+def _short(name: str) -> str:
+    """The name, ended with a hash of it where a disk would find it too long."""
+    if len(name.encode()) <= _LONGEST:
+        return name
+    digest = hashlib.sha256(name.encode()).hexdigest()[:12]
+    return name.encode()[: _LONGEST - 13].decode(errors="ignore") + "-" + digest
 
 
 def _text(cell: Overrides, field: str) -> str:
@@ -151,4 +169,8 @@ def _text(cell: Overrides, field: str) -> str:
         return "base"
     value = cell[field]
     items = value if isinstance(value, tuple | list) else [value]
-    return re.sub(r"[^\w.+-]+", "-", "+".join(map(str, items)))
+    return re.sub(r"[^\w.+-]+", "-", "+".join(map(_plain, items)))
+
+
+def _plain(value: Any) -> str:
+    return value if isinstance(value, str) else shown(value)
