@@ -16,7 +16,7 @@ from typing import NoReturn
 from bottleneck import __version__, commands
 from bottleneck.errors import UserError, suggestion
 
-_NOT_VERBS = {"flags"}
+_NOT_VERBS = {"flags", "parsing"}
 
 
 def verbs() -> list[str]:

@@ -21,6 +21,7 @@ from typing import Any
 from bottleneck.errors import UserError
 
 _SCHEME = "gs://"
+_LONGEST = 255  # bytes of a name, on most disks
 
 
 def is_remote(path: str | os.PathLike[str]) -> bool:
@@ -30,6 +31,8 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
 def as_path(path: str | os.PathLike[str]) -> Path:
     """The path, ~ expanded, or what behaves like one for gs://; `UserError` for what cannot be."""
     text = os.fspath(path)
+    if "\0" in text or any(len(os.fsencode(part)) > _LONGEST for part in text.split("/")):
+        raise UserError(f"{text[:60]!r} is no path: a name in it is too long, or has a NUL")
     if not is_remote(text):
         return Path(text).expanduser()
     if not text.startswith(_SCHEME):

@@ -24,6 +24,7 @@ import numpy as np
 from bottleneck import sealed
 from bottleneck.analysis.archives import check, checksum, read_arrays, write_arrays
 from bottleneck.errors import UserError
+from bottleneck.folders import as_path
 from bottleneck.model.head import HeadFactors
 
 Part = Literal["train", "heldout"]
@@ -127,7 +128,7 @@ class FeatureSet:
 
 def load_features(path: str | os.PathLike[str]) -> FeatureSet:
     """The feature set in a folder; `UserError` where it is not one, or is not finished."""
-    path = Path(path).expanduser()
+    path = as_path(path)
     if not (path / _MANIFEST).is_file():
         raise UserError(f"{path} is not a feature set: it has no {_MANIFEST}")
     if not (path / _DONE).is_file():

@@ -9,6 +9,7 @@ and head; "without_head", those of the layers alone, as is usual with non-embedd
 from __future__ import annotations
 
 import json
+import os
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 from pathlib import Path
@@ -25,6 +26,7 @@ N_CONVENTIONS = ("total", "non_embedding")
 FLOP_CONVENTIONS = ("total", "with_head", "without_head")
 Row = tuple[float, float, float, int, int]  # N, T, L, R, D
 
+_MOST_ROWS = 5000  # thousands of starts are tried at once, each with a residual for each point
 _COLUMNS = ("n_params", "n_tokens", "loss", "rank", "width", "flops")
 
 
@@ -131,7 +133,7 @@ def from_table(path: Path, columns: Mapping[str, str] | None = None) -> Measured
 
 
 def _read(path: Path) -> pl.DataFrame:
-    if not path.is_file():
+    if not os.path.isfile(path):  # unlike a Path's, it takes a name of any length
         raise UserError(f"--table={path}: there is no such file")
     try:
         if path.suffix in (".csv", ".tsv"):
@@ -140,13 +142,18 @@ def _read(path: Path) -> pl.DataFrame:
         elif path.suffix == ".jsonl":
             table = pl.read_ndjson(path)
         elif path.suffix == ".json":
-            table = pl.DataFrame(json.loads(path.read_text(encoding="utf-8")))
+            table = pl.DataFrame(json.loads(path.read_text(encoding="utf-8-sig")))
         else:
             raise UserError(f"--table={path}: its name must end in .csv, .tsv, .json or .jsonl")
-    except (pl.exceptions.PolarsError, ValueError, TypeError) as error:
-        raise UserError(f"--table={path} cannot be read: {str(error).splitlines()[0]}") from error
-    if not table.height:
-        raise UserError(f"--table={path} has no rows")
+    except (
+        *(pl.exceptions.PolarsError, pl.exceptions.PanicException, OSError),
+        *(ValueError, TypeError, OverflowError, RecursionError),
+    ) as error:
+        reason, *_ = str(error).splitlines() or [type(error).__name__]
+        raise UserError(f"--table={path} cannot be read: {reason}") from error
+    if not 0 < table.height <= _MOST_ROWS:
+        rows = f"{table.height:,} rows; a law is fitted to at most {_MOST_ROWS:,} points"
+        raise UserError(f"--table={path} has {rows if table.height else 'no rows'}")
     return table
 
 
@@ -155,7 +162,10 @@ def _numbers(column: pl.Series, path: Path) -> np.ndarray:
         values = column.cast(pl.Float64).to_numpy()
     except pl.exceptions.PolarsError as error:
         raise UserError(f"{path}: column {column.name} holds what is no number") from error
-    if np.isnan(values).any():
-        row = int(np.argmax(np.isnan(values)))
-        raise UserError(f"{path}: column {column.name} is empty in row {row + 1}")
+    bad = ~(np.isfinite(values) & (values > 0))
+    if bad.any():
+        row = int(np.argmax(bad))
+        found = "empty" if column[row] is None else f"{values[row]:g}"
+        what = "it must be a finite number above 0"
+        raise UserError(f"{path}: column {column.name} is {found} in row {row + 1}; {what}")
     return values

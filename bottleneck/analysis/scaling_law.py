@@ -49,7 +49,7 @@ class Points:
             bad = ~(np.isfinite(values) & (values > 0))
             if bad.any():
                 raise UserError(
-                    f"{name} must be above zero, and is {values[bad][0]:g} at point "
+                    f"{name} must be finite and above zero, and is {values[bad][0]:g} at point "
                     f"{int(np.argmax(bad))} (counted from 0)"
                 )
             object.__setattr__(self, name, values)
@@ -214,6 +214,8 @@ def _check(form: Form, fixed: Mapping[str, float], n_points: int) -> None:
                 f"{name} is no constant of the law {form.formula}; those are "
                 f"{', '.join(form.constants)}"
             )
+        if not np.isfinite(value):
+            raise UserError(f"{name}={value:g} is not allowed; it must be finite")
         if name in form.coefficients and not value > 0:
             raise UserError(f"{name}={value:g} is not allowed; it must be above zero")
     n_free = len(form.constants) - len(fixed)

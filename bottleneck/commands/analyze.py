@@ -6,18 +6,18 @@ they are.
 
 from __future__ import annotations
 
-import argparse
 import os
 import sys
 from pathlib import Path
 
+from bottleneck.commands.parsing import Parser
 from bottleneck.errors import UserError
 from bottleneck.folders import is_remote
 
 
 def main(argv: list[str]) -> int:
     """Returns the exit code; raises `UserError` where no run can be read."""
-    parser = argparse.ArgumentParser("python -m bottleneck analyze", description=__doc__)
+    parser = Parser("python -m bottleneck analyze", description=__doc__)
     parser.add_argument("workdir", nargs="+", help="a run folder, or a folder of them")
     parser.add_argument(
         "--output",

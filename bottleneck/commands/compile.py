@@ -5,11 +5,11 @@ Needs no data and no TPU, but libtpu. Exit code 1 says that a program does not f
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 
 from bottleneck.commands.flags import parse_command
+from bottleneck.commands.parsing import Parser, whole
 
 # libtpu would otherwise ask a metadata server what machine this is, write its log to the terminal
 # and to /tmp, and serve one process at a time. It and jax read these when they are imported.
@@ -28,11 +28,13 @@ ENVIRONMENT = {
 
 def main(argv: list[str]) -> int:
     """Returns 0, or 1 where a program does not fit; raises `UserError` for what cannot be tried."""
-    parser = argparse.ArgumentParser("python -m bottleneck compile", description=__doc__)
+    parser = Parser("python -m bottleneck compile", description=__doc__)
     parser.add_argument(
         "--topology", required=True, metavar="CHIP:SHAPE", help="a slice, such as v5e:16x16"
     )
-    parser.add_argument("--num_slices", type=int, default=1, metavar="N", help="default: 1")
+    parser.add_argument(
+        "--num_slices", type=whole(1, 2**16), default=1, metavar="N", help="default: 1"
+    )
     parser.add_argument(
         "--train_step_only", action="store_true", help="leave out the probes, for half the time"
     )

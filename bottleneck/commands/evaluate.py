@@ -5,16 +5,16 @@ Needs the [eval] extra. The results are printed and added to evaluation.jsonl in
 
 from __future__ import annotations
 
-import argparse
 from importlib.util import find_spec
 from pathlib import Path
 
+from bottleneck.commands.parsing import Parser, listed, whole
 from bottleneck.errors import UserError
 
 
 def main(argv: list[str]) -> int:
     """Returns the exit code; raises `UserError` where a run, a step or a task is not there."""
-    parser = argparse.ArgumentParser("python -m bottleneck evaluate", description=__doc__)
+    parser = Parser("python -m bottleneck evaluate", description=__doc__)
     parser.add_argument("workdir", metavar="RUN", type=Path, help="a run folder")
     parser.add_argument(
         "--tasks",
@@ -22,9 +22,19 @@ def main(argv: list[str]) -> int:
         metavar="A,B",
         help="such as lambada_openai,wikitext,sciq,arc_easy",
     )
-    parser.add_argument("--steps", metavar="N,M", help="of checkpoints (default: the last)")
-    parser.add_argument("--limit", type=int, metavar="N", help="examples of each task; for a trial")
-    parser.add_argument("--batch_size", type=int, default=16, metavar="B", help="default: 16")
+    parser.add_argument(
+        "--steps",
+        type=listed(whole(0)),
+        default=(),
+        metavar="N,M",
+        help="of checkpoints (default: the last)",
+    )
+    parser.add_argument(
+        "--limit", type=whole(1), metavar="N", help="examples of each task; for a trial"
+    )
+    parser.add_argument(
+        "--batch_size", type=whole(1, 2**16), default=16, metavar="B", help="default: 16"
+    )
     parser.add_argument(
         "--include", type=Path, metavar="DIR", help="with tasks of your own, in YAML"
     )
@@ -43,15 +53,9 @@ def main(argv: list[str]) -> int:
     from bottleneck.analysis.runs import load_run
 
     run = load_run(flags.workdir)
-    try:
-        steps = [int(step) for step in flags.steps.split(",")] if flags.steps else []
-    except ValueError as error:
-        raise UserError(
-            f"--steps={flags.steps} must be numbers with commas between them"
-        ) from error
     rows = evaluate(
         run,
-        steps,
+        list(flags.steps),
         flags.tasks.split(","),
         limit=flags.limit,
         batch_size=flags.batch_size,

@@ -7,45 +7,47 @@ causal language model that the transformers library reads. The corpus is the run
 
 from __future__ import annotations
 
-import argparse
 import dataclasses
 from pathlib import Path
 
 from bottleneck.commands.flags import parse_command_with_data
+from bottleneck.commands.parsing import Parser, whole
 from bottleneck.errors import UserError
 
 
 def main(argv: list[str]) -> int:
     """Returns the exit code; raises `UserError` where the model or the corpus cannot be had."""
-    parser = argparse.ArgumentParser("python -m bottleneck features", description=__doc__)
+    parser = Parser("python -m bottleneck features", description=__doc__)
     parser.add_argument("model", metavar="MODEL", help="a run folder, such as runs/demo/full")
     parser.add_argument("--output", required=True, metavar="DIR", type=Path, help="a new folder")
-    parser.add_argument("--step", type=int, metavar="N", help="of the run (default: the last)")
+    parser.add_argument("--step", type=whole(0), metavar="N", help="of the run (default: the last)")
     parser.add_argument(
         "--transformers", action="store_true", help="MODEL is one of the transformers library's"
     )
     parser.add_argument("--revision", metavar="R", help="of a hub name, with --transformers")
     parser.add_argument(
         "--tokens",
-        type=_count,
+        type=whole(0),
         default=1_000_000,
         metavar="N",
         help="of the training split, for heads to be trained on (default: 1,000,000; 0 for none)",
     )
     parser.add_argument(
         "--heldout_tokens",
-        type=_count,
+        type=whole(0),
         default=100_000,
         metavar="N",
         help="of the held-out split (default: 100,000)",
     )
-    parser.add_argument("--layer", type=int, metavar="K", help="0 is the embedding (default: last)")
     parser.add_argument(
-        "--length", type=_positive, metavar="L", help="of a sequence (default: as trained, or 1024)"
+        "--layer", type=whole(0), metavar="K", help="0 is the embedding (default: last)"
+    )
+    parser.add_argument(
+        "--length", type=whole(1), metavar="L", help="of a sequence (default: as trained, or 1024)"
     )
     parser.add_argument(
         "--batch",
-        type=_positive,
+        type=whole(1, 2**16),
         default=8,
         metavar="B",
         help="sequences that go through the model together (default: 8)",
@@ -102,23 +104,3 @@ def main(argv: list[str]) -> int:
     figure = features_figure([flags.output, *flags.beside])
     print(f"figure   {save(figure, flags.output / 'features.png')}")
     return 0
-
-
-def _count(text: str) -> int:
-    number = int(text.replace(",", "").replace("_", ""))
-    if number < 0:
-        raise argparse.ArgumentTypeError("must be at least 0")
-    return number
-
-
-_count.__name__ = "number"  # what argparse calls it
-
-
-def _positive(text: str) -> int:
-    number = _count(text)
-    if number < 1:
-        raise argparse.ArgumentTypeError("must be at least 1")
-    return number
-
-
-_positive.__name__ = "number"

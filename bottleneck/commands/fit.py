@@ -8,18 +8,18 @@ effective width, as effective data.
 
 from __future__ import annotations
 
-import argparse
 import json
 import os
 import sys
 from pathlib import Path
 
+from bottleneck.commands.parsing import Parser, real, whole
 from bottleneck.errors import UserError
 
 
 def main(argv: list[str]) -> int:
     """Returns the exit code; raises `UserError` for points or flags that are not right."""
-    parser = argparse.ArgumentParser("python -m bottleneck fit", description=__doc__)
+    parser = Parser("python -m bottleneck fit", description=__doc__)
     parser.add_argument("workdir", nargs="*", type=Path, help="a run folder, or a folder of them")
     parser.add_argument("--table", type=Path, metavar="FILE", help="a table of points instead")
     parser.add_argument(
@@ -39,13 +39,17 @@ def main(argv: list[str]) -> int:
     )
     parser.add_argument(
         "--fit_from",
-        type=float,
+        type=real(0),
         default=0.0,
         metavar="N",
         help="fit to models of at least so many parameters, and hold the smaller against the law",
     )
     parser.add_argument(
-        "--bootstrap", type=int, default=1000, metavar="N", help="resamples, 0 for none (1000)"
+        "--bootstrap",
+        type=whole(0, 100_000),
+        default=1000,
+        metavar="N",
+        help="resamples, 0 for none (1000)",
     )
     parser.add_argument(
         "--parameters", choices=("total", "non_embedding"), default="total", help="N of runs"
@@ -65,8 +69,6 @@ def main(argv: list[str]) -> int:
         raise UserError("give run folders, or --table=FILE, and not both")
     if flags.columns and flags.table is None:
         raise UserError("--columns names the columns of a --table, and there is none")
-    if flags.bootstrap < 0:
-        raise UserError(f"--bootstrap={flags.bootstrap} is not allowed; it must be 0 or more")
     fixed = _assigned(flags.fixed.split(",") if flags.fixed else [], "--fixed", "NAME=VALUE")
     columns = _assigned(flags.columns, "--columns", "NAME=COLUMN")
 

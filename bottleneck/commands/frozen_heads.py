@@ -6,52 +6,60 @@ command again to go on after an interruption.
 
 from __future__ import annotations
 
-import argparse
-from collections.abc import Callable
 from pathlib import Path
-from typing import Any
+
+from bottleneck.commands.parsing import Parser, listed, real, whole
 
 
 def main(argv: list[str]) -> int:
     """Returns the exit code; raises `UserError` where the features or a value are wrong."""
-    parser = argparse.ArgumentParser("python -m bottleneck frozen_heads", description=__doc__)
+    parser = Parser("python -m bottleneck frozen_heads", description=__doc__)
     parser.add_argument("features", metavar="FEATURES", type=Path)
     parser.add_argument(
         "--output", metavar="DIR", type=Path, help="default: frozen_heads/ in FEATURES"
     )
     parser.add_argument(
-        "--ranks", type=_list(int), metavar="R,…", help="default: powers of two; D is added"
+        "--ranks", type=listed(whole(1)), metavar="R,…", help="default: powers of two; D is added"
     )
     parser.add_argument(
         "--starts",
-        type=_list(str),
+        type=listed(str),
         default=("whitened", "normal"),
         metavar="S,…",
         help="normal (the paper's), matched, plain, whitened (default: whitened,normal)",
     )
     parser.add_argument(
         "--learning_rates",
-        type=_list(float),
+        type=listed(real(0, is_open=True)),
         default=(1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2),
         metavar="X,…",
         help="the grid that is tried for each rank (default: the paper's, 1e-3 to 5e-2)",
     )
-    parser.add_argument("--steps", type=int, default=2000, help="default: 2000")
+    parser.add_argument("--steps", type=whole(1, 10**8), default=2000, help="default: 2000")
     parser.add_argument(
-        "--search_steps", type=int, metavar="N", help="of the grid (default: a tenth of --steps)"
+        "--search_steps",
+        type=whole(1, 10**8),
+        metavar="N",
+        help="of the grid (default: a tenth of --steps)",
     )
-    parser.add_argument("--batch_tokens", type=int, default=8192, metavar="N", help="default: 8192")
+    parser.add_argument(
+        "--batch_tokens", type=whole(1, 2**24), default=8192, metavar="N", help="default: 8192"
+    )
     parser.add_argument(
         "--logit_sd",
-        type=float,
+        type=real(0, is_open=True, may_be_infinite=True),
         default=5.0,
         metavar="X",
         help="standard deviation, in nats, of the prior on logits; inf for none (default: 5)",
     )
     parser.add_argument(
-        "--chunk", type=int, default=256, metavar="N", help="tokens with logits at a time"
+        "--chunk",
+        type=whole(1, 2**24),
+        default=256,
+        metavar="N",
+        help="tokens with logits at a time",
     )
-    parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--seed", type=whole(0), default=0)
     flags = parser.parse_args(argv)
 
     # Imported here, as they take seconds that `--help` need not wait for.
@@ -82,11 +90,3 @@ def main(argv: list[str]) -> int:
     for path in write_figures(folder):
         print(f"figure: {path}")
     return 0
-
-
-def _list(kind: Callable[[str], Any]) -> Callable[[str], tuple[Any, ...]]:
-    def parse(text: str) -> tuple[Any, ...]:
-        return tuple(kind(item) for item in text.split(","))
-
-    parse.__name__ = f"list of {kind.__name__}"
-    return parse

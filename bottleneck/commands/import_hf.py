@@ -6,19 +6,20 @@ trained here; several steps of one training go into one folder.
 
 from __future__ import annotations
 
-import argparse
 from pathlib import Path
+
+from bottleneck.commands.parsing import Parser, whole
 
 
 def main(argv: list[str]) -> int:
     """Returns the exit code; raises `UserError` where the model cannot be had or understood."""
-    parser = argparse.ArgumentParser("python -m bottleneck import_hf", description=__doc__)
+    parser = Parser("python -m bottleneck import_hf", description=__doc__)
     parser.add_argument("model", metavar="MODEL", help="such as EleutherAI/pythia-70m")
     parser.add_argument("--workdir", required=True, type=Path, help="the run folder to make")
     parser.add_argument("--revision", metavar="R", help="of a name on the hub, such as step1000")
     parser.add_argument(
         "--step",
-        type=int,
+        type=whole(0),
         metavar="N",
         help="of the checkpoint (default: N of a revision or folder called stepN, else 0)",
     )

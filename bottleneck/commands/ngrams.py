@@ -9,10 +9,12 @@ from __future__ import annotations
 import argparse
 import hashlib
 import itertools
+import tokenize
 from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bottleneck.commands.flags import parse_command
+from bottleneck.commands.parsing import Parser, listed, real, whole
 from bottleneck.errors import UserError
 
 if TYPE_CHECKING:
@@ -80,23 +82,23 @@ def main(argv: list[str]) -> int:
 
 
 def _parser() -> argparse.ArgumentParser:
-    parser = argparse.ArgumentParser(
-        "python -m bottleneck ngrams", description=__doc__, allow_abbrev=False
-    )
+    parser = Parser("python -m bottleneck ngrams", description=__doc__, allow_abbrev=False)
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="its folder")
     text = parser.add_argument_group("instead of --config")
     text.add_argument("--tokens", type=Path, metavar="FILE.npy", help="ids, one-dimensional")
-    text.add_argument("--end_of_text", type=_not_negative, metavar="ID", help="ends its documents")
+    text.add_argument("--end_of_text", type=whole(0), metavar="ID", help="ends its documents")
 
     table = parser.add_argument_group("what is counted")
-    table.add_argument("--n", type=_numbers, default=[5], metavar="N,…", help="2 to 7 (5)")
-    table.add_argument("--windows", type=_numbers, metavar="N,…", help="draw so many n-grams (all)")
+    table.add_argument("--n", type=listed(whole(2)), default=(5,), metavar="N,…", help="2 to 7 (5)")
+    table.add_argument(
+        "--windows", type=listed(whole(1)), metavar="N,…", help="draw so many n-grams (all)"
+    )
     rows = parser.add_argument_group("what becomes a row")
     rows.add_argument(
-        "--contexts", type=_numbers, metavar="C,…", help="draw so many contexts (all)"
+        "--contexts", type=listed(whole(1)), metavar="C,…", help="draw so many contexts (all)"
     )
     rows.add_argument(
-        "--min_count", type=int, metavar="N", default=1, help="leave out rarer contexts (1)"
+        "--min_count", type=whole(1), metavar="N", default=1, help="leave out rarer contexts (1)"
     )
     rows.add_argument(
         "--weighting",
@@ -111,7 +113,10 @@ def _parser() -> argparse.ArgumentParser:
         help="an entry is a probability, its logarithm, or its positive PMI (probability)",
     )
     rows.add_argument(
-        "--smoothing", type=float, metavar="α", help="pseudo-counts in all (0; 1 in the log space)"
+        "--smoothing",
+        type=real(0),
+        metavar="α",
+        help="pseudo-counts in all (0; 1 in the log space)",
     )
     rows.add_argument(
         "--split_half", action="store_true", help="measure what is left without chance as well"
@@ -119,31 +124,18 @@ def _parser() -> argparse.ArgumentParser:
     cost = parser.add_argument_group("what it costs")
     cost.add_argument(
         "--dimensions",
-        type=_not_negative,
+        type=whole(0),
         metavar="D",
         default=4000,
         help="W-error to 1e-3 up to here (4000)",
     )
-    cost.add_argument("--memory", type=float, default=4.0, metavar="GB", help="in all (4)")
+    cost.add_argument("--memory", type=real(0), default=4.0, metavar="GB", help="in all (4)")
     cost.add_argument(
         "--exact", action="store_true", help="find all eigenvalues, whatever time it takes"
     )
-    parser.add_argument(
-        "--seed", type=_not_negative, metavar="N", default=0, help="of the draws (0)"
-    )
+    parser.add_argument("--seed", type=whole(0), metavar="N", default=0, help="of the draws (0)")
     parser.add_argument("--paper", action="store_true", help="draw the paper's curves as well")
     return parser
-
-
-def _not_negative(text: str) -> int:
-    value = int(text)
-    if value < 0:
-        raise argparse.ArgumentTypeError(f"{text} is below 0")
-    return value
-
-
-def _numbers(text: str) -> list[int]:
-    return [int(item) for item in text.split(",")]
 
 
 def _stored(path: Path) -> tuple[Tokens, str]:
@@ -152,8 +144,10 @@ def _stored(path: Path) -> tuple[Tokens, str]:
 
     try:
         tokens = np.load(path, mmap_mode="r", allow_pickle=False)
-    except (OSError, ValueError) as error:
-        raise UserError(f"--tokens={path} is no .npy file of token ids: {error}") from error
+    except (OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError) as error:
+        # The header of a .npy file is Python's own text for a dict.
+        reason = " ".join(str(error).split())
+        raise UserError(f"--tokens={path} is no .npy file of token ids: {reason}") from error
     if not isinstance(tokens, np.ndarray) or tokens.ndim != 1 or tokens.dtype.kind not in "iu":
         raise UserError(f"--tokens={path} must hold integers in one dimension")
     digest = hashlib.sha256(str(tokens.dtype).encode())

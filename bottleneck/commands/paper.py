@@ -5,14 +5,16 @@ Works offline: it computes anew what the published values allow, and names the c
 
 from __future__ import annotations
 
-import argparse
 import sys
 from pathlib import Path
+
+from bottleneck.commands.parsing import Parser
+from bottleneck.folders import as_path
 
 
 def main(argv: list[str]) -> int:
     """Returns the exit code; raises `UserError` where evaluations or runs cannot be read."""
-    parser = argparse.ArgumentParser("python -m bottleneck paper", description=__doc__)
+    parser = Parser("python -m bottleneck paper", description=__doc__)
     parser.add_argument(
         "--out", type=Path, default=Path("paper"), metavar="DIR", help="default: paper"
     )
@@ -39,7 +41,7 @@ def main(argv: list[str]) -> int:
     from bottleneck.analysis.published_evals import read_evals
     from bottleneck.analysis.runs import load_runs
 
-    evals = read_evals(flags.evals.expanduser()) if flags.evals else None
+    evals = read_evals(as_path(flags.evals)) if flags.evals else None
     runs, problems = load_runs(flags.series) if flags.series else ([], [])
     for problem in problems:
         print(f"left out: {problem}", file=sys.stderr)

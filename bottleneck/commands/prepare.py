@@ -2,16 +2,13 @@
 
 from __future__ import annotations
 
-import argparse
-
 from bottleneck.commands.flags import parse_command
+from bottleneck.commands.parsing import Parser
 
 
 def main(argv: list[str]) -> int:
     """Returns the exit code; raises `UserError` where the corpus or its tokens are not right."""
-    parser = argparse.ArgumentParser(
-        "python -m bottleneck prepare", description=__doc__.splitlines()[0]
-    )
+    parser = Parser("python -m bottleneck prepare", description=__doc__.splitlines()[0])
     parser.add_argument("--rebuild", action="store_true", help="make the tokens anew")
     parser.add_argument(
         "--verify", action="store_true", help="read all tokens and compare them with their manifest"

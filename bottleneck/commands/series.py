@@ -11,19 +11,21 @@ import argparse
 from pathlib import Path
 
 from bottleneck.commands.flags import parse_command
-from bottleneck.errors import UserError
+from bottleneck.commands.parsing import Parser, listed, whole
 
 
 def main(argv: list[str]) -> int:
     """Returns the exit code; raises `UserError` where source, folder or data do not fit."""
-    parser = argparse.ArgumentParser(
-        "python -m bottleneck series", description=__doc__, allow_abbrev=False
-    )
+    parser = Parser("python -m bottleneck series", description=__doc__, allow_abbrev=False)
     parser.add_argument("source", metavar="SOURCE", help="such as EleutherAI/pythia-160m")
     parser.add_argument("--workdir", required=True, type=Path, help="the run folder to make")
     some = parser.add_mutually_exclusive_group()
-    some.add_argument("--steps", metavar="N,N,…", help="these steps (default: all)")
-    some.add_argument("--every", type=int, metavar="N", help="the steps that are multiples of N")
+    some.add_argument(
+        "--steps", type=listed(whole(0)), metavar="N,N,…", help="these steps (default: all)"
+    )
+    some.add_argument(
+        "--every", type=whole(1), metavar="N", help="the steps that are multiples of N"
+    )
     parser.add_argument(
         "--audit_only", action="store_true", help="hash the weights of each step, measure nothing"
     )
@@ -33,8 +35,6 @@ def main(argv: list[str]) -> int:
         flags = parser.parse_args([a for a in argv if not a.startswith("--config.")])
     else:
         flags, config = parse_command(parser, argv, needs_data=False)
-    if flags.every is not None and flags.every < 1:
-        raise UserError(f"--every={flags.every} is not allowed; it must be at least 1")
     workdir = flags.workdir.expanduser()
 
     # Imported here, as they take seconds that `--help` need not wait for.
@@ -45,17 +45,10 @@ def main(argv: list[str]) -> int:
     from bottleneck.analysis.series_source import open_series
 
     series = open_series(flags.source)
-    steps = choose(series, _numbers(flags.steps), flags.every)
+    steps = choose(series, list(flags.steps or ()), flags.every)
     if config is None:
         audit = audit_series(series, steps, workdir)
     else:
         audit = measure_series(config, series, steps, workdir)
     print_audit(audit, steps, Console())
     return 1 if audit.n_failed(steps) else 0
-
-
-def _numbers(text: str | None) -> list[int] | None:
-    try:
-        return None if text is None else [int(part) for part in text.split(",")]
-    except ValueError as error:
-        raise UserError(f"--steps={text} is not allowed; it must be like 1000,2000") from error

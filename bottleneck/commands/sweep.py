@@ -19,6 +19,7 @@ from bottleneck.commands.flags import (
     joined_world,
     parse_sweep_command,
 )
+from bottleneck.commands.parsing import Parser, whole
 from bottleneck.errors import UserError
 from bottleneck.folders import as_path
 from bottleneck.training.sweep import Cell
@@ -26,16 +27,20 @@ from bottleneck.training.sweep import Cell
 
 def main(argv: list[str]) -> int:
     """Returns 0, or 1 where a cell is not complete; raises `UserError` before anything is run."""
-    parser = argparse.ArgumentParser("python -m bottleneck sweep", description=__doc__)
+    parser = Parser("python -m bottleneck sweep", description=__doc__)
     parser.add_argument("--workdir", metavar="ROOT", help="folder of the cells' run folders")
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--list", action="store_true", help="print the cells and what they cost")
     what.add_argument("--status", action="store_true", help="show how far the cells are")
     what.add_argument(
-        "--index", type=int, metavar="I", help="train this cell alone, in this process"
+        "--index", type=whole(0), metavar="I", help="train this cell alone, in this process"
     )
     what.add_argument(
-        "--parallel", type=int, default=1, metavar="N", help="cells trained at a time (default: 1)"
+        "--parallel",
+        type=whole(1),
+        default=1,
+        metavar="N",
+        help="cells trained at a time (default: 1)",
     )
     parser.add_argument(
         "--retry", action="store_true", help="train those that ended with an error again as well"
@@ -65,8 +70,6 @@ def main(argv: list[str]) -> int:
     if arguments.index is not None:
         _train(_cell(cells, arguments.index), root, arguments)
         return 0
-    if arguments.parallel < 1:
-        raise UserError(f"--parallel={arguments.parallel} is not allowed; it must be at least 1")
 
     from bottleneck.training.sweep_runner import run_all
 

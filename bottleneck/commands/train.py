@@ -5,15 +5,12 @@ Nothing that takes seconds to import is imported before the config has been chec
 
 from __future__ import annotations
 
-import argparse
-
 from bottleneck.commands.flags import add_world, joined_world, parse_command
+from bottleneck.commands.parsing import Parser
 
 
 def main(argv: list[str]) -> int:
-    parser = argparse.ArgumentParser(
-        "python -m bottleneck train", description=__doc__.splitlines()[0]
-    )
+    parser = Parser("python -m bottleneck train", description=__doc__.splitlines()[0])
     parser.add_argument("--workdir", required=True, help="the run folder; made if it is not there")
     add_world(parser)
     arguments, config = parse_command(parser, argv)

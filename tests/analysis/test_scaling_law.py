@@ -170,7 +170,10 @@ def test_an_effective_width_is_a_smaller_model():
     ("arguments", "message"),
     [
         (([1e6], [1e9], [3.0]), "1 points cannot say 5 constants"),
-        (([1e6, 2e6], [1e9, -1], [3.0, 3.0]), "n_tokens must be above zero, and is -1 at point 1"),
+        (
+            ([1e6, 2e6], [1e9, -1], [3.0, 3.0]),
+            "n_tokens must be finite and above zero, and is -1 at point 1",
+        ),
         (([1e6, 2e6], [1e9, 1e9], [3.0]), "loss must be 2 numbers"),
         (([1e6], [1e9], [3.0], {"C": 1.0}), "C is no constant of the law"),
         (([1e6], [1e9], [3.0], {"A": -1.0}), "A=-1 is not allowed"),

@@ -77,7 +77,10 @@ def test_tables_of_other_kinds_and_names_hold_the_same_points(table, tmp_path):
         (["--table={table}", "--fixed=kappa=1"], "kappa is no constant of"),
         (["--table={table}", "--columns", "loss=Loss"], "no such column; it has n_params, loss"),
         (["--table={table}", "--form=additive"], "needs the rank of every point"),
-        (["--table={table}", "--bootstrap=-1"], "must be 0 or more"),
+        (
+            ["--table={table}", "--bootstrap=-1"],
+            "--bootstrap=-1 is not allowed; it must be at least 0",
+        ),
         (["--table={table}", "{table}"], "not both"),
         (["runs", "--columns", "loss=l"], "there is none"),
     ],

@@ -165,7 +165,7 @@ def test_the_verb_prints_and_keeps_what_it_measured(world, capsys):
     [
         (["--tasks=chooose"], "the harness has no task chooose"),
         (["--tasks=choose", "--steps=7"], "has no checkpoint of step 7; it has 0"),
-        (["--tasks=choose", "--steps=a"], "--steps=a must be numbers"),
+        (["--tasks=choose", "--steps=a"], "argument --steps: invalid list of numbers value"),
         (["--tasks=broken"], "the data of broken cannot be had: "),
     ],
 )
