@@ -119,7 +119,7 @@ def styled(draw: Callable[Drawn, Figure]) -> Callable[Drawn, Figure]:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Writes the figure, as PNG or SVG by the path's suffix, and returns the path."""
+    """Writes the figure, whole, as PNG or SVG by the path's suffix; returns the path."""
     with matplotlib.rc_context(_LOOK):
         undated = {"Date": None} if path.suffix == ".svg" else {}
         content = io.BytesIO()

@@ -22,10 +22,11 @@ import ml_dtypes
 import numpy as np
 
 from bottleneck import sealed
-from bottleneck.analysis.archives import check, checksum, read_arrays, write_arrays
+from bottleneck.archives import check, checksum, read_arrays, write_arrays
 from bottleneck.errors import UserError
 from bottleneck.folders import as_path
 from bottleneck.model.head import HeadFactors
+from bottleneck.training.run_folder import is_unused
 
 Part = Literal["train", "heldout"]
 PARTS: tuple[Part, ...] = ("train", "heldout")
@@ -164,7 +165,7 @@ class FeatureWriter:
         self.path, self.manifest = path, manifest
         if (path / _MANIFEST).exists():
             self._check_same(_read_manifest(path))
-        elif path.exists() and any(not file.name.endswith(".draft") for file in path.iterdir()):
+        elif not is_unused(path):
             raise UserError(f"{path} is not empty and holds no feature set; choose a new folder")
         missing = manifest.bytes - self._bytes_written()
         parent = next(p for p in (path, *path.absolute().parents) if p.exists())

@@ -12,11 +12,11 @@ import rich.console
 import rich.table
 from matplotlib.figure import Figure
 
-from bottleneck.analysis.archives import read_arrays
 from bottleneck.analysis.drawing import GREY, SMALL, WIDTH, NothingToShow, log2_ticks, save, styled
 from bottleneck.analysis.frozen_head_results import DOCUMENTS, RESULTS, load_results
 from bottleneck.analysis.rank_law import LEAST_RANKS, RankLaw, fit_rank_law
 from bottleneck.analysis.runs import Run
+from bottleneck.archives import read_arrays
 from bottleneck.errors import UserError
 
 GAPS = (0.01, 0.03, 0.1, 0.3)  # nats per token

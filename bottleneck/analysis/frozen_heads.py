@@ -20,7 +20,6 @@ import jax.numpy as jnp
 import numpy as np
 
 from bottleneck import sealed
-from bottleneck.analysis.archives import read_arrays, write_arrays
 from bottleneck.analysis.bars import progress
 from bottleneck.analysis.convex_head import MOST_ITERATIONS, convex_optimum
 from bottleneck.analysis.feature_set import Features, FeatureSet, writing
@@ -34,12 +33,14 @@ from bottleneck.analysis.head_training import (
     Training,
     schedule,
 )
+from bottleneck.archives import read_arrays, write_arrays
 from bottleneck.config import CheckpointConfig
 from bottleneck.errors import UserError
 from bottleneck.probes import spectral_metrics, spectrum, truncation
 from bottleneck.probes.document_sums import DocumentSums
 from bottleneck.training.checkpoint import Checkpointer
 from bottleneck.training.progress import console
+from bottleneck.training.run_folder import is_unused
 
 _PLAN, _SEARCH, _OPTIMUM = "plan.json", "search.json", "optimum.npz"
 _ANEW = "delete it, and the same command makes it anew"
@@ -149,9 +150,7 @@ class Study:
                 raise UserError(
                     f"{self.folder} holds another study ({'; '.join(changed)}); choose a new folder"
                 )
-        elif self.folder.exists() and any(
-            not file.name.endswith(".draft") for file in self.folder.iterdir()
-        ):
+        elif not is_unused(self.folder):
             raise UserError(f"{self.folder} is not empty and holds no study; choose a new folder")
 
     def _search(self) -> dict[str, float]:

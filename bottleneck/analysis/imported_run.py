@@ -11,6 +11,7 @@ import re
 from pathlib import Path
 
 import jax
+import numpy as np
 
 from bottleneck import config as config_lib
 from bottleneck.analysis.runs import Run, load_run
@@ -20,6 +21,7 @@ from bottleneck.folders import write_whole
 from bottleneck.interop.hub import locate
 from bottleneck.interop.huggingface import from_pretrained
 from bottleneck.model.accounting import count_parameters
+from bottleneck.model.transformer import Params
 from bottleneck.parallel.mesh import make_mesh
 from bottleneck.training import run_folder
 from bottleneck.training.checkpoint import save_params
@@ -46,24 +48,25 @@ def import_run(
         workdir: a new folder, or one with other steps of the same model.
         step: None takes the number in a revision or a folder's name like step1000, else 0.
     Raises:
-        UserError: where the model cannot be read, or the folder holds another one or this step.
+        UserError: where the model cannot be read, or the folder holds another one, or this step
+            with other weights.
     """
     source, workdir = locate(path_or_name, revision), Path(workdir).expanduser()
     if step is None:
         named = _STEP.fullmatch(revision or source.resolve().name)
         step = int(named[1]) if named else 0
-    old = _run_to_add_to(workdir, step)
+    old = _run_to_add_to(workdir)
     here = make_mesh(MeshConfig(fsdp=1), jax.devices("cpu")[:1])
     model, params = from_pretrained(source, mesh=here)
     config = _config(model, workdir)
     if old is not None:
         _check_same_model(old, config)
+        if step in old.steps:
+            _check_same_weights(old, step, params)
+            return step
     parameters = count_parameters(model)
     try:
         workdir.mkdir(parents=True, exist_ok=True)
-        for name in (TOKENIZER, TOKENIZER_CONFIG):
-            if (source / name).is_file():
-                write_whole(workdir / name, (source / name).read_bytes())
         facts = {
             "mesh": dict(here.shape),
             "parameters": {
@@ -72,7 +75,11 @@ def import_run(
             },
             "corpus": None,
         }
+        # The config first: a folder without one is taken for something else's.
         run_folder.write_config(workdir, config, facts)
+        for name in (TOKENIZER, TOKENIZER_CONFIG):
+            if (source / name).is_file():
+                write_whole(workdir / name, (source / name).read_bytes())
         origin = {"imported_from": os.fspath(path_or_name), "revision": revision}
         save_params(workdir / "checkpoints", step, params, origin)
     except OSError as error:
@@ -91,15 +98,13 @@ def _config(model: ModelConfig, workdir: Path) -> Config:
     )
 
 
-def _run_to_add_to(workdir: Path, step: int) -> Run | None:
+def _run_to_add_to(workdir: Path) -> Run | None:
     """The imported run in a folder, None where there is nothing; `UserError` for anything else."""
-    if not workdir.exists() or (workdir.is_dir() and not any(workdir.iterdir())):
+    if run_folder.is_unused(workdir):
         return None
     run = load_run(workdir)
     if run.trained_on is not None:
         raise UserError(f"--workdir={workdir} holds a run trained here; choose a new folder")
-    if step in run.steps:
-        raise UserError(f"--workdir={workdir} has step {step} already; choose another with --step")
     return run
 
 
@@ -110,4 +115,13 @@ def _check_same_model(run: Run, config: Config) -> None:
     if changed:
         raise UserError(
             f"--workdir={run.path} holds another model ({'; '.join(changed)}); choose a new folder"
+        )
+
+
+def _check_same_weights(run: Run, step: int, params: Params) -> None:
+    pairs = zip(jax.tree.leaves(run.params(step)), jax.tree.leaves(params), strict=True)
+    if not all(np.array_equal(old, new) for old, new in pairs):
+        raise UserError(
+            f"--workdir={run.path} has step {step} already, with other weights; choose another "
+            "with --step"
         )

@@ -20,8 +20,8 @@ from typing import Any, Protocol
 import numpy as np
 
 from bottleneck import sealed
-from bottleneck.analysis.archives import check
 from bottleneck.analysis.bars import progress
+from bottleneck.archives import check
 from bottleneck.errors import UserError
 
 STATE = "state.json"

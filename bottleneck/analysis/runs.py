@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 import polars.selectors as cs
 
-from bottleneck.analysis.archives import Arrays, read_arrays
+from bottleneck.archives import Arrays, read_arrays
 from bottleneck.config import Config, parse
 from bottleneck.errors import UserError
 from bottleneck.folders import absolute, as_path

@@ -191,8 +191,7 @@ def _record(workdir: Path) -> dict[str, Any] | None:
                 f"--workdir={workdir} holds a run that is no series; choose a new folder"
             )
         return record
-    mine = {AUDIT, TOKENIZER}
-    if workdir.exists() and (not workdir.is_dir() or {p.name for p in workdir.iterdir()} - mine):
+    if not run_folder.is_unused(workdir, known=(AUDIT, TOKENIZER)):
         raise UserError(
             f"--workdir={workdir} is not empty and holds no series; choose a new folder"
         )

@@ -73,6 +73,7 @@ def main(argv: list[str]) -> int:
     from bottleneck.analysis import feature_set, features
     from bottleneck.analysis.drawing import save
     from bottleneck.analysis.feature_figures import features_figure
+    from bottleneck.training.run_folder import claimed
 
     if flags.transformers:
         from bottleneck.analysis.transformers_model import TransformersModel
@@ -97,10 +98,11 @@ def main(argv: list[str]) -> int:
         dtype=flags.dtype,
         batch_size=flags.batch,
     )
-    made = features.make_features(source, data, request, flags.output)
-    for name, text in feature_set.describe(made.manifest).items():
-        print(f"{name:<8} {text}")
-    features.write_probe(made)
-    figure = features_figure([flags.output, *flags.beside])
-    print(f"figure   {save(figure, flags.output / 'features.png')}")
+    with claimed(flags.output, "--output"):
+        made = features.make_features(source, data, request, flags.output)
+        for name, text in feature_set.describe(made.manifest).items():
+            print(f"{name:<8} {text}")
+        features.write_probe(made)
+        figure = features_figure([flags.output, *flags.beside])
+        print(f"figure   {save(figure, flags.output / 'features.png')}")
     return 0

@@ -15,6 +15,7 @@ from pathlib import Path
 
 from bottleneck.commands.parsing import Parser, real, whole
 from bottleneck.errors import UserError
+from bottleneck.training.run_folder import write_text
 
 
 def main(argv: list[str]) -> int:
@@ -82,7 +83,6 @@ def main(argv: list[str]) -> int:
     from bottleneck.analysis.law_report import as_json, show
     from bottleneck.analysis.law_study import study
     from bottleneck.analysis.runs import load_runs
-    from bottleneck.training.run_folder import write_text
 
     if flags.table is not None:
         measured = law_points.from_table(flags.table, columns)

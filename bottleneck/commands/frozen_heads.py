@@ -66,6 +66,7 @@ def main(argv: list[str]) -> int:
     from bottleneck.analysis.feature_set import load_features
     from bottleneck.analysis.frozen_head_figures import print_results, write_figures
     from bottleneck.analysis.frozen_heads import Plan, Study
+    from bottleneck.training.run_folder import claimed
 
     features = load_features(flags.features)
     width = features.manifest.d_model
@@ -85,8 +86,9 @@ def main(argv: list[str]) -> int:
         seed=flags.seed,
     )
     folder = flags.output or flags.features / "frozen_heads"
-    Study(features, plan, folder).run()
-    print_results(folder)
-    for path in write_figures(folder):
-        print(f"figure: {path}")
+    with claimed(folder, "--output"):
+        Study(features, plan, folder).run()
+        print_results(folder)
+        for path in write_figures(folder):
+            print(f"figure: {path}")
     return 0

@@ -29,8 +29,10 @@ def main(argv: list[str]) -> int:
     from bottleneck.analysis.imported_run import TOKENIZER, import_run
     from bottleneck.analysis.runs import load_run
     from bottleneck.analysis.summary import count
+    from bottleneck.training.run_folder import claimed
 
-    step = import_run(flags.model, flags.workdir, revision=flags.revision, step=flags.step)
+    with claimed(flags.workdir):
+        step = import_run(flags.model, flags.workdir, revision=flags.revision, step=flags.step)
     print(f"{flags.workdir}: step {step}, {count(load_run(flags.workdir).n_params)} parameters")
     if not (flags.workdir / TOKENIZER).is_file():
         print(f"{flags.model} has no {TOKENIZER}; put one there before text is to be read")

@@ -42,6 +42,7 @@ def main(argv: list[str]) -> int:
     from bottleneck.analysis import ngram_study
     from bottleneck.analysis.ngram_counts import Windows, largest_id
     from bottleneck.analysis.ngram_rows import Estimate
+    from bottleneck.training.run_folder import claimed
 
     smoothing = flags.smoothing
     if smoothing is None:
@@ -75,9 +76,10 @@ def main(argv: list[str]) -> int:
         flags.exact,
         flags.split_half,
     )
-    spectra = ngram_study.carry_out(study, tokens, identity, flags.output)
-    print(ngram_study.summary(spectra))
-    print(f"\nfigure: {ngram_study.draw(spectra, flags.output, flags.paper)}")
+    with claimed(flags.output, "--output"):
+        spectra = ngram_study.carry_out(study, tokens, identity, flags.output)
+        print(ngram_study.summary(spectra))
+        print(f"\nfigure: {ngram_study.draw(spectra, flags.output, flags.paper)}")
     return 0
 
 

@@ -43,12 +43,14 @@ def main(argv: list[str]) -> int:
     from bottleneck.analysis.series import audit_series, choose, measure_series
     from bottleneck.analysis.series_audit import print_audit
     from bottleneck.analysis.series_source import open_series
+    from bottleneck.training.run_folder import claimed
 
     series = open_series(flags.source)
     steps = choose(series, list(flags.steps or ()), flags.every)
-    if config is None:
-        audit = audit_series(series, steps, workdir)
-    else:
-        audit = measure_series(config, series, steps, workdir)
+    with claimed(workdir):
+        if config is None:
+            audit = audit_series(series, steps, workdir)
+        else:
+            audit = measure_series(config, series, steps, workdir)
     print_audit(audit, steps, Console())
     return 1 if audit.n_failed(steps) else 0

@@ -83,9 +83,9 @@ def main(argv: list[str]) -> int:
             parallel=arguments.parallel,
             retry=arguments.retry,
         )
-    except KeyboardInterrupt:
+    except KeyboardInterrupt as stop:
         print("stopped; the same command goes on where this one was", file=sys.stderr)
-        return 128 + signal.SIGINT
+        return 128 + (stop.args[0] if stop.args else signal.SIGINT)
     return 0 if are_complete else 1
 
 

@@ -7,8 +7,6 @@ where the corpus is no longer the one that it was made from.
 
 from __future__ import annotations
 
-import contextlib
-import fcntl
 import functools
 import hashlib
 import io
@@ -16,7 +14,7 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -32,6 +30,7 @@ from bottleneck.data.corpus import Corpus, open_corpus
 from bottleneck.data.manifest import TOKENIZER, UNIGRAM_COUNTS, Manifest, read_manifest
 from bottleneck.data.shards import TokenSequence
 from bottleneck.errors import UserError
+from bottleneck.folders import locked
 
 FORMAT = 2  # of the cache; after a change of it nothing made before is found
 
@@ -116,7 +115,8 @@ def prepare(config: DataConfig, *, rebuild: bool = False) -> TokenCache:
     is_found = path.exists() and not rebuild
     if not is_found:
         try:
-            with _lock(path):
+            path.parent.mkdir(parents=True, exist_ok=True)
+            with locked(path.with_name(f".{path.name}.lock"), _say_waiting(path)):
                 if rebuild or not path.exists():
                     _make(path, config, corpus, made_of)
         except OSError as error:
@@ -196,17 +196,8 @@ def _make(path: Path, config: DataConfig, corpus: Corpus, made_of: dict[str, Any
         shutil.rmtree(old, ignore_errors=True)
 
 
-@contextlib.contextmanager
-def _lock(path: Path) -> Iterator[None]:
-    """Only one process at a time is in the block for a path; the lock dies with the process."""
-    path.parent.mkdir(parents=True, exist_ok=True)
-    with path.with_name(f".{path.name}.lock").open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            _say(f"tokens: waiting for another process, which makes {path}")
-            fcntl.flock(file, fcntl.LOCK_EX)
-        yield
+def _say_waiting(path: Path) -> Callable[[str], None]:
+    return lambda holder: _say(f"tokens: waiting for {holder}, which makes {path}")
 
 
 def _say(line: str) -> None:

@@ -237,7 +237,10 @@ def save_params(folder: Path, step: int, params: Any, origin: dict[str, Any]) ->
     Args:
         origin: where they come from; it goes into the item `meta`.
     """
-    with ocp.CheckpointManager(folder.resolve(), handler_registry=handlers()) as manager:
+    options = ocp.CheckpointManagerOptions(cleanup_tmp_directories=True)
+    with ocp.CheckpointManager(
+        folder.resolve(), options=options, handler_registry=handlers()
+    ) as manager:
         manager.save(
             step,
             args=ocp.args.Composite(

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import io
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -13,8 +12,8 @@ from typing import Any, Self
 import jax
 import numpy as np
 
+from bottleneck.archives import write_arrays
 from bottleneck.config import Config
-from bottleneck.folders import write_whole
 from bottleneck.model.accounting import flops_per_token
 from bottleneck.training.divergence import Watch
 from bottleneck.training.metrics import MetricsWriter, Stopwatch
@@ -37,9 +36,7 @@ def write_record(
     """
     probes = workdir / PROBES
     probes.mkdir(exist_ok=True)
-    archive = io.BytesIO()
-    np.savez(archive, allow_pickle=False, **record.arrays)
-    write_whole(probes / f"{step:08}.npz", archive.getvalue())
+    write_arrays(probes / f"{step:08}.npz", record.arrays)
     writer.write(step, "eval", {"tokens": tokens, **record.evaluation})
     writer.write(step, "probe", {"tokens": tokens, **record.scalars})
 

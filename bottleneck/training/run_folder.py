@@ -7,7 +7,7 @@ import importlib.metadata
 import json
 import re
 import subprocess
-from collections.abc import Iterator
+from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -45,7 +45,7 @@ def check_continues(workdir: Path, config: Config) -> None:
     """Raises `UserError` where the folder belongs to another experiment, naming the fields."""
     path = workdir / CONFIG
     if not path.exists():
-        if workdir.exists() and any(path.name != LOCK for path in workdir.iterdir()):
+        if not is_unused(workdir):
             raise UserError(
                 f"--workdir={workdir} is not empty and holds no run; choose a new folder"
             )
@@ -61,13 +61,27 @@ def check_continues(workdir: Path, config: Config) -> None:
         )
 
 
+def is_unused(folder: Path, known: Collection[str] = ()) -> bool:
+    """Whether a folder is not there, or as a process leaves it that was killed at its very start.
+
+    That is with its lock, drafts of what it meant to write, and perhaps files of the `known` names.
+    """
+    if not folder.exists():
+        return True
+    return folder.is_dir() and all(
+        path.name in (LOCK, *known) or path.name.endswith(".draft") for path in folder.iterdir()
+    )
+
+
 @contextlib.contextmanager
-def claimed(workdir: Path) -> Iterator[None]:
+def claimed(workdir: Path, flag: str = "--workdir") -> Iterator[None]:
     """This process alone writes the folder in the block, which makes it if it is not there.
 
     A folder that the block leaves empty is removed. In a bucket there is no such thing as a lock,
     and nothing is held.
 
+    Args:
+        flag: by which the user named the folder.
     Raises: `UserError` where another process has the folder.
     """
     if is_remote(workdir):
@@ -76,7 +90,7 @@ def claimed(workdir: Path) -> Iterator[None]:
 
     def refuse(holder: str) -> None:
         raise UserError(
-            f"--workdir={workdir} is in use by {holder}; stop that one, or choose another folder"
+            f"{flag}={workdir} is in use by {holder}; stop that one, or choose another folder"
         )
 
     is_new = not workdir.exists()

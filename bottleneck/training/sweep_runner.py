@@ -23,7 +23,7 @@ from typing import Literal, NoReturn
 from urllib.parse import quote
 
 from bottleneck.errors import UserError
-from bottleneck.folders import is_remote
+from bottleneck.folders import is_remote, locked
 from bottleneck.training import preemption, run_folder
 from bottleneck.training.progress import console
 from bottleneck.training.sweep import Cell
@@ -78,13 +78,12 @@ def state_of(places: Places) -> State:
 @contextlib.contextmanager
 def alone(places: Places) -> Iterator[None]:
     """Waits until no other process trains the cell; the lock dies with the process that has it."""
+
+    def wait(holder: str) -> None:
+        console.print(f"{places.name}: waiting for {holder}, which trains it", markup=False)
+
     places.lock.parent.mkdir(parents=True, exist_ok=True)
-    with places.lock.open("w") as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
-        except BlockingIOError:
-            console.print(f"{places.name}: waiting for another process, which trains it")
-            fcntl.flock(file, fcntl.LOCK_EX)
+    with locked(places.lock, wait):
         yield
 
 
@@ -211,10 +210,11 @@ def _say(cell: Cell, n_cells: int, what: str) -> None:
 
 @contextlib.contextmanager
 def _stopped_as_by_keyboard() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does, so that what it started is ended too."""
+    """SIGTERM ends the block as Ctrl-C does, so that what it started is ended too; the exception
+    then has its number."""
 
     def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt
+        raise KeyboardInterrupt(number)
 
     before = signal.signal(signal.SIGTERM, interrupt)
     try:

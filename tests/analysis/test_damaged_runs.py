@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from bottleneck import sealed
-from bottleneck.analysis.archives import read_arrays, write_arrays
 from bottleneck.analysis.runs import load_run, load_runs, load_sweep
+from bottleneck.archives import read_arrays, write_arrays
 from bottleneck.errors import UserError
 from bottleneck.training import metric_lines
 

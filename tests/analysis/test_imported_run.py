@@ -61,8 +61,8 @@ def test_a_folder_with_anything_else_is_left_as_it_is(tmp_path, make_run):
     with pytest.raises(UserError, match="is not a run folder"):
         import_run(folder, tmp_path / "notes")
     import_run(folder, tmp_path / "run", step=7)
-    with pytest.raises(UserError, match="has step 7 already"):
-        import_run(folder, tmp_path / "run", step=7)
+    with pytest.raises(UserError, match="has step 7 already, with other weights"):
+        import_run(released(tmp_path / "other", 1.0), tmp_path / "run", step=7)
     wider = ModelConfig(**vars(MODEL) | {"d_ff": 48})
     with pytest.raises(UserError, match=r"holds another model \(model\.d_ff: 24 → 48\); choose"):
         import_run(released(tmp_path / "wider", model=wider), tmp_path / "run")

@@ -128,7 +128,7 @@ def test_a_cell_is_trained_by_one_process_at_a_time(tmp_path, capfd):
         with places.lock.open() as file, pytest.raises(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     holder.stdout.close()
-    assert "waiting for another process" in capfd.readouterr().err
+    assert "seed=0: waiting for another process, which trains it" in capfd.readouterr().err
     assert state_of(places) == "not begun"
 
 
