@@ -19,7 +19,7 @@ BELONGS := "$(VERSION) $$(pwd -P)"
 SOUND := $(shell $(PY) -c '' 2>/dev/null && cat $(BASE) $(TEST) $(SLOW) $(HF) 2>/dev/null | grep -qxF $(BELONGS) && echo yes)
 # What the slow tests need, and those against transformers, includes all that the others need, and
 # that all that the demo needs.
-STAMP := $(or $(firstword $(wildcard $(SLOW) $(HF) $(TEST))),$(if $(filter test lint format,$(MAKECMDGOALS)),$(TEST),$(BASE)))
+STAMP := $(or $(firstword $(wildcard $(SLOW) $(HF) $(TEST))),$(if $(filter test faults lint format,$(MAKECMDGOALS)),$(TEST),$(BASE)))
 STAMP := $(if $(filter test-hf,$(MAKECMDGOALS)),$(HF),$(if $(filter test-slow,$(MAKECMDGOALS)),$(SLOW),$(STAMP)))
 
 # The build for CPUs, from the index of its makers: the one on the common index brings gigabytes of
@@ -31,7 +31,7 @@ TRAIN := $(PY) -m bottleneck train --config=configs/nano.py
 KNOWN := $(PY) -m bottleneck train --config=configs/known_rank.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo calibration test test-hf test-slow lint format clean FORCE
+.PHONY: help install demo calibration test test-hf test-slow faults lint format clean FORCE
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -62,6 +62,9 @@ test-slow: $(STAMP) ## Large compiles for TPUs that are not here, and other chec
 test-hf: $(STAMP) ## Tests against transformers and its evaluation harness; installs torch, for CPUs.
 	@$(PY) -c 'import lm_eval, torch, transformers'
 	$(PY) -m pytest -m hf $(PYTEST_ARGS)
+
+faults: $(STAMP) ## Kill, stop and damage whatever can be, often; the table goes to runs/faults.md.
+	FAULTS=full $(PY) -m pytest tests/faults $(PYTEST_ARGS)
 
 lint: $(STAMP) ## Check format, style, the order of imports, and types.
 	$(PY) -m ruff format --check

@@ -72,13 +72,14 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run() -> NoReturn:
-    """Runs a verb and leaves; after an error at once, whatever threads of a library still wait."""
+    """Runs a verb and leaves; after an error at once, whatever threads of a library are at work."""
     code = main()
-    sys.stdout.flush()
-    sys.stderr.flush()
-    if code and any(
-        not t.daemon for t in threading.enumerate() if t is not threading.main_thread()
-    ):
+    threads = [t for t in threading.enumerate() if t is not threading.main_thread()]
+    if code == 128 + signal.SIGINT or (code and not all(t.daemon for t in threads)):
+        # They would end with tracebacks of their own, or not at all; what they have half written
+        # has no name yet.
+        sys.stdout.flush()
+        sys.stderr.flush()
         os._exit(code)
     sys.exit(code)
 

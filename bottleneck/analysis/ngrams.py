@@ -75,7 +75,7 @@ class Spectrum:
 
     def save(self, path: Path) -> None:
         """Writes an .npz that is there whole or not at all."""
-        arrays = {"facts": np.array(json.dumps(dict(self.facts)))}
+        arrays: dict[str, Any] = {"facts": json.dumps(dict(self.facts))}
         for name in _ARRAYS:
             arrays[name] = getattr(self, name)
         if self.halves is not None:
