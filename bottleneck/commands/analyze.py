@@ -36,12 +36,14 @@ def main(argv: list[str]) -> int:
     from bottleneck.analysis.report import write_report
     from bottleneck.analysis.runs import load_runs
     from bottleneck.analysis.summary import print_summary, summary_table
+    from bottleneck.training.run_folder import claimed
 
     runs, problems = load_runs(flags.workdir)
     for problem in problems:
         print(f"left out: {problem}", file=sys.stderr)
     output = flags.output or _default_output(flags.workdir)
-    page = write_report(runs, output, with_paper=flags.paper)
+    with claimed(output, "--output"):
+        page = write_report(runs, output, with_paper=flags.paper)
     print_summary(summary_table(runs))
     print(f"\nreport: {page}")
     return 0

@@ -264,7 +264,7 @@ def analyze(jobs, lab, undisturbed):
     program = lab.program("analyze", f"{undisturbed}", "--output={folder}")
     return make(
         *(jobs, "analyze", program, lab.folder / "report"),
-        flag=None,
+        flag="--output",
         watched=("figures", "figures/*", "figures/anisotropy.svg"),
         lost=lost,
     )
