@@ -20,6 +20,9 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
+from bottleneck.model.loss_exponentials import losses_and_gradients
+from bottleneck.parallel.mesh import platform
+
 # Added to the logits of padded rows: their probability is 0 to the last bit, and no NaN can arise.
 _PADDING = -1e30
 
@@ -99,6 +102,21 @@ def sums_and_gradients(
     """`sums`, and the objective's gradients by this device's `projected` and `rows`."""
     if layout.n_column_shards > 1:
         return _gradients_by_rows(layout, chunking, z_loss, projected, rows, targets, weights)
+    if layout == Layout() and projected.dtype == jnp.float32 and platform() == "cpu":
+        (lse, target_logits), (h_gradient, rows_gradient) = losses_and_gradients(
+            projected.reshape(-1, rows.shape[1]),
+            rows,
+            targets.reshape(-1),
+            weights.reshape(-1),
+            vocab_size=chunking.vocab_size,
+            chunk=min(chunking.chunk, targets.size),
+            z_loss=z_loss,
+        )
+        lse, target_logits = lse.reshape(targets.shape), target_logits.reshape(targets.shape)
+        return (
+            sums(layout, lse, target_logits, weights, z_loss),
+            (h_gradient.reshape(projected.shape), rows_gradient),
+        )
     rows_dtype, rows = rows.dtype, rows.astype(projected.dtype)
     length = projected.shape[1]
     chunk_length = _chunk_length(projected.shape, chunking)

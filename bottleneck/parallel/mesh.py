@@ -113,3 +113,13 @@ def constrain(array: jax.Array, *axes: str | None) -> jax.Array:
     if jax.sharding.get_abstract_mesh().empty:
         return array
     return jax.lax.with_sharding_constraint(array, partition_spec(axes))
+
+
+def platform() -> str:
+    """That of the devices which the program at hand is traced for: "cpu", "tpu", "gpu" or "cuda".
+
+    Programs are also compiled for devices that are not here: those of the mesh in context count,
+    if there is one.
+    """
+    device = jax.sharding.get_abstract_mesh().abstract_device
+    return jax.default_backend() if device is None else device.platform

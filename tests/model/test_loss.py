@@ -6,11 +6,18 @@ import numpy as np
 import pytest
 
 from bottleneck.config import ModelConfig
+from bottleneck.model import loss_chunks
 from bottleneck.model.head import HeadFactors
 from bottleneck.model.loss import cross_entropy, token_losses
 
 B, L, D, R, V, VOCAB = 3, 37, 16, 5, 101, 97  # nothing divides anything; 4 rows are padding
 Z_LOSS = 0.01
+
+
+@pytest.fixture(autouse=True, params=["cpu", "elsewhere"])
+def _path(request, monkeypatch):
+    """Everything is tested both ways: that of a CPU, and that of other devices."""
+    monkeypatch.setattr(loss_chunks, "platform", lambda: request.param)
 
 
 def inputs(seed=0, dtype=jnp.float32):
@@ -190,3 +197,20 @@ def test_value_and_gradient_of_32k_tokens_need_little_memory(rank):
     gradient = jax.jit(jax.value_and_grad(objective, argnums=(0, 1), has_aux=True))
     compiled = gradient.lower(HeadFactors(rows, basis), hidden, tokens, weights).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 1.5e9
+
+
+def test_on_a_cpu_logits_are_made_moved_and_exponentiated_and_nothing_else(monkeypatch):
+    monkeypatch.setattr(loss_chunks, "platform", lambda: "cpu")
+    hidden, targets, weights, heads = inputs()
+
+    def objective(hidden, factors):
+        return cross_entropy(factors, hidden, targets, weights, vocab_size=VOCAB, chunk=30)[0]
+
+    program = jax.make_jaxpr(jax.grad(objective, argnums=(0, 1)))(hidden, heads["full"])
+    (scan,) = [step for step in program.eqns if step.primitive.name == "scan"]
+    passes = [
+        step.primitive.name
+        for step in scan.params["jaxpr"].eqns
+        if any(result.aval.shape == (30, VOCAB) for result in step.outvars)
+    ]
+    assert passes == ["dot_general", "sub", "exp"]
