@@ -102,7 +102,7 @@ class ModelConfig(Section):
     output_init_std: float | None = bounded(None, low=0.0)
     compute_dtype: Literal["float32", "bfloat16"] = "float32"  # parameters are always float32
     remat: Literal["none", "dots", "full"] = "none"
-    attention: Literal["auto", "xla", "cudnn", "splash"] = "auto"
+    attention: Literal["auto", "xla", "blocks", "cudnn", "splash"] = "auto"
     loss_chunk: int = positive(1024)  # tokens whose logits exist at one time on a device
 
     def check(self) -> None:

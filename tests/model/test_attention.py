@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bottleneck.model import attention
 from bottleneck.model.attention import causal_attention, rotate, splash_attention
 
 B, L, K = 2, 9, 8
@@ -14,11 +15,12 @@ def random(seed, *shape):
     return jax.random.normal(jax.random.key(seed), shape)
 
 
+@pytest.mark.parametrize("implementation", ["xla", "blocks"])
 @pytest.mark.parametrize(("n_heads", "n_kv_heads"), [(4, 4), (4, 2), (4, 1)])
-def test_attention_is_a_softmax_over_the_tokens_so_far(n_heads, n_kv_heads):
+def test_attention_is_a_softmax_over_the_tokens_so_far(n_heads, n_kv_heads, implementation):
     query = random(0, B, L, n_heads, K)
     key, value = random(1, B, L, n_kv_heads, K), random(2, B, L, n_kv_heads, K)
-    mixed = np.asarray(causal_attention(query, key, value, "xla"))
+    mixed = np.asarray(causal_attention(query, key, value, implementation))
     group = n_heads // n_kv_heads
     q, k, v = (np.asarray(array, np.float64) for array in (query, key, value))
     for b, i, h in np.ndindex(B, L, n_heads):
@@ -26,6 +28,58 @@ def test_attention_is_a_softmax_over_the_tokens_so_far(n_heads, n_kv_heads):
         weights = np.exp(scores - scores.max())
         expected = weights @ v[b, : i + 1, h // group] / weights.sum()
         np.testing.assert_allclose(mixed[b, i, h], expected, atol=2e-6)
+
+
+# One block; blocks of 64 that do not divide the length; eight blocks, which do not either.
+@pytest.mark.parametrize("length", [9, 150, 601])
+@pytest.mark.parametrize(("n_heads", "n_kv_heads"), [(2, 2), (6, 2)])
+def test_blocks_of_queries_have_the_values_and_gradients_of_the_whole(length, n_heads, n_kv_heads):
+    query, target = random(0, 1, length, n_heads, K), random(3, 1, length, n_heads, K)
+    key, value = random(1, 1, length, n_kv_heads, K), random(2, 1, length, n_kv_heads, K)
+
+    def product(implementation):
+        def loss(*arrays):
+            return jnp.vdot(causal_attention(*arrays, implementation), target)
+
+        return jax.jit(jax.value_and_grad(loss, argnums=(0, 1, 2)))(3 * query, key, value)
+
+    (mixed, gradients), (expected, expected_gradients) = product("blocks"), product("xla")
+    np.testing.assert_allclose(mixed, expected, rtol=1e-5, atol=1e-4)
+    for ours, theirs in zip(gradients, expected_gradients, strict=True):
+        np.testing.assert_allclose(ours, theirs, atol=3e-6 * np.abs(theirs).max())
+
+
+def test_blocks_compute_little_more_than_the_half_of_the_square_that_is_causal():
+    array = jax.ShapeDtypeStruct((1, 1024, 2, 32), jnp.float32)
+
+    def flops(implementation):
+        def loss(*arrays):
+            return jnp.sum(causal_attention(*arrays, implementation))
+
+        gradient = jax.jit(jax.grad(loss, argnums=(0, 1, 2)))
+        cost = gradient.lower(array, array, array).cost_analysis()
+        return cost["flops"]
+
+    # Eight blocks: 9/16 of the square, and seven products with it, where six do without weights
+    # that are computed again.
+    assert flops("blocks") < 0.8 * flops("xla")
+
+
+def test_a_gpu_in_half_precision_takes_cudnn_a_cpu_its_blocks(monkeypatch):
+    taken = []
+
+    def record(*arrays, implementation, is_causal):
+        assert is_causal
+        taken.append(implementation)
+        return arrays[0]
+
+    monkeypatch.setattr(jax.nn, "dot_product_attention", record)
+    monkeypatch.setattr(attention, "block_attention", lambda *_: taken.append("blocks"))
+    for kind, dtype in (("gpu", jnp.bfloat16), ("cuda", jnp.float32), ("cpu", jnp.float32)):
+        monkeypatch.setattr(attention, "platform", lambda kind=kind: kind)
+        array = random(0, B, L, 2, K).astype(dtype)
+        causal_attention(array, array, array, "auto")
+    assert taken == ["cudnn", "xla", "blocks"]
 
 
 @pytest.mark.parametrize("rotary_size", [0, 2, 4, 8])
@@ -47,6 +101,20 @@ def test_rotation_turns_pairs_by_angles_that_grow_with_position(rotary_size, dty
             expected[:, position, :, i] = pair.real
             expected[:, position, :, i + half] = pair.imag
     np.testing.assert_allclose(np.asarray(turned, np.float64), expected, atol=2e-6, rtol=rtol)
+
+
+@pytest.mark.parametrize("rotary_size", [0, 4, 8])
+def test_the_gradient_of_a_rotation_is_its_transpose(rotary_size):
+    def turn(x):
+        return rotate(x, rotary_size, 100.0)
+
+    basis = jnp.eye(L * K).reshape(L * K, 1, L, 1, K).swapaxes(0, 1)[0][:, :, 0]
+    matrix = jax.vmap(lambda one: turn(one[None, :, None])[0, :, 0])(basis).reshape(L * K, L * K)
+    _, pull = jax.vjp(turn, random(0, 1, L, 1, K))
+    gradient = random(1, 1, L, 1, K)
+    np.testing.assert_allclose(
+        pull(gradient)[0].reshape(-1), matrix @ gradient.reshape(-1), atol=2e-6
+    )
 
 
 def test_scores_of_rotated_vectors_depend_on_distance_alone():

@@ -126,3 +126,33 @@ def test_the_seed_alone_decides_the_parameters():
     )
     assert same
     assert not other
+
+
+def products(program):
+    """(types of the two sides, where it stands) of every matrix product in a traced program."""
+    for step in program.eqns:
+        if step.primitive.name == "dot_general":
+            yield {side.aval.dtype for side in step.invars}, str(step.source_info.name_stack)
+        for inner in jax.tree.leaves(
+            list(step.params.values()), is_leaf=lambda value: hasattr(value, "eqns")
+        ):
+            if hasattr(inner, "jaxpr"):
+                inner = inner.jaxpr
+            if hasattr(inner, "eqns"):
+                yield from products(inner)
+
+
+@pytest.mark.parametrize("rank", [None, 5])
+def test_under_bfloat16_no_product_has_a_float32_side_forward_or_backward(rank):
+    config = dataclasses.replace(
+        CONFIG,
+        model=dataclasses.replace(
+            CONFIG.model, head_rank=rank, compute_dtype="bfloat16", attention="blocks"
+        ),
+    )
+    params = jax.eval_shape(lambda: transformer.init_params(config.model, jax.random.key(0)))
+    found = list(products(jax.make_jaxpr(make_gradient(config))(params, random_batch()).jaxpr))
+    # Of a layer: six maps and two products of attention, each three times, with the scores again;
+    # of the head three, six with a basis.
+    assert len(found) == 3 * 8 + 1 + (3 if rank is None else 6)
+    assert [where for types, where in found if types != {jnp.dtype("bfloat16")}] == []
