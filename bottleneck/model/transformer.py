@@ -17,7 +17,7 @@ from flax import nnx
 from bottleneck.config import ModelConfig
 from bottleneck.model.attention import causal_attention, rotate
 from bottleneck.model.head import make_head
-from bottleneck.parallel.mesh import constrain
+from bottleneck.parallel.mesh import constrain, platform
 
 Params = dict[str, Any]
 Observe = Callable[[jax.Array], Any]  # hidden [B, L, D] → a small tree of statistics
@@ -55,6 +55,13 @@ def _norm(config: ModelConfig, rngs: nnx.Rngs) -> nnx.LayerNorm | nnx.RMSNorm:
     return nnx.LayerNorm(
         config.d_model, **shared, use_fast_variance=False, bias_metadata={"axes": ("norm",)}
     )
+
+
+@jax.checkpoint  # x alone is kept for the backward pass
+def exact_gelu(x: jax.Array) -> jax.Array:
+    """x Φ(x), in float32; of jax's own, by erfc, a CPU computes two forms and drops one."""
+    wide = x.astype(jnp.float32)
+    return (0.5 * wide * (1 + jax.lax.erf(wide * 2**-0.5))).astype(x.dtype)
 
 
 class Attention(nnx.Module):
@@ -97,7 +104,9 @@ class Mlp(nnx.Module):
         inner = self.up(hidden_BxLxD)
         if self.kind == "swiglu":
             return self.down(jax.nn.silu(self.gate(hidden_BxLxD)) * inner)
-        return self.down(jax.nn.gelu(inner, approximate=self.kind == "gelu_tanh"))
+        if self.kind == "gelu_tanh":
+            return self.down(jax.nn.gelu(inner, approximate=True))
+        return self.down(exact_gelu(inner))
 
 
 class Block(nnx.Module):
@@ -183,7 +192,10 @@ class Transformer(nnx.Module):
 
         if config.remat != "none":
             layer = jax.checkpoint(layer, policy=_REMAT_POLICIES[config.remat], prevent_cse=False)
-        hidden_BxLxD, seen = jax.lax.scan(layer, hidden_BxLxD, block_params)
+        # A CPU copies what each turn of a scan stacks up for the backward pass. But only a scan
+        # keeps the compiler from undoing rematerialisation.
+        unroll = config.remat == "none" and platform() == "cpu"
+        hidden_BxLxD, seen = jax.lax.scan(layer, hidden_BxLxD, block_params, unroll=unroll)
         hidden_BxLxD = self.final_norm(hidden_BxLxD).astype(config.compute_dtype)
         hidden_BxLxD = constrain(hidden_BxLxD, "batch", "length", None)
         if observe is not None:

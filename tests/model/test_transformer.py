@@ -5,6 +5,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 from flax import nnx
+from scipy import special
 
 from bottleneck.config import ModelConfig
 from bottleneck.model import transformer
@@ -154,6 +155,30 @@ def test_rematerialisation_saves_memory_and_changes_no_gradient(policy):
         jax.tree.leaves(without(params)), jax.tree.leaves(with_remat(params)), strict=True
     ):
         np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(a).max())
+
+
+def test_gelu_and_its_derivative_are_those_of_the_normal_distribution():
+    x = np.linspace(-6, 6, 101)
+    value, slope = jax.vmap(jax.value_and_grad(transformer.exact_gelu))(jnp.asarray(x, jnp.float32))
+    density = np.exp(-(x**2) / 2) / np.sqrt(2 * np.pi)
+    # Φ is summed from ½ and ½·erf: off by an eighth of a millionth, times |x|.
+    np.testing.assert_allclose(value, x * special.ndtr(x), atol=1e-6)
+    np.testing.assert_allclose(slope, special.ndtr(x) + x * density, atol=1e-6)
+
+
+@pytest.mark.parametrize(
+    ("kind", "remat", "is_unrolled"),
+    [("cpu", "none", True), ("cpu", "full", False), ("tpu", "none", False)],
+)
+def test_layers_are_unrolled_on_a_cpu_where_nothing_is_rematerialised(
+    kind, remat, is_unrolled, monkeypatch
+):
+    monkeypatch.setattr(transformer, "platform", lambda: kind)
+    config = ModelConfig(**PYTHIA, remat=remat, attention="xla")
+    model, _ = build(config)
+    program = jax.make_jaxpr(lambda tokens: model(tokens)[0])(tokens())
+    (scan,) = [step for step in program.eqns if step.primitive.name == "scan"]
+    assert scan.params["unroll"] == (config.n_layers if is_unrolled else 1)
 
 
 def test_bfloat16_computes_in_bfloat16_from_float32_parameters():
