@@ -22,6 +22,7 @@ from bottleneck.commands.flags import (
 from bottleneck.commands.parsing import Parser, whole
 from bottleneck.errors import UserError
 from bottleneck.folders import as_path
+from bottleneck.parallel.host_memory import keep_freed_memory
 from bottleneck.training.sweep import Cell
 
 
@@ -97,6 +98,7 @@ def _cell(cells: Sequence[Cell], index: int) -> Cell:
 
 def _train(cell: Cell, root: Path, arguments: argparse.Namespace) -> None:
     """Trains one cell; of many processes the first sees to it that no others train it too."""
+    keep_freed_memory()
     with contextlib.ExitStack() as stack:
         stack.enter_context(joined_world(arguments))
 

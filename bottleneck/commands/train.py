@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from bottleneck.commands.flags import add_world, joined_world, parse_command
 from bottleneck.commands.parsing import Parser
+from bottleneck.parallel.host_memory import keep_freed_memory
 
 
 def main(argv: list[str]) -> int:
@@ -14,6 +15,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("--workdir", required=True, help="the run folder; made if it is not there")
     add_world(parser)
     arguments, config = parse_command(parser, argv)
+    keep_freed_memory()
     with joined_world(arguments):
         from bottleneck.training.loop import train
 
