@@ -158,6 +158,10 @@ tend_program() {
     running=$(grep -cx running <<< "$programs" || true)
     ended=$(grep -cx 'exit .*' <<< "$programs" || true)
     badly=$(grep -x 'exit .*' <<< "$programs" | grep -cvx 'exit 0' || true)
+    if grep -qx 'exit 3' <<< "$programs"; then
+        note "giving up: training has diverged, and would again; see diagnosis.json in its folder"
+        exit 3
+    fi
     if [ "$badly" -gt 0 ]; then
         trouble "the program ended on $badly worker(s): $(sort <<< "$programs" | uniq -c | xargs)"
         if [ "$running" -gt 0 ]; then stop_workers || true; fi # they would wait for ever

@@ -83,6 +83,19 @@ def test_it_gives_up_after_the_limit_and_deletes_the_slices(machine):
     assert "giving up after 3 retries" in errors and "2 exit 1" in errors
 
 
+def test_a_training_that_diverged_is_not_tried_again(machine):
+    errors = babysit(
+        machine,
+        ("storage ls", "", 1, -1),
+        ("describe", "ACTIVE", 0, -1),
+        ("else echo", "not started", 0, 1),
+        ("else echo", "exit 3\nexit 3", 0, -1),
+        code=3,
+    )
+    assert verbs(machine).count("start") == 1 and verbs(machine)[-1] == "delete"
+    assert "giving up: training has diverged" in errors
+
+
 def test_what_cannot_be_ordered_is_tried_no_more_often_than_the_limit(machine):
     babysit(
         machine,
