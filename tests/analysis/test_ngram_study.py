@@ -116,7 +116,7 @@ def test_the_command_writes_curves_a_manifest_and_a_figure(tokens, tmp_path, cap
     assert captured.out.count("-grams") == 4 and "figure-7.png" in captured.out
     assert "3,999 windows in one run" in captured.err and "GB of memory" in captured.err
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == ["counts", "curves", "figure-7.png", "manifest.json"]
+    assert names == [".lock", "counts", "curves", "figure-7.png", "manifest.json"]
     assert len(list((tmp_path / "out/curves").iterdir())) == 4
     assert matplotlib.image.imread(tmp_path / "out/figure-7.png").shape[1] > 1000
 
