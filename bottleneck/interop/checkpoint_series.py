@@ -15,6 +15,7 @@ from bottleneck.errors import UserError
 from bottleneck.interop.hub import locate
 
 _REVISION = re.compile(r"step[-_]?(\d+)")
+_SNAPSHOT = re.compile(r"\w[\w.-]*")
 _FOLDER = re.compile(r"[^.].*?(\d+)|\d+")  # no hidden one
 
 
@@ -74,7 +75,10 @@ def _number(pattern: re.Pattern[str], name: str) -> int | None:
 def _of_cache(path: Path) -> list[tuple[str, int | None, Release]]:
     found = []
     for ref in sorted(p for p in (path / "refs").iterdir() if p.is_file()):
-        snapshot = path / "snapshots" / ref.read_text(encoding="utf-8").strip()
+        commit = ref.read_text(encoding="utf-8", errors="replace").strip()
+        if not _SNAPSHOT.fullmatch(commit):
+            raise UserError(f"{ref} holds {commit!r}; it must be the name of a snapshot beside it")
+        snapshot = path / "snapshots" / commit
         found.append((ref.name, _number(_REVISION, ref.name), Release(str(snapshot))))
     return found
 

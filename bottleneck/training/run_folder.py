@@ -181,7 +181,8 @@ def metric_parts(workdir: Path) -> dict[int, Path]:
     """The parts of a run's metrics by number, ascending; none where there is one file."""
     found = {}
     for path in workdir.iterdir() if workdir.is_dir() else ():
-        if match := re.fullmatch(r"metrics-(\d{5,})\.jsonl", path.name):
+        match = re.fullmatch(r"metrics-(\d{5,})\.jsonl", path.name)
+        if match and path.name == part_name(int(match[1])):
             found[int(match[1])] = path
     return dict(sorted(found.items()))
 

@@ -121,6 +121,17 @@ def test_probe_gives_the_arrays_of_a_step_and_by_default_the_last(make_run):
         run.probe(60)
 
 
+def test_a_probe_or_checkpoint_is_found_by_the_name_that_its_step_gives_it(make_run):
+    folder = make_run()
+    for name in ("7.npz", "0000000٣.npz", "²²²²²²²².npz", "00000200.npz.draft", "a.npz"):
+        (folder / "probes" / name).touch()
+    for name in ("7", "007", "٣", "²", "x"):
+        (folder / "checkpoints" / name).mkdir(parents=True)
+    run = load_run(folder)
+    assert run.probe_steps == [0, 50, 100, 150, 200, 250, 300, 350, 400]
+    assert run.steps == [7]
+
+
 def test_probe_that_is_not_whole_is_named(make_run):
     folder = make_run(steps=100)
     path = folder / "probes" / "00000100.npz"

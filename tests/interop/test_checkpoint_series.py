@@ -64,6 +64,14 @@ def test_a_ref_to_a_snapshot_that_is_not_there_fails_at_its_own_step(tmp_path):
         found[1].folder()
 
 
+@pytest.mark.parametrize("commit", ["../../elsewhere", "/etc", "..", "", "a/b", "\ud800"])
+def test_a_ref_that_leads_out_of_the_cache_is_refused(tmp_path, commit):
+    path = make_cache(tmp_path, [1])
+    (path / "refs" / "step1").write_text(commit, errors="surrogatepass")
+    with pytest.raises(UserError, match=r"refs/step1 holds .*; it must be the name of a snapshot"):
+        releases(str(path))
+
+
 def test_steps_of_a_name_are_the_revisions_that_the_hub_lists(hub):
     hub(["main", "step1000", "step0", "step512", "fix-step3"])
     assert releases("org/model") == {

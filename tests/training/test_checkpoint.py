@@ -103,6 +103,43 @@ def test_a_checkpoint_without_seals_is_taken_as_one_of_an_older_version(copy):
     assert restored(copy) == 2
 
 
+@pytest.mark.parametrize("name", ["../../../secret", "/SECRET", "a/../../../../secret", ".", ""])
+def test_a_seal_that_names_files_outside_of_its_folder_is_not_followed(copy, name, monkeypatch):
+    secret = copy.parent / "secret"
+    secret.write_text("of another")
+    name = name.replace("/SECRET", str(secret))
+    read = []
+    facts = checkpoint_seal._facts
+    monkeypatch.setattr(checkpoint_seal, "_facts", lambda path: read.append(path) or facts(path))
+    reseal(copy / "2" / "meta", {name: facts(secret)})
+    problem = checkpoint_seal.damage(copy / "2" / "meta")
+    assert f"seal.json names {name!r}, which is not in its folder" in problem
+    assert read == []
+    assert restored(copy) == 1
+
+
+@pytest.mark.parametrize(
+    "files",
+    [[], "a", {"_METADATA": None}, {"_METADATA": {"bytes": "many", "sha256": None}}, {"a": {}}],
+)
+def test_a_seal_of_another_form_is_damage_and_not_an_error(copy, files):
+    reseal(copy / "2" / "meta", files)
+    assert "meta/seal.json cannot be read" in checkpoint_seal.damage(copy / "2" / "meta")
+
+
+def reseal(item, files):
+    """Gives an item a seal that agrees with itself."""
+    seal = {"files": files, "sha256": checkpoint_seal._digest(files)}
+    (item / checkpoint_seal.SEAL).write_text(json.dumps(seal))
+
+
+@pytest.mark.parametrize("name", ["007", "٣", "²", "3_", "+3"])
+def test_a_folder_that_is_no_number_as_we_write_it_is_no_step(copy, name):
+    shutil.copytree(copy / "2", copy / name)
+    assert saved_steps(copy) == [1, 2]
+    assert restored(copy) == 2
+
+
 def test_a_missing_item_is_found_out(copy):
     shutil.rmtree(copy / "2" / "opt_state")
     assert restored(copy) == 1

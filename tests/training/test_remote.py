@@ -252,6 +252,8 @@ def test_lines_are_in_the_bucket_when_flushed_or_after_a_while_and_in_order(fold
     parts.write("4\n")
     parts.close()
     assert text(folder) == "1\n2\n3\n4\n"
+    for name in ("metrics-000001.jsonl", "metrics-0000٣.jsonl", "metrics-²²²²².jsonl"):
+        (folder / name).write_text("of another")  # not as a part is named
     assert list(metric_parts(folder)) == [0, 1]
 
 
