@@ -1,7 +1,9 @@
 # `make` lists the targets. PYTHON chooses the interpreter, and each version gets a virtual
-# environment of its own: make test PYTHON=python3.12
+# environment of its own: make test PYTHON=python3.12. LOCKED=1 installs the very releases that
+# requirements.lock names: make demo LOCKED=1
 PYTHON ?= python3
 PYTEST_ARGS ?=
+LOCKED ?=
 
 # Paths stay relative, so that the repository may lie in a folder with a space in its name.
 VERSION := $(shell "$(PYTHON)" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
@@ -15,12 +17,18 @@ BASE := $(VENV)/installed
 TEST := $(VENV)/installed-with-test
 SLOW := $(VENV)/installed-with-test-and-tpu
 HF := $(VENV)/installed-with-test-hf-and-eval
+FROM_LOCK := $(VENV)/installed-from-lock
+STAMPS := $(BASE) $(TEST) $(SLOW) $(HF) $(FROM_LOCK)
 BELONGS := "$(VERSION) $$(pwd -P)"
-SOUND := $(shell $(PY) -c '' 2>/dev/null && cat $(BASE) $(TEST) $(SLOW) $(HF) 2>/dev/null | grep -qxF $(BELONGS) && echo yes)
+SOUND := $(shell $(PY) -c '' 2>/dev/null && cat $(STAMPS) 2>/dev/null | grep -qxF $(BELONGS) && echo yes)
 # What the slow tests need, and those against transformers, includes all that the others need, and
-# that all that the demo needs.
-STAMP := $(or $(firstword $(wildcard $(SLOW) $(HF) $(TEST))),$(if $(filter test faults lint format,$(MAKECMDGOALS)),$(TEST),$(BASE)))
+# that all that the demo needs. The lock has what the tests need.
+STAMP := $(or $(firstword $(wildcard $(SLOW) $(HF) $(FROM_LOCK) $(TEST))),$(if $(filter test faults lint format,$(MAKECMDGOALS)),$(TEST),$(BASE)))
 STAMP := $(if $(filter test-hf,$(MAKECMDGOALS)),$(HF),$(if $(filter test-slow,$(MAKECMDGOALS)),$(SLOW),$(STAMP)))
+ifneq ($(filter-out 0,$(LOCKED)),)
+    $(if $(filter test-hf test-slow,$(MAKECMDGOALS)),$(error $(MAKECMDGOALS) needs what requirements.lock leaves out; leave out LOCKED=$(LOCKED)))
+    STAMP := $(FROM_LOCK)
+endif
 
 # The build for CPUs, from the index of its makers: the one on the common index brings gigabytes of
 # CUDA. macOS has no other than that for CPUs.
@@ -31,12 +39,19 @@ TRAIN := $(PY) -m bottleneck train --config=configs/nano.py
 KNOWN := $(PY) -m bottleneck train --config=configs/known_rank.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install demo calibration test test-hf test-slow faults lint format clean FORCE
+.PHONY: help install lock demo calibration test test-hf test-slow faults lint format clean FORCE
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
 
 install: $(STAMP) ## Make the environment, .venv, and nothing else.
+
+lock: ## Write requirements.lock, keeping what fits of the old one; delete that for the newest.
+	"$(PYTHON)" -m venv --clear .venv-lock
+	.venv-lock/bin/python -m pip install -qq --disable-pip-version-check uv
+	.venv-lock/bin/uv pip compile setup.cfg --extra test --quiet --universal --python-version 3.11 \
+	    --generate-hashes --custom-compile-command 'make lock' --output-file requirements.lock
+	rm -rf .venv-lock
 
 demo: $(STAMP) ## Train a small model with three head ranks and write a report.
 	$(TRAIN) --workdir=runs/demo/rank-4 --config.model.head_rank=4
@@ -86,13 +101,18 @@ $(TEST): EXTRAS := [test]
 $(SLOW): EXTRAS := [test,tpu]
 $(HF): EXTRAS := [test,hf,eval]
 $(HF): FIRST := --no-deps --retries 1 --extra-index-url $(TORCH_INDEX) '$(TORCH)'
+# An environment that stands may hold what the lock does not name, so this one is always made anew.
+$(FROM_LOCK): SOUND :=
+$(FROM_LOCK): FIRST := --require-hashes --requirement requirements.lock
+$(FROM_LOCK): NO_DEPS := --no-deps
+$(FROM_LOCK): requirements.lock
 $(STAMP): setup.cfg pyproject.toml $(if $(SOUND),,FORCE)
 	$(if $(VERSION),,$(error $(PYTHON) does not run; name a Python that does: make $(MAKECMDGOALS) PYTHON=/path/to/python3))
 	$(if $(filter 2.% 3.4 3.5 3.6 3.7 3.8 3.9 3.10,$(VERSION)),$(error Python 3.11 or newer is needed and $(PYTHON) is $(VERSION); name another: make $(MAKECMDGOALS) PYTHON=python3.12))
 	$(if $(shell "$(PYTHON)" -c 'import ensurepip, venv' 2>&1),$(error $(PYTHON) cannot make virtual environments; on Debian and Ubuntu: apt-get install python$(VERSION)-venv))
 	@echo "Installing into $(VENV); the first time this takes some minutes"
-	@rm -f $(BASE) $(TEST) $(SLOW) $(HF)
+	@rm -f $(STAMPS)
 	@$(if $(SOUND),$(PY) -m pip --version >/dev/null 2>&1 ||) "$(PYTHON)" -m venv --clear $(VENV)
 	@$(if $(FIRST),$(PY) -m pip install -qq --disable-pip-version-check $(FIRST))
-	@$(PY) -m pip install -qq --disable-pip-version-check --editable '.$(EXTRAS)'
+	@$(PY) -m pip install -qq --disable-pip-version-check $(NO_DEPS) --editable '.$(EXTRAS)'
 	@echo $(BELONGS) > $@
