@@ -76,6 +76,11 @@ def match_tensors(
     for alias in family.head_aliases:
         if alias in short and family.head not in short:
             short[family.head] = short.pop(alias)
+    if architecture.model.n_layers > len(stored.shapes):  # before their names are spelled out
+        raise UserError(
+            f"{folder} has {len(stored.shapes)} tensors, too few for the "
+            f"{architecture.model.n_layers:,} layers of its {CONFIG}"
+        )
     expected = {tensor.name: tensor.shape for tensor in families.tensors(architecture)}
     missing = [name for name in expected if name not in short]
     surplus = [

@@ -24,6 +24,8 @@ _GELU = {
     "gelu_pytorch_tanh": "gelu_tanh",
 }
 
+_MOST = 2**31 - 1  # of tokens, widths and positions: they are counted in int32
+
 # Fields that do not change the logits of a trained model.
 _WITHOUT_EFFECT = re.compile(
     r"_.*|architectures|transformers[._].*|(torch_)?dtype|use_cache|initializer_range|n_ctx"
@@ -58,14 +60,23 @@ class _Fields:
         value = self._left.pop(name, None)
         return default if value is None else value
 
-    def size(self, name: str) -> Any:
+    def size(self, name: str) -> int:
         if self._left.get(name) is None:
             raise UserError(f"{self._where} has no {name}")
-        return self._left.pop(name)
+        value = self._left.pop(name)
+        if type(value) is not int or not 1 <= value <= _MOST:
+            self.refuse(name, value, f"a whole number from 1 to {_MOST:,}")
+        return value
+
+    def group(self, name: str) -> dict[str, Any]:
+        value = self.take(name) or {}
+        if not isinstance(value, dict):
+            self.refuse(name, value, "a group of fields")
+        return value
 
     def choice(self, name: str, default: str, allowed: dict[str, str]) -> str:
         value = self.take(name, default)
-        if value not in allowed:
+        if not isinstance(value, str) or value not in allowed:
             self.refuse(name, value, "one of " + ", ".join(allowed))
         return allowed[value]
 
@@ -77,7 +88,7 @@ class _Fields:
 
     def rotation(self, theta: str, fraction: str | None, default_fraction: float) -> dict[str, Any]:
         """Our two fields of it, from the older separate fields or the newer group of them."""
-        group = {**(self.take("rope_scaling") or {}), **(self.take("rope_parameters") or {})}
+        group = self.group("rope_scaling") | self.group("rope_parameters")
         group.setdefault("rope_theta", self.take(theta, 10_000.0))
         older = default_fraction if fraction is None else self.take(fraction, default_fraction)
         group.setdefault("partial_rotary_factor", older)
@@ -117,10 +128,10 @@ def read_config(folder: Path, vocab_multiple: int = 1) -> Architecture:
         record = json.loads(path.read_text(encoding="utf-8"))
     except OSError as error:
         raise UserError(f"cannot read {path}: {error.strerror}") from error
-    except ValueError as error:
+    except (ValueError, RecursionError) as error:
         raise UserError(f"{path} is not JSON: {error}") from error
     family = record.get("model_type") if isinstance(record, dict) else None
-    if family not in _READERS:
+    if not isinstance(family, str) or family not in _READERS:
         raise UserError(
             f"{path}: model_type={family!r} is not supported; it must be one of "
             + ", ".join(_READERS)

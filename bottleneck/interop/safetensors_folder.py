@@ -142,7 +142,7 @@ def _index(folder: Path) -> dict[str, str]:
     try:
         index = json.loads(path.read_text(encoding="utf-8"))["weight_map"]
         names = {str(name): str(file) for name, file in index.items()}
-    except (OSError, ValueError, LookupError, TypeError, AttributeError) as error:
+    except (OSError, ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
         raise UserError(f"{path} is not an index of safetensors: {error!r}") from error
     for file in names.values():
         if Path(file).name != file or not file.endswith(".safetensors"):

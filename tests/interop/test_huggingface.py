@@ -1,6 +1,7 @@
 """Released models in and out: what is saved comes back, on any mesh, within its memory."""
 
 import json
+import struct
 import subprocess
 import sys
 
@@ -174,6 +175,11 @@ def _cut_row(tensors):
     tensors[NORM] = tensors[NORM][1:].copy()
 
 
+def _clear(tensors):
+    tensors.clear()
+    tensors |= {name: np.zeros(3, np.float32) for name in "ab"}
+
+
 def _change_type(tensors):
     tensors[NORM] = tensors[NORM].astype(np.int32)
 
@@ -182,10 +188,17 @@ def _change_type(tensors):
     ("change", "fields", "message"),
     [
         (lambda t: t.pop(NORM), {}, r"lacks tensor layers\.1\.input_layernorm\.weight, going by"),
-        (lambda t: t.clear() or t.update(a=np.zeros(3, np.float32)), {}, "lacks tensor .* 27 more"),
+        (_clear, {}, "lacks tensor .* 27 more"),
         (lambda t: t.update(new=np.zeros(3, np.float32)), {}, "has the surplus tensor new, going"),
         (_cut_row, {}, r"layernorm\.weight has shape \[59\]; .* must have \[60\]"),
         (_change_type, {}, "is of type I32; it must be one of F16, BF16, F32"),
+        # Their names alone would fill the memory.
+        (None, {"num_hidden_layers": 2**31 - 1}, "has 28 tensors, too few for the 2,147,483,647"),
+        (
+            None,
+            {"vocab_size": 2**31 - 1},
+            r"embed_in.weight has shape .* must have \[2147483647, 60",
+        ),
         (None, {"num_hidden_layers": 1}, r"has the surplus tensor layers\.1\..* and 11 more"),
         (
             None,
@@ -229,8 +242,13 @@ def test_what_is_no_whole_folder_of_safetensors_is_refused_in_one_line(spoilt, t
     assert "b.safetensors is not there, though the index names it" in refusal()
     index.write_text(json.dumps({"weight_map": {"a": "model.safetensors"}}))
     assert "model.safetensors has no tensor a, though the index says so" in refusal()
-    index.write_text(json.dumps({"weight_map": {"a": "../model.safetensors"}}))
-    assert "may name .safetensors files beside it alone" in refusal()
+    for name in ("../model.safetensors", f"{file}", "x/../model.safetensors", "..", "model.bin"):
+        index.write_text(json.dumps({"weight_map": {"a": name}}))
+        assert "may name .safetensors files beside it alone" in refusal()
+    index.write_text(json.dumps({"weight_map": {"a": "\0.safetensors"}}))
+    assert r"\x00.safetensors is not there, though the index names it" in refusal()
+    index.write_text("[" * 100_000)
+    assert "is not an index of safetensors" in refusal()
     index.write_text("{")
     assert "is not an index of safetensors" in refusal()
     index.unlink()
@@ -240,6 +258,41 @@ def test_what_is_no_whole_folder_of_safetensors_is_refused_in_one_line(spoilt, t
     message = refusal()
     assert "pytorch_model.bin is a pickle, which can run any code" in message
     assert f'M.from_pretrained("{tmp_path}").save_pretrained("converted")' in message
+
+
+def _header(shape, span, dtype="F32"):
+    return {"dtype": dtype, "shape": shape, "data_offsets": span}
+
+
+@pytest.mark.parametrize(
+    "header",
+    [
+        {"a": _header([4], [0, 16]), "b": _header([4], [8, 24])},
+        {"a": _header([4], [1000, 1016])},
+        {"a": _header([4], [16, 0])},
+        {"a": _header([4], [-16, 0])},
+        {"a": _header([5], [0, 16])},
+        {"a": _header([2], [0, 16])},
+        {"a": _header([4], [0, 16], "F16")},
+        {"a": _header([-4], [0, 16])},
+        {"a": _header([2**62, 4], [0, 0])},
+        {"a": _header([4], [0, 16], "F99")},
+    ],
+)
+def test_a_header_that_does_not_fit_its_file_is_refused(spoilt, header):
+    text = json.dumps(header).encode()
+    path = spoilt() / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", len(text)) + text + bytes(24 if "b" in header else 16))
+    with pytest.raises(UserError, match="is not a whole safetensors file"):
+        from_pretrained(path.parent)
+
+
+@pytest.mark.parametrize("n_bytes", [90_000_000, 2**62, 2**64 - 1])
+def test_a_header_that_says_it_is_huge_takes_no_memory(spoilt, n_bytes):
+    path = spoilt() / "model.safetensors"
+    path.write_bytes(struct.pack("<Q", n_bytes) + b"{}" + bytes(16))
+    with pytest.raises(UserError, match="is not a whole safetensors file"):
+        from_pretrained(path.parent)
 
 
 def test_a_model_that_no_family_has_is_refused(build, tmp_path):

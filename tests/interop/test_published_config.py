@@ -143,6 +143,16 @@ def test_the_newer_group_of_rotary_fields_says_the_same_as_the_older_fields(read
         (SMOLLM_135M, dict(rope_parameters=dict(partial_rotary_factor=0.5)), "factor=0.5"),
         (SMOLLM_135M, dict(num_attention_heads=7), "head_dim|d_model=576"),
         (SMOLLM_135M, dict(sliding_window=512), "sliding_window=512"),
+        (PYTHIA_70M, dict(model_type=["gpt_neox"]), "model_type=.* is not supported"),
+        (PYTHIA_70M, dict(hidden_act=["gelu"]), "hidden_act=.* one of gelu"),
+        (PYTHIA_70M, dict(rope_scaling="linear"), "rope_scaling='linear' .* group of fields"),
+        (PYTHIA_70M, dict(rope_parameters=[1]), "rope_parameters=.* group of fields"),
+        (PYTHIA_70M, dict(vocab_size=10**12), "vocab_size=1000000000000 .* 1 to 2,147,483,647"),
+        (PYTHIA_70M, dict(num_hidden_layers=10**30), "num_hidden_layers=10+ .* whole number"),
+        (GPT2, dict(n_embd=-768), "n_embd=-768 .* whole number"),
+        (SMOLLM_135M, dict(num_attention_heads=0), "num_attention_heads=0 .* whole number"),
+        (SMOLLM_135M, dict(hidden_size="576"), "hidden_size='576' .* whole number"),
+        (SMOLLM_135M, dict(hidden_size=576.0), "hidden_size=576.0 .* whole number"),
     ],
 )
 def test_what_we_cannot_be_is_refused_by_its_name(read, tmp_path, record, change, message):
@@ -152,7 +162,7 @@ def test_what_we_cannot_be_is_refused_by_its_name(read, tmp_path, record, change
     assert "\n" not in str(raised.value)
 
 
-@pytest.mark.parametrize("contents", [None, "{", "[]"])
+@pytest.mark.parametrize("contents", [None, "{", "[]", "[" * 100_000])
 def test_a_folder_without_a_config_is_refused_in_one_line(tmp_path, contents):
     if contents is not None:
         (tmp_path / "config.json").write_text(contents)
