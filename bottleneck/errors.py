@@ -5,6 +5,14 @@ from __future__ import annotations
 import difflib
 
 
+def spelled_out(text: str) -> str:
+    """The text with line breaks and what a terminal would obey spelled out.
+
+    A file may have any name.
+    """
+    return "".join(c if c.isprintable() else repr(c)[1:-1] for c in text)
+
+
 class UserError(Exception):
     """A mistake the user can mend: one line with what is wrong, where, and what would be right.
 
@@ -14,9 +22,7 @@ class UserError(Exception):
     exit_code = 2
 
     def __init__(self, message: str) -> None:
-        # A file may have any name: line breaks, and what a terminal would obey, are spelled out.
-        shown = (c if c.isprintable() else repr(c)[1:-1] for c in message)
-        super().__init__("".join(shown))
+        super().__init__(spelled_out(message))
 
 
 class Diverged(UserError):

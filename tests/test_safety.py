@@ -20,7 +20,15 @@ RUNS_CONFIG_FILES = Path("bottleneck/commands/flags.py")
 RUNS_CODE = {"exec_module", "load_module", "run_path", "run_module", "DEFINE_config_file"}
 BUILT_IN = {"eval", "exec", "compile", "__import__"}
 # Arguments that open the door, and the one value of each that keeps it shut.
-SHUT = {"allow_pickle": False, "shell": False, "trust_remote_code": False, "weights_only": True}
+SHUT = {
+    "allow_pickle": False,
+    "markup": False,
+    "shell": False,
+    "trust_remote_code": False,
+    "weights_only": True,
+}
+# Calls that must say so, whatever the default of a release.
+SAYS = {"numpy.load": "allow_pickle", "rich.progress.TextColumn": "markup"}
 UNPACKS = {"extractall", "unpack_archive"}
 SHELLS = {"sh", "bash", "/bin/sh", "/bin/bash"}
 
@@ -65,8 +73,10 @@ def of_call(node: ast.AST, names: dict[str, str], runs_config_files: bool) -> li
     for name, value in arguments.items():
         if name in SHUT and not is_constant(value, SHUT[name]):
             found.append(f"{name} is not {SHUT[name]}")
-    if full == "numpy.load" and "allow_pickle" not in arguments:
-        found.append("numpy.load does not say allow_pickle=False")
+    if full in SAYS and SAYS[full] not in arguments:
+        found.append(f"{full} does not say {SAYS[full]}={SHUT[SAYS[full]]}")
+    if full == "rich.console.Console":
+        found.append("rich takes text for markup; print to a bottleneck.terminal.PlainConsole")
     return found
 
 
@@ -136,6 +146,10 @@ def test_config_files_are_run_in_one_place():
         "import subprocess\nsubprocess.run(command, shell=True)",
         "import subprocess\nsubprocess.run(command, shell=flag)",
         "import subprocess\nsubprocess.run(['bash', '-c', command])",
+        "import rich.console\nrich.console.Console()",
+        "from rich.console import Console\nConsole(markup=False)",
+        "import rich.progress\nrich.progress.TextColumn(name)",
+        "console.print(name, markup=True)",
         "archive.extractall(folder)",
         "import shutil\nshutil.unpack_archive(path, folder)",
     ],

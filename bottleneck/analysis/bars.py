@@ -7,8 +7,9 @@ import sys
 import time
 from collections.abc import Callable, Iterator
 
-import rich.console
 import rich.progress
+
+from bottleneck.terminal import PlainConsole, column
 
 _SECONDS_BETWEEN_LINES = 30.0  # where there is no terminal
 
@@ -16,10 +17,10 @@ _SECONDS_BETWEEN_LINES = 30.0  # where there is no terminal
 @contextlib.contextmanager
 def progress(what: str, total: int) -> Iterator[Callable[[int], None]]:
     """Shows how far the block has come; it is given a function to call with the amount done."""
-    console = rich.console.Console(stderr=True)
+    console = PlainConsole(stderr=True)
     started = spoke = time.monotonic()
     with rich.progress.Progress(
-        rich.progress.TextColumn(what),
+        column(what),
         rich.progress.BarColumn(),
         rich.progress.TaskProgressColumn(),
         rich.progress.TimeRemainingColumn(),

@@ -8,7 +8,6 @@ from typing import Any
 
 import numpy as np
 import rich.box
-import rich.console
 import rich.table
 from matplotlib.figure import Figure
 
@@ -18,6 +17,7 @@ from bottleneck.analysis.rank_law import LEAST_RANKS, RankLaw, fit_rank_law
 from bottleneck.analysis.runs import Run
 from bottleneck.archives import read_arrays
 from bottleneck.errors import UserError
+from bottleneck.terminal import PlainConsole
 
 GAPS = (0.01, 0.03, 0.1, 0.3)  # nats per token
 
@@ -67,7 +67,7 @@ def print_results(folder: Path) -> None:
             f"{cell['accuracy']:.2%}",
             f"{cell['converged_loss']:.4f}",
         )
-    console = rich.console.Console(highlight=False, soft_wrap=True)
+    console = PlainConsole(highlight=False, soft_wrap=True)
     if not console.is_terminal:
         console.width = 120
     console.print(table)

@@ -20,6 +20,7 @@ from rich.table import Table
 from bottleneck.analysis.runs import Run
 from bottleneck.analysis.saturation import LossSeries, saturation
 from bottleneck.probes.document_sums import DocumentSums
+from bottleneck.terminal import PlainConsole
 
 _SCHEMA = {
     "run": pl.String,
@@ -172,7 +173,7 @@ def print_summary(table: pl.DataFrame, console: Console | None = None) -> None:
         grid.add_column(measure.heading, justify="right" if index else "left", no_wrap=index > 0)
     for row in table.iter_rows(named=True):
         grid.add_row(*(measure.show(row) for measure in shown))
-    (console or Console()).print(grid)
+    (console or PlainConsole()).print(grid)
 
 
 def _last(run: Run, split: str) -> dict[str, Any]:

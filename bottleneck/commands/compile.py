@@ -42,8 +42,8 @@ def main(argv: list[str]) -> int:
     arguments, config = parse_command(parser, argv, needs_data=False)
 
     os.environ |= ENVIRONMENT
-    import rich.console
 
+    from bottleneck.terminal import PlainConsole
     from bottleneck.training.compile_check import rehearse
     from bottleneck.training.compile_report import as_json, show
 
@@ -56,5 +56,5 @@ def main(argv: list[str]) -> int:
     if arguments.json:
         print(json.dumps(as_json(config, rehearsal), indent=2))
     else:
-        show(config, rehearsal, rich.console.Console(highlight=False))
+        show(config, rehearsal, PlainConsole(highlight=False))
     return 0 if rehearsal.fits else 1

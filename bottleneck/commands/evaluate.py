@@ -46,11 +46,11 @@ def main(argv: list[str]) -> int:
         )
 
     # Imported here, as they take seconds that `--help` need not wait for.
-    import rich.console
     import rich.table
 
     from bottleneck.analysis.evaluation import EVALUATION, append, evaluate
     from bottleneck.analysis.runs import load_run
+    from bottleneck.terminal import PlainConsole
 
     run = load_run(flags.workdir)
     rows = evaluate(
@@ -69,5 +69,5 @@ def main(argv: list[str]) -> int:
             if isinstance(value, float) and not name.endswith("_stderr"):
                 shown = f"{value:.4f}" + ("" if spread is None else f" ± {spread:.4f}")
                 table.add_row(str(row["step"]), row["task"], name, shown)
-    rich.console.Console().print(table)
+    PlainConsole().print(table)
     return 0

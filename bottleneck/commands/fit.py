@@ -74,7 +74,6 @@ def main(argv: list[str]) -> int:
     columns = _assigned(flags.columns, "--columns", "NAME=COLUMN")
 
     # Imported here, as they take seconds that a mistake need not wait for.
-    from rich.console import Console
 
     from bottleneck.analysis import law_points
     from bottleneck.analysis.drawing import save
@@ -83,6 +82,7 @@ def main(argv: list[str]) -> int:
     from bottleneck.analysis.law_report import as_json, show
     from bottleneck.analysis.law_study import study
     from bottleneck.analysis.runs import load_runs
+    from bottleneck.terminal import PlainConsole
 
     if flags.table is not None:
         measured = law_points.from_table(flags.table, columns)
@@ -101,7 +101,7 @@ def main(argv: list[str]) -> int:
     said = json.dumps(as_json(result), indent=2, ensure_ascii=False)
     write_text(folder / "law.json", said + "\n")
     picture = save(law_figure(result), folder / "law.png")
-    show(result, Console(highlight=False))
+    show(result, PlainConsole(highlight=False))
     print(f"\nlaw: {folder / 'law.json'}\nfigure: {picture}")
     return 0
 

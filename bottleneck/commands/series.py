@@ -38,11 +38,11 @@ def main(argv: list[str]) -> int:
     workdir = flags.workdir.expanduser()
 
     # Imported here, as they take seconds that `--help` need not wait for.
-    from rich.console import Console
 
     from bottleneck.analysis.series import audit_series, choose, measure_series
     from bottleneck.analysis.series_audit import print_audit
     from bottleneck.analysis.series_source import open_series
+    from bottleneck.terminal import PlainConsole
     from bottleneck.training.run_folder import claimed
 
     series = open_series(flags.source)
@@ -52,5 +52,5 @@ def main(argv: list[str]) -> int:
             audit = audit_series(series, steps, workdir)
         else:
             audit = measure_series(config, series, steps, workdir)
-    print_audit(audit, steps, Console())
+    print_audit(audit, steps, PlainConsole())
     return 1 if audit.n_failed(steps) else 0

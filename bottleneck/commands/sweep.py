@@ -49,11 +49,10 @@ def main(argv: list[str]) -> int:
     add_world(parser)
     arguments, cells = parse_sweep_command(parser, argv)
 
-    import rich.console
-
+    from bottleneck.terminal import PlainConsole
     from bottleneck.training import sweep_table
 
-    screen = rich.console.Console(highlight=False)
+    screen = PlainConsole(highlight=False)
     if not screen.is_terminal:
         screen.width = 200  # a file has no edge at which to fold names
     if arguments.list:

@@ -15,7 +15,6 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rich.console
 import rich.progress
 from tokenizers import Tokenizer
 
@@ -27,6 +26,7 @@ from bottleneck.data.documents import Document
 from bottleneck.data.manifest import TOKENIZER, UNIGRAM_COUNTS, Manifest, SplitInfo
 from bottleneck.data.shards import ShardWriter, TokenSequence, token_dtype
 from bottleneck.errors import UserError
+from bottleneck.terminal import PlainConsole, column
 
 # Characters that are encoded at a time: few, as an encoding takes a hundred times the memory of its
 # ids, yet enough to share out over the cores.
@@ -174,11 +174,11 @@ def _check_splits(documents: Counter[str], heldout_fraction: float, least_draw: 
 
 def _shown(corpus: Corpus, what: str) -> Generator[Document, None, None]:
     """The documents of a corpus, with a progress bar, or a line now and then without a terminal."""
-    console = rich.console.Console(stderr=True)
+    console = PlainConsole(stderr=True)
     total = max(corpus.fingerprint.bytes, 1)
     started = spoke = time.monotonic()
     with rich.progress.Progress(
-        rich.progress.TextColumn(what),
+        column(what),
         rich.progress.BarColumn(),
         rich.progress.DownloadColumn(),
         rich.progress.TransferSpeedColumn(),

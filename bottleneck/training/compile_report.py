@@ -8,6 +8,7 @@ from typing import Any
 
 import rich.console
 import rich.table
+from rich.text import Text
 
 from bottleneck.config import Config
 from bottleneck.parallel.slices import flags_of
@@ -98,9 +99,9 @@ def show(config: Config, rehearsal: Rehearsal, console: rich.console.Console) ->
     """Prints it for a person."""
     axes = " × ".join(f"{axis} {size}" for axis, size in rehearsal.mesh.items())
     slices = f"{rehearsal.n_slices} slices of " if rehearsal.n_slices > 1 else ""
-    console.print(f"[bold]{slices}{rehearsal.topology}[/bold]: {axes}")
+    console.print(Text.assemble((f"{slices}{rehearsal.topology}", "bold"), f": {axes}"))
     for flag in flags_of(rehearsal.topology.partition(":")[0], rehearsal.n_slices):
-        console.print(f"  compiled with --{flag.name}={flag.value}", markup=False)
+        console.print(f"  compiled with --{flag.name}={flag.value}")
     for name, program in rehearsal.programs.items():
         _show_program(name, program, rehearsal, console)
     if rehearsal.fits:
@@ -113,12 +114,13 @@ def _show_program(
     name: str, program: ProgramReport, rehearsal: Rehearsal, console: rich.console.Console
 ) -> None:
     memory, capacity = program.memory, rehearsal.chip.hbm_bytes / _GB
-    verdict = "[green]fits[/green]" if program.fits else "[red]does not fit[/red]"
-    console.print(
-        f"\n[bold]{name}[/bold] {verdict}: {memory.peak / _GB:.2f} of {capacity:.2f} GB a device "
+    verdict = ("fits", "green") if program.fits else ("does not fit", "red")
+    sizes = (
+        f": {memory.peak / _GB:.2f} of {capacity:.2f} GB a device "
         f"(arguments {memory.arguments / _GB:.2f}, temporaries {memory.temporaries / _GB:.2f}, "
         f"code {memory.code / _GB:.2f}); compiled in {program.compile_seconds:.0f} s"
     )
+    console.print(Text.assemble("\n", (name, "bold"), " ", verdict, sizes))
     if not program.fits:
         largest = _table("largest temporaries", "GB", "from")
         for buffer in program.largest:
@@ -148,8 +150,8 @@ def _show_roofline(config: Config, rehearsal: Rehearsal, console: rich.console.C
     }
     table = _table("a step of a device", "at least", "for")
     for name, seconds in limits.seconds.items():
-        mark = "[bold]" if name == limits.binds else ""
-        table.add_row(f"{mark}{name}", f"{mark}{seconds:.4f} s", amounts[name])
+        style = "bold" if name == limits.binds else ""
+        table.add_row(Text(name, style), Text(f"{seconds:.4f} s", style), amounts[name])
     console.print(table)
     console.print(
         f"{limits.binds} binds: a step takes at least {limits.step_seconds:.3f} s for "

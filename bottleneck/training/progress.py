@@ -6,10 +6,11 @@ import datetime
 from types import TracebackType
 from typing import Self
 
-import rich.console
 import rich.progress
 
-console = rich.console.Console(stderr=True, highlight=False, soft_wrap=True)
+from bottleneck.terminal import PlainConsole, column
+
+console = PlainConsole(stderr=True, highlight=False, soft_wrap=True)
 
 
 class Progress:
@@ -19,9 +20,9 @@ class Progress:
         """Begins at `start` of `steps`; `what` is done one by one."""
         self._steps = steps
         self._bar = rich.progress.Progress(
-            rich.progress.TextColumn(what + " {task.completed:,}/{task.total:,}"),
+            column(what + " {task.completed:,}/{task.total:,}"),
             rich.progress.BarColumn(bar_width=24),
-            rich.progress.TextColumn("{task.fields[numbers]}"),
+            column("{task.fields[numbers]}"),
             console=console,
             disable=console.quiet or not console.is_terminal,
         )

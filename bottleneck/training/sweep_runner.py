@@ -205,7 +205,7 @@ def _reason(places: Places, code: int | None = None) -> str:
 
 
 def _say(cell: Cell, n_cells: int, what: str) -> None:
-    console.print(f"[{cell.index}/{n_cells}] {cell.name}: {what}", markup=False)
+    console.print(f"[{cell.index}/{n_cells}] {cell.name}: {what}")
 
 
 @contextlib.contextmanager

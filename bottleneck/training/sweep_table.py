@@ -10,6 +10,7 @@ from typing import Any
 import rich.console
 import rich.live
 from rich.table import Table
+from rich.text import Text
 
 from bottleneck.training import metric_lines
 from bottleneck.training.sweep import Cell
@@ -56,7 +57,7 @@ def status_table(cells: Sequence[Cell], root: Path) -> Table:
         table.add_row(
             str(cell.index),
             cell.name,
-            f"[{_COLOURS[state]}]{state}[/]",
+            Text(state, style=_COLOURS[state]),
             f"{step:,}/{cell.config.train.steps:,}",
             f"{evaluation['loss']:.4f}" if evaluation else "",
             f"{train['tokens_per_second']:,.0f}" if train else "",
