@@ -37,7 +37,9 @@ def loads(content: bytes) -> dict[str, Any]:
     if found is not None:
         rest = content[: found.start()] + found[2].rstrip()
         if zlib.crc32(rest) != int(found[1], 16):
-            raise ValueError("its checksum does not fit its contents")
+            raise ValueError(
+                "its checksum does not fit its contents (if you changed it, delete its crc32)"
+            )
     try:
         record = json.loads(content.decode("utf-8"))
     except RecursionError as error:

@@ -159,6 +159,8 @@ def _read(path: Path) -> pl.DataFrame:
 
 def _numbers(column: pl.Series, path: Path) -> np.ndarray:
     try:
+        if column.dtype.is_nested():  # which casts to one value for each row of rows
+            raise pl.exceptions.InvalidOperationError(f"{column.dtype}")
         values = column.cast(pl.Float64).to_numpy()
     except pl.exceptions.PolarsError as error:
         raise UserError(f"{path}: column {column.name} holds what is no number") from error

@@ -130,7 +130,8 @@ def copied(published, measured, tmp_path):
     # What is measured is the copy from now on.
     for name in ("config.json", "audit.json"):
         text = (workdir / name).read_text().replace(str(published), str(model))
-        (workdir / name).write_text(text)
+        *lines, _, end = text.splitlines()  # whoever changes a file takes its checksum out
+        (workdir / name).write_text("\n".join(lines).removesuffix(",") + end)
     return workdir, model
 
 
