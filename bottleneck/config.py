@@ -259,6 +259,9 @@ class Config(Section):
     """A whole experiment."""
 
     seed: int = bounded(0, low=0)
+    # Folder of compiled programs; "auto": compiled/ in data.cache_dir, of one process alone; None:
+    # they are not kept. Many processes need one that all see.
+    compile_cache: str | None = "auto"
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)

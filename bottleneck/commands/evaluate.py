@@ -50,8 +50,10 @@ def main(argv: list[str]) -> int:
 
     from bottleneck.analysis.evaluation import EVALUATION, append, evaluate
     from bottleneck.analysis.runs import load_run
+    from bottleneck.parallel import compile_cache
     from bottleneck.terminal import PlainConsole
 
+    compile_cache.use()
     run = load_run(flags.workdir)
     rows = evaluate(
         run,

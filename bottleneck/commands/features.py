@@ -73,8 +73,10 @@ def main(argv: list[str]) -> int:
     from bottleneck.analysis import feature_set, features
     from bottleneck.analysis.drawing import save
     from bottleneck.analysis.feature_figures import features_figure
+    from bottleneck.parallel import compile_cache
     from bottleneck.training.run_folder import claimed
 
+    compile_cache.use()
     if flags.transformers:
         from bottleneck.analysis.transformers_model import TransformersModel
 

@@ -82,8 +82,10 @@ def main(argv: list[str]) -> int:
     from bottleneck.analysis.law_report import as_json, show
     from bottleneck.analysis.law_study import study
     from bottleneck.analysis.runs import load_runs
+    from bottleneck.parallel import compile_cache
     from bottleneck.terminal import PlainConsole
 
+    compile_cache.use()
     if flags.table is not None:
         measured = law_points.from_table(flags.table, columns)
         beside = flags.table.expanduser().resolve().parent

@@ -66,8 +66,10 @@ def main(argv: list[str]) -> int:
     from bottleneck.analysis.feature_set import load_features
     from bottleneck.analysis.frozen_head_figures import print_results, write_figures
     from bottleneck.analysis.frozen_heads import Plan, Study
+    from bottleneck.parallel import compile_cache
     from bottleneck.training.run_folder import claimed
 
+    compile_cache.use()
     features = load_features(flags.features)
     width = features.manifest.d_model
     powers = tuple(2**i for i in range(width.bit_length()))

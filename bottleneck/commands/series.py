@@ -42,6 +42,7 @@ def main(argv: list[str]) -> int:
     from bottleneck.analysis.series import audit_series, choose, measure_series
     from bottleneck.analysis.series_audit import print_audit
     from bottleneck.analysis.series_source import open_series
+    from bottleneck.parallel import compile_cache
     from bottleneck.terminal import PlainConsole
     from bottleneck.training.run_folder import claimed
 
@@ -51,6 +52,7 @@ def main(argv: list[str]) -> int:
         if config is None:
             audit = audit_series(series, steps, workdir)
         else:
+            compile_cache.use(config)
             audit = measure_series(config, series, steps, workdir)
     print_audit(audit, steps, PlainConsole())
     return 1 if audit.n_failed(steps) else 0

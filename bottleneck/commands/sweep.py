@@ -103,9 +103,11 @@ def _train(cell: Cell, root: Path, arguments: argparse.Namespace) -> None:
 
         import jax
 
+        from bottleneck.parallel import compile_cache
         from bottleneck.training.loop import train
         from bottleneck.training.sweep_runner import Places, alone, failure_recorded
 
+        compile_cache.use(cell.config)
         places = Places(root, cell.name)
         if jax.process_index() == 0:
             stack.enter_context(alone(places))

@@ -17,7 +17,9 @@ def main(argv: list[str]) -> int:
     arguments, config = parse_command(parser, argv)
     keep_freed_memory()
     with joined_world(arguments):
+        from bottleneck.parallel import compile_cache
         from bottleneck.training.loop import train
 
+        compile_cache.use(config)
         train(config, arguments.workdir)
     return 0

@@ -29,6 +29,7 @@ LOCK = ".lock"  # held by the process that writes the folder
 # Where and how a run is carried out may change between restarts; what it computes may not.
 _FREE_TO_CHANGE = (
     "mesh.",
+    "compile_cache",
     "data.cache_dir",
     "data.tokenizer:",  # a path; `check_same_corpus` sees what is in it
     "train.log_every",

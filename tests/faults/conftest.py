@@ -207,6 +207,7 @@ class Lab:
         """One device, as on a user's machine; what was compiled once is found again."""
         mine = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
         return mine | {
+            "JAX_ENABLE_COMPILATION_CACHE": "true",
             "JAX_COMPILATION_CACHE_DIR": str(self.folder / "programs"),
             "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
             "COLUMNS": "1000",

@@ -14,6 +14,7 @@ import pytest
 
 from bottleneck.errors import UserError
 from bottleneck.folders import as_path
+from bottleneck.parallel.compile_cache import Store
 from bottleneck.training import metric_parts as metric_parts_lib
 from bottleneck.training.metric_parts import MetricParts
 from bottleneck.training.run_folder import metric_files, metric_parts
@@ -185,6 +186,17 @@ def test_a_sweep_in_a_bucket(config, environment, bucket, tmp_path):
     assert "2 complete" in run(home, *sweep, "--status")
     output = run(home, "analyze", root, f"--output={tmp_path}/report")
     assert "seed=0" in output and (tmp_path / "report/report.html").exists()
+
+
+def test_compiled_programs_in_a_bucket(bucket, capsys):
+    folder = bucket / "compiled"
+    assert Store(folder).get("one") is None
+    Store(folder).put("one", b"program")
+    assert Store(folder).get("one") == b"program"
+    (folder / "one.program").write_bytes(b"damaged")
+    assert Store(folder).get("one") is None
+    assert capsys.readouterr().err.count("is damaged") == 1
+    assert not (folder / "one.program").exists()
 
 
 @pytest.mark.filterwarnings("ignore:Sending a large body:ResourceWarning")  # gcsfs's own way

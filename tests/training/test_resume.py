@@ -44,8 +44,9 @@ def get_config():
 """
 
 
-# One device, as on a user's machine.
-ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
+# As on a user's machine: one device, and what starts again loads what the first start compiled.
+OURS = ("XLA_FLAGS", "JAX_ENABLE_COMPILATION_CACHE")
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in OURS}
 
 
 def start(command, *more):
