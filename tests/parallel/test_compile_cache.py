@@ -15,6 +15,7 @@ from bottleneck.parallel.compile_cache import Store
 PROGRAM = """
 import json, sys
 import jax, jax.numpy as jnp
+from bottleneck.config import Config
 from bottleneck.parallel import compile_cache
 
 seen = []
@@ -143,6 +144,7 @@ def test_none_is_off():
 def test_many_processes_share_a_given_folder_alone(tmp_path):
     chosen = f"""
 import jax
+from bottleneck.config import Config
 from bottleneck.parallel import compile_cache
 
 jax.distributed.is_initialized = lambda: True
