@@ -28,6 +28,7 @@ from matplotlib.ticker import (
 from scipy.optimize import isotonic_regression
 
 from bottleneck.analysis.runs import Run
+from bottleneck.errors import spelled_out
 from bottleneck.folders import write_whole
 
 WIDTH = 9.6  # inches; a report shows it about 960 pixels wide, so that 9.5 points are 13 pixels
@@ -128,6 +129,11 @@ def save(figure: Figure, path: Path) -> Path:
     return path
 
 
+def plain(name: str) -> str:
+    """A name as text of a figure: what matplotlib would take for a formula is none."""
+    return spelled_out(name).replace("$", r"\$")
+
+
 def label_line_ends(axes: Axes, ends: Sequence[tuple[float, float, str, Style]]) -> None:
     """Writes each name beside the axes, level with the end (x, y) of its line, none over another.
 
@@ -150,7 +156,7 @@ def label_line_ends(axes: Axes, ends: Sequence[tuple[float, float, str, Style]])
     for (x, y, name, style), position in zip(clipped, positions, strict=True):
         line = {"arrowstyle": "-", "color": style.colour, "linewidth": 0.6}
         axes.annotate(
-            name,
+            plain(name),
             xy=(x, y),
             xytext=(1.06, position),
             textcoords="axes fraction",
@@ -165,7 +171,7 @@ def label_line_ends(axes: Axes, ends: Sequence[tuple[float, float, str, Style]])
 def legend(figure: Figure, shown: dict[str, Style]) -> None:
     """Names the runs at the right of the figure; nothing where there is only one."""
     if len(shown) > 1:
-        handles = [Line2D([], [], label=name, **style.line) for name, style in shown.items()]
+        handles = [Line2D([], [], label=plain(name), **style.line) for name, style in shown.items()]
         figure.legend(handles=handles, loc="outside right center")
 
 

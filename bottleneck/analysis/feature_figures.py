@@ -13,7 +13,7 @@ import numpy as np
 from matplotlib.figure import Figure
 
 from bottleneck import sealed
-from bottleneck.analysis.drawing import DISTINCT, WIDTH, log2_ticks, styled
+from bottleneck.analysis.drawing import DISTINCT, WIDTH, log2_ticks, plain, styled
 from bottleneck.errors import UserError
 
 PROBE = "probe.json"
@@ -39,7 +39,7 @@ def features_figure(folders: Sequence[Path]) -> Figure:
         record, colour = read_probe(folder), DISTINCT[i % len(DISTINCT)]
         values = np.array(record["anisotropy"])
         depth = np.linspace(0, 1, len(values))
-        of_depth.plot(depth, values, color=colour, marker="o", label=record["model"])
+        of_depth.plot(depth, values, color=colour, marker="o", label=plain(record["model"]))
         for kind, line in (("plain", "-"), ("whitened", "--")):
             if kind in record:
                 sweep = {name: np.array(some[:-1]) for name, some in record[kind].items()}

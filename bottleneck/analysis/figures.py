@@ -27,6 +27,7 @@ from bottleneck.analysis.drawing import (
     legend,
     log2_ticks,
     log10_ticks,
+    plain,
     styled,
     styles,
 )
@@ -120,7 +121,7 @@ def spectrum(runs: Sequence[Run], paper: bool = False) -> Figure:
             lay_over(panel, run, mesh)
         panel.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
         panel.grid(False)
-        panel.set_title(run.name)
+        panel.set_title(plain(run.name))
         if run.head_rank <= n_values:
             panel.text(
                 *(0.5, math.sqrt((run.head_rank - 0.5) * (n_values + 0.5))),

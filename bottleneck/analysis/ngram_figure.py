@@ -15,7 +15,7 @@ from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
-from bottleneck.analysis.drawing import DISTINCT, GREY, SMALL, WIDTH, Style, styled
+from bottleneck.analysis.drawing import DISTINCT, GREY, SMALL, WIDTH, Style, plain, styled
 from bottleneck.analysis.ngrams import Spectrum
 
 _LAST = 25_000  # d, where the paper's figure ends
@@ -63,7 +63,7 @@ def figure_7(spectra: Sequence[Spectrum], paper: bool = False) -> Figure:
         if one.halves is not None:
             d_half = _places(min(len(one.halves.w_error) - 1, _LAST))
             left.plot(d_half, one.halves.w_error[d_half], color=colour, lw=1.2, ls=(0, (1, 1)))
-        handles.append(Line2D([], [], color=colour, ls=dash, label=one.label))
+        handles.append(Line2D([], [], color=colour, ls=dash, label=plain(one.label)))
     handles.append(Line2D([], [], color=GREY, lw=1, ls=(0, (4, 2)), label="null: one-hot rows"))
     if any(one.halves is not None for one in spectra):
         handles.append(

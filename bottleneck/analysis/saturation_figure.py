@@ -14,6 +14,7 @@ from bottleneck.analysis.drawing import (
     WIDTH,
     NothingToShow,
     Style,
+    plain,
     styled,
     styles,
 )
@@ -53,7 +54,7 @@ def saturation_figure(runs: Sequence[Run]) -> Figure:
     for run, series, found in shown:
         style, late = look[run.name], late_part(series.steps)
         above = series.loss[late] / found.best_loss - 1
-        label = f"{run.name}: {found.verdict} ({_chance(found)})"
+        label = f"{plain(run.name)}: {found.verdict} ({_chance(found)})"
         panels[0].plot(series.steps[late], above, ms=3, label=label, **style.line)
         if found.interval is not None:
             panels[0].vlines(found.final_step, *found.interval, color=style.colour)
@@ -114,6 +115,6 @@ def _draw_onsets(panel: Axes, rising: dict[str, dict[str, Onset]], look: dict[st
     panel.set(
         title="where a rise begins (about 90 %)", xlabel="step", ylim=(len(rising) - 0.4, -0.6)
     )
-    panel.set_yticks(range(len(rising)), labels=list(rising), size=SMALL)
+    panel.set_yticks(range(len(rising)), labels=[*map(plain, rising)], size=SMALL)
     for label, name in zip(panel.get_yticklabels(), rising, strict=True):
         label.set_color(look[name].ink)

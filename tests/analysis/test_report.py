@@ -1,4 +1,5 @@
 import base64
+import json
 import re
 from html.parser import HTMLParser
 
@@ -142,3 +143,33 @@ def test_names_of_runs_are_text_not_markup(one_figure, make_run, tmp_path):
     )
     assert "b" not in page.tags
     assert "Run <b>&amp; 5$: head rank 64" in text
+
+
+def test_nothing_that_a_run_folder_says_is_markup(one_figure, make_run, tmp_path):
+    hostile = '"><script>alert(1)</script><img src=x onerror=alert(1)>{style}'
+    paths = [make_run(f"<u title='{i}'>", steps=50, seed=i) for i in (1, 2)]
+    for path in paths:
+        record = json.loads((path / "config.json").read_text())
+        record["config"]["data"]["tokenizer"] = f"{path.name}{hostile}"
+        record |= {"versions": {hostile: hostile}, "mesh": {hostile: 1}, "series": hostile}
+        (path / "config.json").write_text(json.dumps(record | {"git_revision": hostile}))
+    page, text = read(write_report([*map(load_run, paths)], tmp_path / "report"))
+    assert page.tags.count("img") == page.tags.count("script") == 1  # the figure, our own
+    assert "u" not in page.tags
+    assert f"{paths[0].name}{hostile}" in text  # among the fields that differ
+    assert f"checkpoints of {hostile}" in text and f"{hostile} {hostile}" in text
+    assert all(reference.startswith("data:image/") for reference in page.references)
+
+
+def test_names_of_runs_are_no_formulas(monkeypatch, make_run, tmp_path):
+    wanted = ("loss", "saturation", "gap_by_rank", "spectrum", "singular_entropy")
+    monkeypatch.setattr(
+        "bottleneck.analysis.report.EXHIBITS", [e for e in EXHIBITS if e.name in wanted]
+    )
+    # matplotlib cannot read the first, and would set the second in italics without its signs.
+    names = [r"$\bad{$", "$x$ y", "--><script>"]
+    runs = [load_run(make_run(name, probe_every=40, seed=i)) for i, name in enumerate(names)]
+    write_report(runs, tmp_path / "report")
+    drawn = [(tmp_path / f"report/figures/{name}.svg").read_text() for name in wanted]
+    for svg in drawn:
+        assert "$x$ y" in svg and "<script" not in svg
