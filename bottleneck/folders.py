@@ -15,7 +15,7 @@ import os
 import shutil
 import socket
 from collections.abc import Callable, Iterator
-from pathlib import Path
+from pathlib import Path, PurePosixPath
 from typing import Any
 
 from bottleneck.errors import UserError
@@ -50,6 +50,12 @@ def as_path(path: str | os.PathLike[str]) -> Path:
 def absolute(path: Path) -> Path:
     """One path for one folder, however it is named."""
     return path if is_remote(path) else path.resolve()
+
+
+def is_inside(name: str) -> bool:
+    """Whether a name that data give, joined to a folder, is of something in it."""
+    path = PurePosixPath(name)
+    return path.parts != () and not path.is_absolute() and ".." not in path.parts
 
 
 def size(path: Path) -> int:

@@ -15,7 +15,7 @@ import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal
+from typing import Any, Literal, get_args
 
 import jax.numpy as jnp
 import ml_dtypes
@@ -152,9 +152,12 @@ def load_features(path: str | os.PathLike[str]) -> FeatureSet:
 
 def _read_manifest(path: Path) -> Manifest:
     try:
-        return Manifest(**sealed.read(path / _MANIFEST, _ANEW))
-    except TypeError as error:
-        raise UserError(f"{path / _MANIFEST} is no manifest of features: {error}") from error
+        manifest = Manifest(**sealed.read(path / _MANIFEST, _ANEW))
+        if manifest.dtype not in DTYPES or not set(manifest.tokens) <= set(get_args(Part)):
+            raise ValueError(f"it has {manifest.dtype} and the parts {[*manifest.tokens]}")
+        return manifest
+    except (ValueError, TypeError) as error:
+        raise UserError(f"{path / _MANIFEST} is damaged: {error}") from error
 
 
 class FeatureWriter:

@@ -36,7 +36,10 @@ def main(argv: list[str]) -> int:
         "--batch_size", type=whole(1, 2**16), default=16, metavar="B", help="default: 16"
     )
     parser.add_argument(
-        "--include", type=Path, metavar="DIR", help="with tasks of your own, in YAML"
+        "--include",
+        type=Path,
+        metavar="DIR",
+        help="with tasks of your own, in YAML, which may name code that is then run",
     )
     parser.add_argument("--output", type=Path, metavar="FILE", help="instead of evaluation.jsonl")
     flags = parser.parse_args(argv)

@@ -11,7 +11,8 @@ from typing import Any
 
 from bottleneck.data.checked_files import FileInfo, cannot_read, damaged
 from bottleneck.data.corpus import Fingerprint
-from bottleneck.data.shards import CHECKSUMS
+from bottleneck.data.shards import CHECKSUMS, DTYPES
+from bottleneck.folders import is_inside
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
@@ -64,7 +65,14 @@ def read_manifest(folder: Path) -> Manifest:
         fields["fingerprint"] = Fingerprint(**fields["fingerprint"])
         fields["splits"] = {name: SplitInfo(**info) for name, info in fields["splits"].items()}
         fields["files"] = {name: FileInfo(**info) for name, info in fields["files"].items()}
-        return Manifest(**fields)
+        manifest = Manifest(**fields)
+        # A cache may come from a stranger, and a sha256 of a manifest is soon made.
+        names = [*manifest.files, *(n for split in manifest.splits.values() for n in split.shards)]
+        if outside := sorted(name for name in names if not is_inside(name)):
+            raise ValueError(f"it names {outside[0]!r}, which is not in its folder")
+        if manifest.dtype not in DTYPES:
+            raise ValueError(f"its dtype is {manifest.dtype!r}, and not one of {', '.join(DTYPES)}")
+        return manifest
     except OSError as error:
         raise cannot_read(path, error) from error
     except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:

@@ -34,12 +34,13 @@ SHARD_TOKENS = 2**28  # half a gigabyte of uint16
 BLOCK_BYTES = 2**16
 
 CHECKSUMS = ".crc32"  # the suffix of the tables
+DTYPES = ("<u2", "<u4")  # of tokens on disk
 _CHECKSUM = np.dtype("<u4")
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
     """The smallest type on disk that holds every id below vocab_size."""
-    return np.dtype("<u2" if vocab_size <= 2**16 else "<u4")
+    return np.dtype(DTYPES[vocab_size > 2**16])
 
 
 class ShardWriter:

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import json
+import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
 from types import TracebackType
@@ -127,11 +128,15 @@ def _files(folder: Path) -> list[Path]:
 
 def conversion(source: str | Path, revision: str | None) -> str:
     """A command that turns a model which transformers can load into a folder of safetensors."""
-    where = f'"{source}"' if revision is None else f'"{source}", revision="{revision}"'
-    return (
-        "python -c 'from transformers import AutoModelForCausalLM as M; "
-        f'M.from_pretrained({where}).save_pretrained("converted")\''
+    where = json.dumps(str(source))
+    if revision is not None:
+        where += f", revision={json.dumps(revision)}"
+    program = (
+        "from transformers import AutoModelForCausalLM as M; "
+        f'M.from_pretrained({where}).save_pretrained("converted")'
     )
+    # It will be pasted into a shell, and a folder may have any name.
+    return f"python -c {shlex.quote(program)}"
 
 
 def _index(folder: Path) -> dict[str, str]:

@@ -11,11 +11,11 @@ import hashlib
 import os
 from collections.abc import Iterator
 from concurrent.futures import ThreadPoolExecutor
-from pathlib import Path, PurePosixPath
+from pathlib import Path
 from typing import Any
 
 from bottleneck import sealed
-from bottleneck.folders import is_remote, size
+from bottleneck.folders import is_inside, is_remote, size
 
 SEAL = "seal.json"
 
@@ -46,17 +46,12 @@ def damage(item: Path, part: int = 0, parts: int = 1) -> str | None:
     except (ValueError, TypeError, LookupError, AttributeError, OSError) as error:
         return f"{item / SEAL} cannot be read: {error}"
     # A checkpoint may come from a stranger, and a seal that agrees with itself is soon made.
-    if outside := sorted(name for name in facts if not _is_inside(name)):
+    if outside := sorted(name for name in facts if not is_inside(name)):
         return f"{item / SEAL} names {outside[0]!r}, which is not in its folder"
     names = sorted(facts)[part::parts]
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         problems = pool.map(lambda name: _changed(item / name, *facts[name]), names)
         return next((problem for problem in problems if problem is not None), None)
-
-
-def _is_inside(name: str) -> bool:
-    path = PurePosixPath(name)
-    return path.parts != () and not path.is_absolute() and ".." not in path.parts
 
 
 def _changed(path: Path, n_bytes: int, sha256: str | None) -> str | None:

@@ -210,6 +210,14 @@ def test_a_truncated_file_is_damage_that_is_named(made, tmp_path):
         load_features(tmp_path / "set")
 
 
+@pytest.mark.parametrize("change", [{"tokens": {"../train": 0}}, {"dtype": "object"}])
+def test_a_manifest_of_other_parts_or_types_is_damage(made, tmp_path, change):
+    path = made(tmp_path / "set").path / "manifest.json"
+    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    with pytest.raises(UserError, match=r"manifest\.json is damaged: it has"):
+        load_features(tmp_path / "set")
+
+
 def test_heads_of_other_layers_and_heads_that_are_not_linear_are_refused(made, tmp_path):
     made(tmp_path / "last").require_linear_head()
     with pytest.raises(UserError, match=r"holds layer 1 of 2.*take --layer=2"):

@@ -16,7 +16,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bottleneck.config import DataConfig
-from bottleneck.data import shards
+from bottleneck.data import manifest, shards
 from bottleneck.data.batches import Batches, held_out
 from bottleneck.data.tokens import TokenCache, open_cache, prepare
 from bottleneck.errors import UserError
@@ -272,3 +272,32 @@ def test_a_damaged_cache_is_mended_by_what_the_message_says(tmp_path):
     for path in cache.path.iterdir():
         flip(path, 300)
     assert contents_of(prepare(config, rebuild=True)) == expected
+
+
+def rewrite(folder: Path, change) -> None:
+    """Changes a manifest and gives it the hash of what it then is."""
+    fields = json.loads((folder / manifest.MANIFEST).read_text())
+    del fields["sha256"]
+    change(fields)
+    fields["sha256"] = manifest._digest_of(fields)
+    (folder / manifest.MANIFEST).write_text(json.dumps(fields))
+
+
+@pytest.mark.parametrize("name", ["../secret.bin", "/secret.bin", "a/../../secret.bin", "..", ""])
+@pytest.mark.parametrize("where", ["files", "shards"])
+def test_a_manifest_that_names_files_outside_of_its_folder_is_refused(copy, name, where):
+    def point_outside(fields):
+        fields["files"][name] = next(iter(fields["files"].values()))
+        if where == "shards":
+            fields["splits"]["train"]["shards"] = [name]
+
+    rewrite(copy, point_outside)
+    with pytest.raises(UserError, match=r"it names .*, which is not in its folder"):
+        open_cache(copy)
+
+
+@pytest.mark.parametrize("dtype", ["O", "<u8", "V8", ">u2", "f4", 2])
+def test_a_manifest_with_another_type_of_tokens_is_refused(copy, dtype):
+    rewrite(copy, lambda fields: fields.update(dtype=dtype))
+    with pytest.raises(UserError, match=r"its dtype is .*, and not one of <u2, <u4"):
+        open_cache(copy)

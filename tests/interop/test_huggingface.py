@@ -1,6 +1,8 @@
 """Released models in and out: what is saved comes back, on any mesh, within its memory."""
 
+import ast
 import json
+import shlex
 import struct
 import subprocess
 import sys
@@ -15,6 +17,7 @@ from bottleneck.config import MeshConfig, ModelConfig
 from bottleneck.errors import UserError
 from bottleneck.interop import safetensors_folder
 from bottleneck.interop.huggingface import from_pretrained, save_pretrained
+from bottleneck.interop.safetensors_folder import conversion
 from bottleneck.model import transformer
 from bottleneck.parallel import mesh as mesh_lib
 
@@ -293,6 +296,20 @@ def test_a_header_that_says_it_is_huge_takes_no_memory(spoilt, n_bytes):
     path.write_bytes(struct.pack("<Q", n_bytes) + b"{}" + bytes(16))
     with pytest.raises(UserError, match="is not a whole safetensors file"):
         from_pretrained(path.parent)
+
+
+@pytest.mark.parametrize(
+    "name", ["a model", "x'; touch ran; '", '$(touch ran)"', "`touch ran`", "\\"]
+)
+def test_the_command_that_converts_a_pickle_is_safe_to_paste(tmp_path, name):
+    command = conversion(name, revision=name)
+    program = shlex.split(command)
+    assert program[:2] == ["python", "-c"] and len(program) == 3
+    [call] = [n for n in ast.walk(ast.parse(program[2])) if getattr(n, "keywords", None)]
+    assert [call.args[0].value, call.keywords[0].value.value] == [name, name]
+    script = f"python() {{ :; }}; {command}"
+    subprocess.run(["bash", "-c", script], cwd=tmp_path, check=True)  # noqa: S607
+    assert not list(tmp_path.iterdir())
 
 
 def test_a_model_that_no_family_has_is_refused(build, tmp_path):
