@@ -39,7 +39,7 @@ TRAIN := $(PY) -m bottleneck train --config=configs/nano.py
 KNOWN := $(PY) -m bottleneck train --config=configs/known_rank.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock demo calibration test test-hf test-slow faults lint format clean FORCE
+.PHONY: help install lock demo calibration test test-hf test-slow faults lint format audit clean FORCE
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -90,6 +90,13 @@ lint: $(STAMP) ## Check format, style, the order of imports, and types.
 format: $(STAMP) ## Put the code into the one format, and mend what ruff can mend.
 	$(PY) -m ruff format
 	$(PY) -m ruff check --fix
+
+# OSV rather than pip-audit's default, PyPI: without a network that one skips every package and says
+# that nothing was found.
+audit: $(STAMP) ## Look for known vulnerabilities in what is installed; needs a network.
+	@$(PY) -c 'import pip_audit' 2>/dev/null || \
+	    $(PY) -m pip install -qq --disable-pip-version-check pip-audit
+	$(PY) -m pip_audit --vulnerability-service=osv --skip-editable
 
 clean: ## Remove environments and caches; runs/ stays.
 	rm -rf .venv .venv-* build dist *.egg-info .hypothesis .import_linter_cache .mypy_cache \
