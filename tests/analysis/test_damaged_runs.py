@@ -252,7 +252,7 @@ def test_foreign_names_among_checkpoints_and_probes_are_no_steps(make_run):
         (folder / "probes" / name).touch()
     run = load_run(folder)
     assert run.steps == [200] and run.probe_steps == [0, 50, 100]
-    with pytest.raises(UserError, match="the checkpoint of step 200 cannot be read: ") as error:
+    with pytest.raises(UserError, match="the checkpoint of step 200 is damaged: ") as error:
         run.params()
     one_line(error)
 
