@@ -115,8 +115,8 @@ def use(config: Config | None = None) -> None:
     folder = config.compile_cache
     if folder == "auto":
         folder = None if jax.distributed.is_initialized() else f"{config.data.cache_dir}/compiled"
-    of_jax: Any = jax.config
-    is_decided = of_jax.jax_compilation_cache_dir or not of_jax.jax_enable_compilation_cache
+    options: Any = jax.config
+    is_decided = options.jax_compilation_cache_dir or not options.jax_enable_compilation_cache
     if folder is None or is_decided:
         return
     store = Store(as_path(folder) / _machine())

@@ -115,7 +115,8 @@ def _train_from(
                     report.probe(0, prober.measure(params))
                 if config.checkpoint.is_due(0):
                     saved.save(0, params, opt_state)
-            for step, batch in device_batches(batches, mesh, start or 0, steps):
+            fed = device_batches(batches, mesh, start or 0, steps)
+            for step, batch in report.waited("data", fed):
                 params, opt_state, metrics = train_step(params, opt_state, batch)
                 done = step + 1
                 report.train(done, metrics)

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Self
+from typing import Any, Self, TypeVar
 
 import jax
 import numpy as np
@@ -23,6 +23,8 @@ from bottleneck.training.progress import Progress
 from bottleneck.training.step import Metrics
 
 PROBES = "probes"
+
+_T = TypeVar("_T")
 
 _MOST_WAITING = 100  # steps that nobody has looked at
 
@@ -81,13 +83,24 @@ class Reporter:
         self._waiting: list[tuple[int, Metrics]] = []
 
     def _train_seconds(self) -> float:
-        return time.perf_counter() - self._started - sum(self._stopwatch.seconds.values())
+        # Waiting for data is part of training: a slow disk shows in the tokens a second.
+        booked = {k: s for k, s in self._stopwatch.seconds.items() if k != "data"}
+        return time.perf_counter() - self._started - sum(booked.values())
 
     @contextmanager
     def booked(self, reason: str) -> Iterator[None]:
         """Books the time inside under a reason other than training."""
         with self._stopwatch.booked(reason):
             yield
+
+    def waited(self, reason: str, items: Iterator[_T]) -> Iterator[_T]:
+        """The items, the time until each is there booked under a reason."""
+        while True:
+            with self._stopwatch.booked(reason):
+                item = next(items, None)
+            if item is None:
+                return
+            yield item
 
     def train(self, step: int, metrics: Metrics) -> None:
         """Takes the metrics of a step just dispatched, and writes those that are due."""
