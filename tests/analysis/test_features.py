@@ -9,6 +9,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from bottleneck import sealed
 from bottleneck.analysis import features as features_lib
 from bottleneck.analysis.feature_figures import features_figure, read_probe
 from bottleneck.analysis.feature_set import DTYPES, load_features, writing
@@ -213,7 +214,7 @@ def test_a_truncated_file_is_damage_that_is_named(made, tmp_path):
 @pytest.mark.parametrize("change", [{"tokens": {"../train": 0}}, {"dtype": "object"}])
 def test_a_manifest_of_other_parts_or_types_is_damage(made, tmp_path, change):
     path = made(tmp_path / "set").path / "manifest.json"
-    path.write_text(json.dumps(json.loads(path.read_text()) | change))
+    sealed.write(path, sealed.loads(path.read_bytes()) | change)
     with pytest.raises(UserError, match=r"manifest\.json is damaged: it has"):
         load_features(tmp_path / "set")
 
