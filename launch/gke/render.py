@@ -45,8 +45,8 @@ def render(template: str, settings: dict[str, str], arguments: list[str]) -> str
         if value.isascii() and value.isdigit()
     }
     values |= {
-        # Kubernetes would take $(NAME) in an argument for a variable; $$ is a dollar sign.
-        "ARGS": json.dumps([argument.replace("$(", "$$(") for argument in arguments])[1:-1],
+        # Kubernetes takes $(NAME) in an argument for a variable, and any $$ for a dollar sign.
+        "ARGS": json.dumps([argument.replace("$", "$$") for argument in arguments])[1:-1],
         "NODE_LABELS": "".join(
             f"\n                {key}: {json.dumps(value)}" for key, value in labels.items()
         ),

@@ -1,6 +1,7 @@
 """The JobSets of gke/: valid by Kubernetes' own schemas, and in accord with the table of slices."""
 
 import json
+import re
 
 import pytest
 import yaml
@@ -8,6 +9,7 @@ import yaml
 from bottleneck.parallel.slices import all_slices
 
 RUN = ["train", "--config=configs/pythia.py:410m", '--config.data.paths=/a "b": {c}, $(d) $e']
+RUN += ["--workdir=gs://b/$$(HOME)$$", "$$$(NAME)", "$"]
 
 # The fields used here of jobset.x-k8s.io/v1alpha2, as its API reference gives them.
 JOBSET = {
@@ -85,8 +87,10 @@ def container_of(manifest):
 
 def arguments_of(manifest):
     """As Kubernetes hands them to the program: $(NAME) from the environment, $$ a dollar sign."""
+    pattern = re.compile(r"\$\$|\$\((\w+)\)")
+    environment = {"JOB_COMPLETION_INDEX": "0", "HOME": "/root", "NAME": "mine", "d": "other"}
     return [
-        argument.replace("$(JOB_COMPLETION_INDEX)", "0").replace("$$(", "$(")
+        pattern.sub(lambda found: environment[found[1]] if found[1] else "$", argument)
         for argument in container_of(manifest)["args"]
     ]
 
