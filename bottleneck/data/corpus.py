@@ -208,6 +208,9 @@ def _tfds(config: DataConfig) -> Corpus:
 
     name, field = config.tfds_name, config.text_field
     try:
+        if tfds.core.naming.parse_builder_name_kwargs(name)[0].namespace is not None:
+            # TFDS would download its code, and run it.
+            raise ValueError("data sets of a community are code of others, which is not run here")
         builder = tfds.builder(name, data_dir=config.tfds_data_dir)
         if not builder.is_prepared():
             builder.download_and_prepare(file_format="array_record")

@@ -193,6 +193,7 @@ def test_tfds_takes_part_of_a_split(tfds_dir):
         ({"tfds_name": "lm1bb"}, "tfds_name='lm1bb' is not a TFDS data set; did you mean lm1b?"),
         ({"tfds_name": "qqqqqq"}, "'qqqqqq' is not a TFDS data set; see tensorflow.org"),
         ({"tfds_name": "../x"}, "'../x'"),
+        ({"tfds_name": "kaggle:texts"}, "data sets of a community are code of others"),
         ({"tfds_split": "tran"}, "tfds_split='tran': Unknown split 'tran'. Should be one of"),
         (
             {"text_field": "bodi"},
