@@ -57,8 +57,12 @@ def of(folder, patterns):
 
 
 def contents(folder):
-    """Path → bytes of every file that has its final name, wherever the folder and the code lie."""
-    here = re.compile(re.escape(str(folder).encode()) + rb'|"git_revision": .*')
+    """Path → bytes of every file that has its final name, wherever the folder and the code lie.
+
+    Without the checksum that a file ends with, which is of the folder's name as well.
+    """
+    varying = rb'|"git_revision": .*|"crc32": "[0-9a-f]{8}"'
+    here = re.compile(re.escape(str(folder).encode()) + varying)
     return {
         path.relative_to(folder): here.sub(b"", path.read_bytes())
         for path in (visible_files(folder) if folder.exists() else ())
