@@ -156,10 +156,10 @@ class Checkpointer:
         except (OSError, ValueError) as error:
             number = getattr(error, "errno", None)
             if isinstance(error, ValueError):  # TensorStore's, with the errno in its text
-                found = re.search(r"OS error (\d+)", str(error))
+                found = re.search(r"os_error_code='?(\d+)|OS error (\d+)", str(error))
                 if found is None:
                     raise
-                number = int(found[1])
+                number = int(found[1] or found[2])
             problem = cannot_write(self._folder, number, str(error), size)
             raise UserError(f"{problem}; {_KEPT}") from error
 

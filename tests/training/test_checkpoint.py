@@ -165,6 +165,25 @@ def test_where_none_is_whole_nothing_is_moved(copy):
     assert saved_steps(copy) == [1, 2]
 
 
+@pytest.mark.parametrize(
+    "text",
+    [
+        "RESOURCE_EXHAUSTED: Failed to write 308 bytes to file 11: Disk quota exceeded "
+        "[os_error_code='122']",
+        "RESOURCE_EXHAUSTED: Failed to write: [OS error 122: EDQUOT Disk quota exceeded]",
+    ],
+)
+def test_an_error_of_the_store_below_orbax_is_one_line(copy, monkeypatch, text):
+    with Checkpointer(copy, CheckpointConfig()) as checkpointer:
+
+        def fails(*_, **__):
+            raise ValueError(text)
+
+        monkeypatch.setattr(checkpointer._manager, "save", fails)
+        with pytest.raises(UserError, match="checkpoints: Disk quota exceeded; it takes 244 bytes"):
+            checkpointer.save(3, *state(3))
+
+
 def test_a_save_without_room_says_how_much_it_takes(copy, monkeypatch):
     monkeypatch.setattr("bottleneck.training.checkpoint.free_bytes", lambda path: 100)
     with (
