@@ -8,6 +8,7 @@ import jax.numpy as jnp
 import numpy as np
 import pytest
 
+from bottleneck import sealed
 from bottleneck.config import CheckpointConfig
 from bottleneck.errors import UserError
 from bottleneck.training import checkpoint_seal
@@ -129,8 +130,7 @@ def test_a_seal_of_another_form_is_damage_and_not_an_error(copy, files):
 
 def reseal(item, files):
     """Gives an item a seal that agrees with itself."""
-    seal = {"files": files, "sha256": checkpoint_seal._digest(files)}
-    (item / checkpoint_seal.SEAL).write_text(json.dumps(seal))
+    sealed.write(item / checkpoint_seal.SEAL, {"files": files})
 
 
 @pytest.mark.parametrize("name", ["007", "٣", "²", "3_", "+3"])
