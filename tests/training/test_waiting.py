@@ -24,7 +24,7 @@ def records(workdir):
 
 
 def test_waiting_for_data_is_booked_and_slows_the_tokens_a_second(clock, tmp_path):
-    config = Config(model=ModelConfig(d_model=16, n_layers=1))
+    config = Config(model=ModelConfig(d_model=32, n_layers=1))
     config = dataclasses.replace(config, train=dataclasses.replace(config.train, log_every=1))
 
     def slow():
@@ -51,6 +51,6 @@ def test_waiting_for_data_is_booked_and_slows_the_tokens_a_second(clock, tmp_pat
 
 
 def test_waited_passes_on_every_item_in_order(clock, tmp_path):
-    config = Config(model=ModelConfig(d_model=16, n_layers=1))
+    config = Config(model=ModelConfig(d_model=32, n_layers=1))
     with Reporter(config, tmp_path, 0, 1e9, lambda step: []) as report:
         assert list(report.waited("data", iter([0, 3, 5]))) == [0, 3, 5]
