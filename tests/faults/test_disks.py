@@ -92,7 +92,7 @@ def test_a_full_disk(faults, lab, undisturbed, tmp_path):
         return None
 
     claim = "one line with path and bytes; with more room it ends bit-identical"
-    faults.run_trials("disk full", claim, trial, full=10)
+    faults.run_trials("disk full", claim, trial, full=10, quick=0)
 
 
 def test_a_quota_or_a_broken_disk(faults, lab, undisturbed, tmp_path, shim):
@@ -118,7 +118,7 @@ def test_a_quota_or_a_broken_disk(faults, lab, undisturbed, tmp_path, shim):
         return None
 
     claim = "one line with the path; mended, it ends bit-identical"
-    faults.run_trials("writing fails (EDQUOT, ENOSPC, EIO)", claim, trial, full=20)
+    faults.run_trials("writing fails (EDQUOT, ENOSPC, EIO)", claim, trial, full=20, quick=0)
 
 
 def test_a_slow_disk(faults, lab, undisturbed, tmp_path, shim):
