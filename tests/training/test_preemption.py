@@ -1,4 +1,4 @@
-"""Signals, as they reach a program that waits for a device: real ones, to real processes."""
+"""Signals, as they reach a program in the middle of a step: real ones, to real processes."""
 
 import signal
 import subprocess
@@ -7,15 +7,14 @@ import time
 
 import pytest
 
-# Waits in C with the interpreter's lock let go, as a thread that waits for the device does, so that
-# no handler of Python's could run before it is over.
+# Waits as long as it was told to, whatever signals come meanwhile.
 PROGRAM = """
-import ctypes, sys
+import sys, time
 from bottleneck.training.preemption import EXIT_CODES, Notice
 with Notice(lambda line: print(line, flush=True)) as notice:
     print("ready", flush=True)
     for _ in range(50):
-        ctypes.CDLL(None).usleep(int(sys.argv[1]))  # microseconds
+        time.sleep(float(sys.argv[1]))
         if notice.has_come(1):
             print("saved", flush=True)
             sys.exit(EXIT_CODES[notice.signal])
@@ -24,7 +23,7 @@ with Notice(lambda line: print(line, flush=True)) as notice:
 
 def start(step_seconds=0.1):
     process = subprocess.Popen(
-        [sys.executable, "-c", PROGRAM, str(round(step_seconds * 1e6))],
+        [sys.executable, "-c", PROGRAM, str(step_seconds)],
         stdout=subprocess.PIPE,
         stderr=subprocess.STDOUT,
         text=True,
