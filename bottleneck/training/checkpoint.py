@@ -30,7 +30,7 @@ from orbax.checkpoint.checkpoint_managers import (
 
 from bottleneck.config import CheckpointConfig
 from bottleneck.errors import UserError
-from bottleneck.folders import absolute, cannot_write, free_bytes, is_remote
+from bottleneck.folders import absolute, cannot_write, free_bytes, is_remote, writing
 from bottleneck.training import checkpoint_seal
 from bottleneck.training.run_folder import saved_steps
 
@@ -202,10 +202,13 @@ def _put_damaged_aside(folder: Path) -> None:
     for step, problem in damaged.items():
         aside = folder.parent / "damaged" / f"checkpoint-{step}"
         if jax.process_index() == 0:
-            aside.parent.mkdir(exist_ok=True)
-            number = sum(path.name.startswith(aside.name) for path in aside.parent.iterdir())
-            aside = aside.with_name(f"{aside.name}.{number}") if number else aside
-            (folder / str(step)).rename(aside)
+            with writing(aside):
+                aside.parent.mkdir(exist_ok=True)
+                taken = sum(
+                    path.name.split(".")[0] == aside.name for path in aside.parent.iterdir()
+                )
+                aside = aside.with_name(f"{aside.name}.{taken}") if taken else aside
+                (folder / str(step)).rename(aside)
         print(
             f"the checkpoint of step {step:,} is damaged and is not used: {problem}; "
             f"it now lies in {aside.parent}",

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import contextlib
 import importlib.metadata
-import json
 import re
 import subprocess
 from collections.abc import Collection, Iterator
@@ -51,7 +50,7 @@ def check_continues(workdir: Path, config: Config) -> None:
                 f"--workdir={workdir} is not empty and holds no run; choose a new folder"
             )
         return
-    old = config_lib.parse(json.loads(path.read_text())["config"])
+    old = config_lib.parse(read_config(workdir)["config"])
     changed = [
         line for line in config_lib.differences(old, config) if not line.startswith(_FREE_TO_CHANGE)
     ]

@@ -187,6 +187,16 @@ def test_another_config_is_refused_and_the_fields_named(command, undisturbed):
     assert "model.head_rank: 6 → None; train.steps: 60 → 61" in result.stderr
 
 
+def test_a_config_that_was_damaged_is_one_line(command, undisturbed, tmp_path):
+    text = (undisturbed / "config.json").read_text()
+    for content in (text[:100], text.replace('"d_model": 32', '"d_model": 33')):
+        (tmp_path / "config.json").write_text(content)
+        result = start(command, f"--workdir={tmp_path}")
+        assert result.returncode == 2, result.stderr
+        assert f"{tmp_path / 'config.json'} is damaged" in result.stderr
+        assert "Traceback" not in result.stderr
+
+
 def test_a_folder_that_is_no_run_is_refused(command, tmp_path):
     (tmp_path / "thesis.tex").write_text("years of work")
     result = start(command, f"--workdir={tmp_path}")
