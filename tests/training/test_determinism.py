@@ -69,6 +69,7 @@ def environment(folder, programs, n_devices=1):
     flags = f"--xla_force_host_platform_device_count={n_devices}"
     return os.environ | {
         "XLA_FLAGS": flags if n_devices > 1 else "",
+        "JAX_ENABLE_COMPILATION_CACHE": "true",
         "JAX_COMPILATION_CACHE_DIR": str(folder / programs),
         "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS": "0",
     }
