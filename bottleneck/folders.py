@@ -153,15 +153,13 @@ def locked(path: Path, busy: Callable[[str], None]) -> Iterator[None]:
     Args:
         busy: called with who is in the block, "process 12 on HOST", where another is; it raises, or
             returns to wait.
+    Raises: `OSError` where the lock file cannot be written.
     """
-    with writing(path), contextlib.ExitStack() as stack:
-        file = stack.enter_context(_open_lock(path, busy))
+    with _open_lock(path, busy) as file:
         file.seek(0)
         file.truncate()
         file.write(f"process {os.getpid()} on {socket.gethostname()}")
         file.flush()
-        held = stack.pop_all()
-    with held:
         yield
 
 

@@ -94,9 +94,10 @@ def claimed(workdir: Path, flag: str = "--workdir") -> Iterator[None]:
         )
 
     is_new = not workdir.exists()
-    with writing(workdir):
-        workdir.mkdir(parents=True, exist_ok=True)
-    with locked(workdir / LOCK, refuse):
+    with contextlib.ExitStack() as stack:
+        with writing(workdir):
+            workdir.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(workdir / LOCK, refuse))
         try:
             yield
         finally:

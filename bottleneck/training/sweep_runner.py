@@ -23,7 +23,7 @@ from typing import Literal, NoReturn
 from urllib.parse import quote
 
 from bottleneck.errors import UserError
-from bottleneck.folders import is_remote, locked
+from bottleneck.folders import is_remote, locked, writing
 from bottleneck.training import preemption, run_folder
 from bottleneck.training.progress import console
 from bottleneck.training.sweep import Cell
@@ -82,8 +82,10 @@ def alone(places: Places) -> Iterator[None]:
     def wait(holder: str) -> None:
         console.print(f"{places.name}: waiting for {holder}, which trains it", markup=False)
 
-    places.lock.parent.mkdir(parents=True, exist_ok=True)
-    with locked(places.lock, wait):
+    with contextlib.ExitStack() as stack:
+        with writing(places.lock):
+            places.lock.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(places.lock, wait))
         yield
 
 

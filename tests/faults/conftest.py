@@ -170,10 +170,13 @@ class Program:
         *,
         delay: float = 0.0,
         signal_number: int = signal.SIGKILL,
+        codes: tuple[int, ...] = (0,),
     ) -> bool:
         """Starts the command and kills it, and all that it started, at a moment and a delay.
 
-        Returns: whether it was killed; else it had ended before, and well.
+        Args:
+            codes: with which it may have ended before.
+        Returns: whether it was killed; else it had ended before.
         """
         process = self.start(folder, stdout=subprocess.DEVNULL)
         deadline = time.monotonic() + 300
@@ -184,8 +187,8 @@ class Program:
         if process.poll() is None:
             os.killpg(process.pid, signal_number)
         code = process.wait()
-        assert code in (0, -signal_number), f"exit code {code} before it was killed"
-        return code != 0
+        assert code in (*codes, -signal_number), f"exit code {code} before it was killed"
+        return code == -signal_number
 
 
 @dataclass
@@ -266,7 +269,9 @@ def assert_same_run(ours: Path, theirs: Path, *, tolerance: float = 0.0) -> None
     """Metrics, parameters, moments and probes of two finished runs are the same.
 
     Args:
-        tolerance: 0 asks for the same bits; else metrics and parameters may be so far apart.
+        tolerance: 0 asks for the same bits; else losses and parameters may be so far apart, but for
+            the biases of keys: a softmax does not see them where they are not rotated, so their
+            gradient is rounding alone, which Adam divides by its own size.
     Raises: `WrongResult` where they differ.
     """
     import jax
@@ -279,10 +284,13 @@ def assert_same_run(ours: Path, theirs: Path, *, tolerance: float = 0.0) -> None
         assert a.corpus == b.corpus and a.probe_steps == b.probe_steps
         assert a.steps[-1] == b.steps[-1]
         _assert_same_metrics(metrics(ours), metrics(theirs), tolerance)
-        for mine, other in zip(
-            *(jax.tree.leaves(_state(run)) for run in (ours, theirs)), strict=True
+        for (path, mine), (_, other) in zip(
+            *(jax.tree_util.tree_leaves_with_path(_state(run)) for run in (ours, theirs)),
+            strict=True,
         ):
-            np.testing.assert_allclose(mine, other, rtol=0, atol=tolerance)
+            name = jax.tree_util.keystr(path)
+            if tolerance == 0 or "['key']['bias']" not in name:
+                np.testing.assert_allclose(mine, other, rtol=0, atol=tolerance, err_msg=name)
         for step in b.probe_steps if tolerance == 0 else ():
             mine, other = a.probe(step), b.probe(step)
             assert mine.keys() == other.keys()

@@ -509,7 +509,7 @@ def test_sigkill_of_a_sweep(faults, sweep, everything, tmp_path):
 
     what = "and all that it started" if everything else "alone"
     claim = "started again, its runs are bit-identical to undisturbed ones"
-    faults.run_trials(f"SIGKILL of `sweep` {what}", claim, trial, full=8, quick=0)
+    faults.run_trials(f"SIGKILL of `sweep` {what}", claim, trial, full=10, quick=0)
 
 
 @pytest.mark.parametrize(
