@@ -2,7 +2,6 @@
 
 import json
 import os
-import random
 import shutil
 import signal
 import subprocess
@@ -14,6 +13,7 @@ from typing import NamedTuple
 import jax
 import numpy as np
 import pytest
+from small_runs import write_experiment
 
 from bottleneck.analysis import series_source
 from bottleneck.analysis.report import EXHIBITS, write_report
@@ -28,30 +28,15 @@ from bottleneck.training.probing import ProbeRecord
 
 STEPS = (0, 4, 8, 12, 16)
 
-CONFIG = """
-from bottleneck.config import base
-
-def get_config():
-    config = base()
-    config.data.corpus = "text"
-    config.data.paths = ({text!r},)
-    config.data.cache_dir = {cache!r}
-    config.data.tokenizer_vocab_size = 300
-    config.data.heldout_fraction = 0.2
-    config.model.vocab_size = 300
-    config.model.d_model = 32
-    config.model.n_layers = 2
-    config.mesh.replica, config.mesh.fsdp = -1, 1  # what compiles soonest
-    config.train.steps = 16
-    config.train.batch_size = 4
-    config.train.sequence_length = 32
-    config.probe.every = 4
-    config.probe.tokens = 512
-    config.checkpoint.every = 4
-    config.checkpoint.keep_every = 4
-    config.checkpoint.steps = (0,)
-    return config
-"""
+SETTINGS = {
+    "mesh.replica": -1,  # with fsdp at 1, what compiles soonest
+    "mesh.fsdp": 1,
+    "train.steps": 16,
+    "probe.every": 4,
+    "checkpoint.every": 4,
+    "checkpoint.keep_every": 4,
+    "checkpoint.steps": (0,),
+}
 
 # Compiling takes longer than all that is compiled. One device, where this process poses as four.
 QUICKLY = "jax_disable_most_optimizations"
@@ -69,13 +54,7 @@ def compiled_quickly():
 def trained(tmp_path_factory):
     """(folder of a run trained here, the file of its config)."""
     folder = tmp_path_factory.mktemp("series")
-    source = random.Random(0)
-    words = [f"word{i}" for i in range(50)]
-    (folder / "text").mkdir()
-    for i in range(60):
-        (folder / "text" / f"{i}.txt").write_text(" ".join(source.choices(words, k=120)))
-    file = folder / "config.py"
-    file.write_text(CONFIG.format(text=str(folder / "text"), cache=str(folder / "cache")))
+    file = write_experiment(folder, SETTINGS)
     train(load_config(str(file), {}), folder / "run")
     return folder / "run", file
 

@@ -3,13 +3,13 @@
 import errno
 import json
 import os
-import random
 import shutil
 
 import jax
 import numpy as np
 import pytest
 from safetensors.numpy import load_file, save_file
+from small_runs import write_experiment
 
 from bottleneck.analysis.runs import load_run
 from bottleneck.analysis.series_audit import left_out_steps
@@ -24,38 +24,10 @@ from bottleneck.training.probing import ProbeRecord
 
 STEPS = (0, 4, 8, 12, 16)
 
-CONFIG = """
-from bottleneck.config import base
-
-def get_config():
-    config = base()
-    config.data.corpus = "text"
-    config.data.paths = ({text!r},)
-    config.data.cache_dir = {cache!r}
-    config.data.tokenizer_vocab_size = 300
-    config.data.heldout_fraction = 0.2
-    config.model.vocab_size = 300
-    config.model.d_model = 32
-    config.model.n_layers = 2
-    config.train.steps = 16
-    config.train.batch_size = 4
-    config.train.sequence_length = 32
-    config.probe.tokens = 512
-    return config
-"""
-
 
 @pytest.fixture(scope="module")
 def config_file(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("text")
-    source = random.Random(0)
-    (folder / "text").mkdir()
-    for i in range(60):
-        words = (f"word{source.randrange(50)}" for _ in range(120))
-        (folder / "text" / f"{i}.txt").write_text(" ".join(words))
-    file = folder / "config.py"
-    file.write_text(CONFIG.format(text=str(folder / "text"), cache=str(folder / "cache")))
-    return file
+    return write_experiment(tmp_path_factory.mktemp("text"), {"train.steps": 16})
 
 
 @pytest.fixture(scope="module")

@@ -8,9 +8,7 @@ results; of the full set it is in runs/faults.md as well.
 
 from __future__ import annotations
 
-import json
 import os
-import random
 import signal
 import subprocess
 import sys
@@ -21,38 +19,19 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import pytest
+import small_runs
+from small_runs import last_step, metrics, saved_steps  # noqa: F401
+
+SETTINGS = {
+    "model.head_rank": 6,
+    "train.steps": 60,
+    "train.batch_size": 8,
+    "probe.every": 20,
+    "checkpoint.every": 7,
+}
 
 IS_FULL = os.environ.get("FAULTS") == "full"
-
-TIMINGS = ("tokens_per_second", "mfu", "crc32")
-
-CONFIG = """
-from bottleneck.config import base
-
-def get_config():
-    config = base()
-    config.data.corpus = "text"
-    config.data.paths = ({text!r},)
-    config.data.cache_dir = {cache!r}
-    config.data.tokenizer_vocab_size = 300
-    config.data.heldout_fraction = 0.2
-    config.model.vocab_size = 300
-    config.model.d_model = 32
-    config.model.n_layers = 2
-    config.model.head_rank = 6
-    config.optimizer.warmup_steps = 5
-    config.train.steps = 60
-    config.train.batch_size = 8
-    config.train.sequence_length = 32
-    config.train.log_every = 1
-    config.train.peak_flops = 1e9
-    config.probe.every = 20
-    config.probe.tokens = 512
-    config.checkpoint.every = 7
-    return config
-"""
 
 
 class WrongResult(AssertionError):
@@ -225,114 +204,12 @@ class Lab:
         return Program(arguments, self.environment | environment, prelude)
 
 
-def _make_lab(folder: Path) -> Lab:
-    words = [f"word{i}" for i in range(50)]
-    source = random.Random(0)
-    (folder / "text").mkdir()
-    for i in range(60):
-        text = " ".join(source.choices(words, k=400))
-        (folder / "text" / f"{i}.txt").write_text(text)
-    settings = {"text": str(folder / "text"), "cache": str(folder / "cache")}
-    (folder / "config.py").write_text(CONFIG.format(**settings))
-    return Lab(folder)
-
-
-def last_step(workdir: Path) -> int:
-    """The last step whose metrics are on record, -1 where there is none."""
-    path = workdir / "metrics.jsonl"
-    lines = path.read_bytes().splitlines(keepends=True) if path.exists() else []
-    whole = [line for line in lines if line.endswith(b"\n")]
-    return max((json.loads(line)["step"] for line in whole), default=-1)
-
-
-def saved_steps(workdir: Path) -> list[int]:
-    """Steps with a checkpoint that has its name, ascending."""
-    from bottleneck.training import run_folder
-
-    return run_folder.saved_steps(workdir / "checkpoints")
-
-
-def metrics(workdir: Path) -> dict[tuple[int, str], dict[str, Any]]:
-    """The last line of each (step, split), without timings."""
-    last = {}
-    for line in (workdir / "metrics.jsonl").read_text().splitlines():
-        record = json.loads(line)
-        last[record["step"], record["split"]] = {
-            name: value
-            for name, value in record.items()
-            if name not in TIMINGS and not name.endswith("seconds")
-        }
-    return last
-
-
 def assert_same_run(ours: Path, theirs: Path, *, tolerance: float = 0.0) -> None:
-    """Metrics, parameters, moments and probes of two finished runs are the same.
-
-    Args:
-        tolerance: 0 asks for the same bits; else losses and parameters may be so far apart, but for
-            the biases of keys: a softmax does not see them where they are not rotated, so their
-            gradient is rounding alone, which Adam divides by its own size.
-    Raises: `WrongResult` where they differ.
-    """
-    import jax
-
-    from bottleneck.analysis.runs import load_run
-
+    """As `small_runs.assert_same_run`; raises `WrongResult` where they differ."""
     try:
-        a, b = load_run(ours), load_run(theirs)
-        assert a.is_complete and b.is_complete
-        assert a.corpus == b.corpus and a.probe_steps == b.probe_steps
-        assert a.steps[-1] == b.steps[-1]
-        _assert_same_metrics(metrics(ours), metrics(theirs), tolerance)
-        for (path, mine), (_, other) in zip(
-            *(jax.tree_util.tree_leaves_with_path(_state(run)) for run in (ours, theirs)),
-            strict=True,
-        ):
-            name = jax.tree_util.keystr(path)
-            if tolerance == 0 or "['key']['bias']" not in name:
-                np.testing.assert_allclose(mine, other, rtol=0, atol=tolerance, err_msg=name)
-        for step in b.probe_steps if tolerance == 0 else ():
-            mine, other = a.probe(step), b.probe(step)
-            assert mine.keys() == other.keys()
-            for name in other:
-                np.testing.assert_array_equal(mine[name], other[name])
+        small_runs.assert_same_run(ours, theirs, tolerance=tolerance)
     except AssertionError as error:
         raise WrongResult(str(error)) from error
-
-
-def _assert_same_metrics(ours: Any, theirs: Any, tolerance: float) -> None:
-    if tolerance == 0:
-        assert ours == theirs
-        return
-    assert ours.keys() == theirs.keys()
-    for key, record in theirs.items():
-        if "loss" in record:
-            np.testing.assert_allclose(ours[key]["loss"], record["loss"], atol=tolerance)
-
-
-def _state(workdir: Path) -> Any:
-    """Parameters and moments of the last checkpoint, whatever devices saved them."""
-    import jax
-    import orbax.checkpoint as ocp
-
-    from bottleneck.training.checkpoint import handlers
-
-    folder = (workdir / "checkpoints").resolve()
-    here = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
-    step = saved_steps(workdir)[-1]
-    with ocp.CheckpointManager(folder, handler_registry=handlers()) as manager:
-        saved = manager.item_metadata(step)
-        items = {
-            item: ocp.args.StandardRestore(
-                jax.tree.map(
-                    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
-                    saved[item].tree,
-                )
-            )
-            for item in ("params", "opt_state")
-        }
-        restored = manager.restore(step, args=ocp.args.Composite(**items))
-        return {item: restored[item] for item in items}
 
 
 @pytest.fixture(scope="session")
@@ -343,7 +220,9 @@ def faults() -> Any:
 
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    return _make_lab(tmp_path_factory.mktemp("lab"))
+    folder = tmp_path_factory.mktemp("lab")
+    small_runs.write_experiment(folder, SETTINGS)
+    return Lab(folder)
 
 
 @pytest.fixture(scope="session")

@@ -8,36 +8,24 @@ import subprocess
 import sys
 from pathlib import Path
 
+import jax
 import numpy as np
 import pytest
+from small_runs import write_experiment
 
 from bottleneck.errors import UserError
-from bottleneck.parallel.distributed import Processes
+from bottleneck.parallel.distributed import Processes, ended_together
 
-CONFIG = """
-from bottleneck.config import base
-
-def get_config(steps):
-    config = base()
-    config.data.corpus = "text"
-    config.data.paths = ({text!r},)
-    config.data.cache_dir = {cache!r}
-    config.data.tokenizer_vocab_size = 300
-    config.data.heldout_fraction = 0.2
-    config.model.vocab_size = 300
-    config.model.d_model = 32
-    config.model.n_layers = 1
-    config.train.steps = 12
-    config.train.batch_size = 8
-    config.train.sequence_length = 16
-    config.train.log_every = 1
-    config.train.peak_flops = 1e9
-    config.probe.every = 6
-    config.probe.tokens = 256
-    config.probe.ranks = (4,)
-    config.checkpoint.every = int(steps)
-    return config
-"""
+SETTINGS = {
+    "model.n_layers": 1,
+    "train.steps": 12,
+    "train.batch_size": 8,
+    "train.sequence_length": 16,
+    "probe.every": 6,
+    "probe.tokens": 256,
+    "probe.ranks": (4,),
+    "checkpoint.every": 6,
+}
 
 CLUSTER = Path(__file__).parents[2] / "launch/local_cluster.sh"
 
@@ -47,14 +35,7 @@ ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("distributed")
-    text = folder / "text"
-    text.mkdir()
-    for i in range(40):
-        (text / f"{i}.txt").write_text(" ".join(f"{i * j % 97}" for j in range(300)))
-    path = folder / "config.py"
-    path.write_text(CONFIG.format(text=str(text), cache=str(folder / "cache")))
-    return path
+    return write_experiment(tmp_path_factory.mktemp("distributed"), SETTINGS)
 
 
 def free_port():
@@ -79,7 +60,7 @@ def wait_for(processes):
 
 def train(config, workdir, n_processes):
     command = [sys.executable, "-m", "bottleneck", "train"]
-    command += [f"--config={config}:6", f"--workdir={workdir}"]
+    command += [f"--config={config}", f"--workdir={workdir}"]
     worlds = [[]]
     if n_processes > 1:
         address = f"--coordinator=127.0.0.1:{free_port()}"
@@ -164,7 +145,7 @@ def test_two_processes_train_as_one_and_four_go_on(config, alone, tmp_path):
 @pytest.mark.slow
 def test_a_local_cluster_of_four_trains_as_one(config, alone, tmp_path):
     workdir = tmp_path / "a run"
-    command = ["bash", str(CLUSTER), "4", "--", "train", f"--config={config}:6"]
+    command = ["bash", str(CLUSTER), "4", "--", "train", f"--config={config}"]
     environment = ENVIRONMENT | {"PYTHON": sys.executable}
     ((output, _),) = wait_for([start([*command, f"--workdir={workdir}"], environment)])
     assert "[0] step 12/12" in output and "[3] step" not in output
@@ -195,3 +176,33 @@ def test_a_local_cluster_ends_when_one_of_its_processes_fails(tmp_path):
 def test_a_wrong_world_is_one_line(world, message):
     with pytest.raises(UserError, match=message):
         Processes(*world)
+
+
+# What gloo says at a collective, in the two types that jax makes of it.
+RESET = "UNKNOWN: Gloo AllGather failed: Read error [127.0.0.1]:37294: Connection reset by peer"
+
+
+@pytest.mark.parametrize(
+    ("error", "code", "line"),
+    [
+        (jax.errors.JaxRuntimeError(RESET), 4, "process 1 of 4 has lost another and ends"),
+        (ValueError(RESET), 4, "process 1 of 4 has lost another and ends"),
+        (ValueError("shapes differ"), 1, "process 1 of 4 ends, and so do the others"),
+        (UserError("no such file"), 2, "no such file; process 1 of 4 ends"),
+    ],
+)
+def test_what_ends_one_of_many_is_named_by_its_exit_code(error, code, line, monkeypatch, capfd):
+    class Ended(BaseException):
+        pass
+
+    def end(code):
+        raise Ended(code)
+
+    monkeypatch.setattr(jax, "process_count", lambda: 4)
+    monkeypatch.setattr(jax, "process_index", lambda: 1)
+    monkeypatch.setattr(os, "_exit", end)
+    with pytest.raises(Ended) as ended, ended_together():
+        raise error
+    assert ended.value.args == (code,)
+    said = capfd.readouterr().err
+    assert line in said and ("Traceback" in said) == (code == 1)

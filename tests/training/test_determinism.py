@@ -5,46 +5,20 @@ process, its hash seed, or whether its programs and its tokens were there alread
 """
 
 import os
-import random
 import subprocess
 import sys
 
-import jax
-import numpy as np
-import orbax.checkpoint as ocp
 import pytest
-
-from bottleneck.analysis.runs import load_run
-from bottleneck.training import metric_lines
-from bottleneck.training.checkpoint import handlers
+from small_runs import assert_same_run, assert_same_state, metrics, write_experiment
 
 STEPS = 20
-TIMINGS = ("tokens_per_second", "mfu")
-
-CONFIG = """
-from bottleneck.config import base
-
-def get_config():
-    config = base()
-    config.data.corpus = "text"
-    config.data.paths = ({text!r},)
-    config.data.tokenizer_vocab_size = 300
-    config.data.heldout_fraction = 0.2
-    config.model.vocab_size = 300
-    config.model.d_model = 32
-    config.model.n_layers = 2
-    config.model.head_rank = 6
-    config.optimizer.warmup_steps = 5
-    config.train.steps = 20
-    config.train.batch_size = 8
-    config.train.sequence_length = 32
-    config.train.log_every = 1
-    config.train.peak_flops = 1e9
-    config.probe.every = 10
-    config.probe.tokens = 512
-    config.checkpoint.every = 10
-    return config
-"""
+SETTINGS = {
+    "model.head_rank": 6,
+    "train.steps": STEPS,
+    "train.batch_size": 8,
+    "probe.every": 10,
+    "checkpoint.every": 10,
+}
 
 # What a user does not think of as a part of an experiment, and what two machines differ in.
 ONE_PROCESS = {"PYTHONHASHSEED": "0", "TOKENIZERS_PARALLELISM": "true", "RAYON_NUM_THREADS": "2"}
@@ -55,12 +29,7 @@ ANOTHER = {"PYTHONHASHSEED": "7", "TOKENIZERS_PARALLELISM": "false", "RAYON_NUM_
 def folder(tmp_path_factory):
     """Where the config, the text, the programs, the tokens and the runs lie."""
     folder = tmp_path_factory.mktemp("determinism")
-    words = [f"word{i}" for i in range(50)]
-    source = random.Random(0)
-    (folder / "text").mkdir()
-    for i in range(60):
-        (folder / "text" / f"{i}.txt").write_text(" ".join(source.choices(words, k=400)))
-    (folder / "config.py").write_text(CONFIG.format(text=str(folder / "text")))
+    write_experiment(folder, SETTINGS)
     return folder
 
 
@@ -86,44 +55,6 @@ def train(folder, name, *flags, tokens="tokens", environment, prefix=()):
     result = subprocess.run(command, env=environment, capture_output=True, text=True)
     assert result.returncode == 0, result.stderr
     return workdir
-
-
-def metrics(workdir):
-    """Every line but for its timings."""
-    return {
-        (line["step"], line["split"]): {
-            name: value
-            for name, value in line.items()
-            if name not in TIMINGS and not name.endswith("seconds")
-        }
-        for line in metric_lines.read(workdir)
-    }
-
-
-def state(workdir):
-    """Every array of the last checkpoint, whatever devices saved it: parameters and moments."""
-    here = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
-    with ocp.CheckpointManager(workdir / "checkpoints", handler_registry=handlers()) as manager:
-        saved = manager.item_metadata(STEPS)
-        items = {
-            item: ocp.args.StandardRestore(
-                jax.tree.map(
-                    lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
-                    saved[item].tree,
-                )
-            )
-            for item in ("params", "opt_state")
-        }
-        restored = manager.restore(STEPS, args=ocp.args.Composite(**items))
-    return {item: restored[item] for item in items}
-
-
-def assert_same_state(ours, theirs):
-    arrays = [jax.tree_util.tree_leaves_with_path(state(folder)) for folder in (ours, theirs)]
-    assert len(arrays[0]) == len(arrays[1]) > 3 * 10  # each parameter, and two moments of it
-    for (path, mine), (same_path, other) in zip(*arrays, strict=True):
-        assert path == same_path
-        np.testing.assert_array_equal(mine, other, err_msg=jax.tree_util.keystr(path))
 
 
 def largest_difference(ours, theirs, split):
@@ -160,15 +91,7 @@ def test_the_same_seed_is_the_same_run_to_the_last_bit(folder, reference):
         for name in ("tokens", "other-tokens")
     )
     assert ours and ours == theirs
-    assert metrics(again) == metrics(reference)
-    assert_same_state(again, reference)
-    run, other = load_run(again), load_run(reference)
-    assert run.probe_steps == other.probe_steps == [0, 10, 20]
-    for step in run.probe_steps:
-        mine, theirs = run.probe(step), other.probe(step)
-        assert mine.keys() == theirs.keys()
-        for name, array in theirs.items():
-            np.testing.assert_array_equal(mine[name], array, err_msg=f"{name} of step {step}")
+    assert_same_run(again, reference)
 
 
 def test_another_seed_is_another_run(folder, reference):
@@ -177,7 +100,7 @@ def test_another_seed_is_another_run(folder, reference):
     )
     assert largest_difference(other, reference, "train") > 1e-3
     with pytest.raises(AssertionError):
-        assert_same_state(other, reference)
+        assert_same_state(other, reference, STEPS)
 
 
 @pytest.fixture(scope="module", params=[None, 6], ids=["full", "factored"])

@@ -11,6 +11,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from small_runs import write_experiment
 
 from bottleneck.errors import UserError
 from bottleneck.folders import as_path
@@ -26,33 +27,20 @@ pytest.importorskip("gcp_storage_emulator")
 
 SERVER = Path(__file__).with_name("fake_storage.py")
 
-CONFIG = """
-from bottleneck.config import base
-
-def get_config():
-    config = base()
-    config.data.corpus = "text"
-    config.data.paths = ({text!r},)
-    config.data.cache_dir = {cache!r}
-    config.data.tokenizer_vocab_size = 300
-    config.data.heldout_fraction = 0.2
-    config.model.vocab_size = 300
-    config.model.d_model = 16
-    config.model.n_layers = 1
-    config.model.n_heads = 2
-    config.model.head_rank = 4
-    config.train.steps = 40
-    config.train.batch_size = 4
-    config.train.sequence_length = 16
-    config.train.log_every = 1
-    config.train.peak_flops = 1e9
-    config.probe.every = 20
-    config.probe.tokens = 256
-    config.checkpoint.every = 9
-    return config
-
+SETTINGS = {
+    "model.d_model": 16,
+    "model.n_layers": 1,
+    "model.n_heads": 2,
+    "model.head_rank": 4,
+    "train.steps": 40,
+    "train.sequence_length": 16,
+    "probe.every": 20,
+    "probe.tokens": 256,
+    "checkpoint.every": 9,
+}
+SWEEP = """
 def get_sweep():
-    return [{{"seed": 0}}, {{"seed": 1}}]
+    return [{"seed": 0}, {"seed": 1}]
 """
 
 
@@ -94,14 +82,7 @@ def bucket(server, monkeypatch):
 
 @pytest.fixture(scope="module")
 def config(tmp_path_factory):
-    folder = tmp_path_factory.mktemp("remote")
-    text = folder / "text"
-    text.mkdir()
-    for i in range(40):
-        (text / f"{i}.txt").write_text(" ".join(f"{i * j % 97}" for j in range(300)))
-    path = folder / "config.py"
-    path.write_text(CONFIG.format(text=str(text), cache=str(folder / "cache")))
-    return path
+    return write_experiment(tmp_path_factory.mktemp("remote"), SETTINGS, more=SWEEP)
 
 
 def start(environment, *arguments):

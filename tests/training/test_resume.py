@@ -1,48 +1,17 @@
 """A run that is killed and started again ends as one that was left alone, to the last bit."""
 
-import json
 import os
-import random
 import signal
 import subprocess
 import sys
 import time
 
-import jax
-import numpy as np
-import orbax.checkpoint as ocp
 import pytest
+from small_runs import assert_same_run, last_step, metrics, write_experiment
 
 from bottleneck.analysis.runs import load_run
-from bottleneck.training import metric_lines
 
-TIMINGS = ("tokens_per_second", "mfu")
-
-CONFIG = """
-from bottleneck.config import base
-
-def get_config():
-    config = base()
-    config.data.corpus = "text"
-    config.data.paths = ({text!r},)
-    config.data.cache_dir = {cache!r}
-    config.data.tokenizer_vocab_size = 300
-    config.data.heldout_fraction = 0.2
-    config.model.vocab_size = 300
-    config.model.d_model = 32
-    config.model.n_layers = 2
-    config.model.head_rank = 6
-    config.optimizer.warmup_steps = 5
-    config.train.steps = 60
-    config.train.batch_size = 4
-    config.train.sequence_length = 32
-    config.train.log_every = 1
-    config.probe.every = 20
-    config.probe.tokens = 512
-    config.checkpoint.every = 7
-    return config
-"""
-
+SETTINGS = {"model.head_rank": 6, "train.steps": 60, "probe.every": 20, "checkpoint.every": 7}
 
 # As on a user's machine: one device, and what starts again loads what the first start compiled.
 OURS = ("XLA_FLAGS", "JAX_ENABLE_COMPILATION_CACHE")
@@ -58,14 +27,7 @@ def start(command, *more):
 def command(tmp_path_factory):
     """What starts the run, but for its folder."""
     folder = tmp_path_factory.mktemp("resume")
-    words = [f"word{i}" for i in range(50)]
-    source = random.Random(0)
-    text = folder / "text"
-    text.mkdir()
-    for i in range(60):
-        (text / f"{i}.txt").write_text(" ".join(source.choices(words, k=120)))
-    config = folder / "config.py"
-    config.write_text(CONFIG.format(text=str(text), cache=str(folder / "cache")))
+    config = write_experiment(folder, SETTINGS)
     return [sys.executable, "-m", "bottleneck", "train", f"--config={config}"]
 
 
@@ -75,12 +37,6 @@ def undisturbed(command, tmp_path_factory):
     result = start(command, f"--workdir={workdir}")
     assert result.returncode == 0, result.stderr
     return workdir
-
-
-def last_step(workdir):
-    path = workdir / "metrics.jsonl"
-    lines = path.read_text().splitlines() if path.exists() else []
-    return json.loads(lines[-2])["step"] if len(lines) > 1 else -1
 
 
 def begin(command, workdir, until, stderr=subprocess.DEVNULL):
@@ -105,44 +61,6 @@ def kill_after_step(command, workdir, step):
     process = begin(command, workdir, step)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
-
-
-def metrics(workdir):
-    """The last line of each (step, split), without timings."""
-    last = {}
-    for record in metric_lines.read(workdir):
-        last[record["step"], record["split"]] = {
-            name: value
-            for name, value in record.items()
-            if name not in TIMINGS and not name.endswith("seconds")
-        }
-    return last
-
-
-def saved_arrays(workdir, step):
-    """Every array of a checkpoint: the parameters and the optimizer's state."""
-    items = {item: ocp.args.StandardRestore() for item in ("params", "opt_state")}
-    with ocp.CheckpointManager(workdir / "checkpoints") as manager:
-        restored = manager.restore(step, args=ocp.args.Composite(**items))
-    return jax.tree_util.tree_leaves_with_path(dict(restored))
-
-
-def assert_same_run(workdir, expected):
-    assert metrics(workdir) == metrics(expected)
-    steps = load_run(expected).steps
-    assert load_run(workdir).steps == steps
-    ours, theirs = (saved_arrays(folder, steps[-1]) for folder in (workdir, expected))
-    assert [path for path, _ in ours] == [path for path, _ in theirs]
-    assert len(ours) > 2 * len(jax.tree.leaves(load_run(expected).params()))  # Adam keeps two
-    for (_, a), (_, b) in zip(ours, theirs, strict=True):
-        np.testing.assert_array_equal(a, b)
-    probes = sorted(path.name for path in (expected / "probes").iterdir())
-    assert sorted(path.name for path in (workdir / "probes").iterdir()) == probes
-    for name in probes:
-        with np.load(workdir / "probes" / name) as a, np.load(expected / "probes" / name) as b:
-            assert a.files == b.files
-            for key in a.files:
-                np.testing.assert_array_equal(a[key], b[key])
 
 
 def test_a_run_killed_twice_ends_bit_identical(command, undisturbed, tmp_path):
