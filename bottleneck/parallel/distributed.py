@@ -28,7 +28,8 @@ _LAUNCHED = (
 
 LOST = 4  # exit code of a process that has lost another
 
-# How the libraries that carry collectives, and jax's own service, say that another has gone.
+# How the libraries that carry collectives, and jax's own service, say that another has gone, which
+# jax raises as a JaxRuntimeError or, in some of its paths, as a ValueError.
 _GONE = re.compile(r"gloo|nccl|heartbeat|coordination|connection (closed|reset|refused)", re.I)
 
 
@@ -74,7 +75,7 @@ def ended_together() -> Iterator[None]:
             code, line = error.exit_code, f"error: {error}; {who} ends, and so do the others"
         elif isinstance(error, KeyboardInterrupt):
             code, line = 130, f"{who} was stopped by Ctrl-C"
-        elif isinstance(error, jax.errors.JaxRuntimeError) and _GONE.search(str(error)):
+        elif isinstance(error, (RuntimeError, ValueError)) and _GONE.search(str(error)):
             reason = " ".join(str(error).split())[:200]
             code, line = (
                 LOST,

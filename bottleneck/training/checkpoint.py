@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import contextlib
 import errno
+import functools
 import logging
 import re
 import sys
@@ -72,10 +73,24 @@ def handlers() -> ocp.handlers.CheckpointHandlerRegistry:
     return registry
 
 
-def _without_traceback(record: logging.LogRecord) -> bool:
-    """A filter that keeps one line of what orbax logs; the error itself comes to who waits."""
-    record.exc_info = record.exc_text = None
-    return True
+@functools.cache
+def _print_no_tracebacks() -> None:
+    """Of a save that failed: its error comes to who waits, and the rest is noise.
+
+    orbax logs it with its traceback, and closes the event loop that TensorStore's other writes want
+    to tell that they have ended, each of which is an error that nobody can catch.
+    """
+
+    def one_line(record: logging.LogRecord) -> bool:
+        record.exc_info = record.exc_text = None
+        return True
+
+    def but_for_closed_loops(unraisable: Any, others: Any = sys.unraisablehook) -> None:
+        if str(unraisable.exc_value) != "Event loop is closed":
+            others(unraisable)
+
+    logging.getLogger("absl").addFilter(one_line)
+    sys.unraisablehook = but_for_closed_loops
 
 
 class Checkpointer:
@@ -84,7 +99,7 @@ class Checkpointer:
     def __init__(self, folder: Path, config: CheckpointConfig):
         """Raises `UserError` where there are checkpoints and none is whole."""
         self._folder = absolute(folder)
-        logging.getLogger("absl").addFilter(_without_traceback)
+        _print_no_tracebacks()
         _put_damaged_aside(self._folder)
         kept: list[PreservationPolicy] = [LatestN(config.keep_last), CustomSteps(config.steps)]
         if config.keep_every is not None:

@@ -122,4 +122,4 @@ def test_a_second_ctrl_c_stops_at_once(faults, lab, undisturbed, tmp_path):
         return None
 
     claim = "stops at once with 130; started again, it ends bit-identical"
-    faults.run_trials("SIGINT twice", claim, trial, full=10, quick=0)
+    faults.run_trials("SIGINT twice", claim, trial, full=10)

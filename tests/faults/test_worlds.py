@@ -117,7 +117,7 @@ def test_one_of_four_processes_is_lost(faults, lab, undisturbed, tmp_path):
         return f"{steps} steps"
 
     claim = "the others end within 120 s and say why; one process goes on"
-    faults.run_trials("one of 4 processes killed", claim, trial, full=4, quick=0)
+    faults.run_trials("one of 4 processes killed", claim, trial, full=4)
 
 
 def test_two_processes_on_one_folder(faults, lab, undisturbed, tmp_path):

@@ -2,6 +2,8 @@
 
 import json
 import shutil
+import sys
+import types
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +13,7 @@ import pytest
 from bottleneck import sealed
 from bottleneck.config import CheckpointConfig
 from bottleneck.errors import UserError
-from bottleneck.training import checkpoint_seal
+from bottleneck.training import checkpoint, checkpoint_seal
 from bottleneck.training.checkpoint import Checkpointer
 from bottleneck.training.run_folder import saved_steps
 
@@ -192,3 +194,15 @@ def test_a_save_without_room_says_how_much_it_takes(copy, monkeypatch):
     ):
         checkpointer.save(3, *state(3))
     assert restored(copy) == 2
+
+
+def test_what_a_failed_save_leaves_behind_is_not_printed(monkeypatch):
+    """TensorStore's writes tell a loop that is closed; other such errors are printed as ever."""
+    printed = []
+    monkeypatch.setattr(sys, "unraisablehook", printed.append)
+    checkpoint._print_no_tracebacks.cache_clear()
+    checkpoint._print_no_tracebacks()
+    for message in ("Event loop is closed", "another error"):
+        sys.unraisablehook(types.SimpleNamespace(exc_value=RuntimeError(message)))
+    assert [str(each.exc_value) for each in printed] == ["another error"]
+    checkpoint._print_no_tracebacks.cache_clear()
