@@ -23,7 +23,6 @@ from bottleneck.interop.huggingface import from_pretrained
 from bottleneck.interop.published_config import read_config
 from bottleneck.model import transformer
 from bottleneck.model.transformer import Params
-from bottleneck.parallel import mesh as mesh_lib
 from bottleneck.training.run_folder import CONFIG
 
 
@@ -112,5 +111,5 @@ class _OfRun:
         return weight_digest.of_params(self.run.params(self.step))
 
     def load(self, mesh: Mesh) -> Params:
-        axes = transformer.logical_axes(self.run.config.model)
-        return jax.device_put(self.run.params(self.step), mesh_lib.shardings(mesh, axes))
+        shardings = transformer.shardings(self.run.config.model, mesh)
+        return jax.device_put(self.run.params(self.step), shardings)

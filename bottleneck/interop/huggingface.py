@@ -37,7 +37,6 @@ from bottleneck.interop.safetensors_folder import SafetensorsFolder
 from bottleneck.model import transformer
 from bottleneck.model.head import HeadFactors
 from bottleneck.model.transformer import Params
-from bottleneck.parallel import mesh as mesh_lib
 
 
 def from_pretrained(
@@ -124,11 +123,10 @@ def _check_tied(folder: Path, stored: SafetensorsFolder, head: str, embedding: s
 
 def _shardings(architecture: Architecture, mesh: Mesh | None) -> dict[families.Path, Any]:
     """Where each parameter goes; `UserError` where one has no even shares."""
-    axes = traverse_util.flatten_dict(transformer.logical_axes(architecture.model))
-    if mesh is None:
-        return dict.fromkeys(axes, SingleDeviceSharding(jax.devices()[0]))
     shapes = traverse_util.flatten_dict(_abstract(architecture.model))
-    result = mesh_lib.shardings(mesh, axes)
+    if mesh is None:
+        return dict.fromkeys(shapes, SingleDeviceSharding(jax.devices()[0]))
+    result = traverse_util.flatten_dict(transformer.shardings(architecture.model, mesh))
     for path, sharding in result.items():
         try:
             sharding.shard_shape(shapes[path].shape)

@@ -51,7 +51,7 @@ class Scorer:
         shares = self._mesh.shape["replica"] * self._mesh.shape["fsdp"]
         self._batch_size = -(-batch_size // shares) * shares
         self._graph = transformer.graph(config)
-        shardings = mesh_lib.shardings(self._mesh, transformer.logical_axes(config))
+        shardings = transformer.shardings(config, self._mesh)
         try:
             self._params = jax.device_put(params, shardings)
         except ValueError as error:

@@ -3,7 +3,8 @@
 B: sequences; L: tokens; D: hidden width; V: rows of the head; K: columns of its rows, R or D.
 Log-sum-exp and every sum are float32 whatever the inputs. What one device does is in
 `loss_chunks`; here its pieces are put together, on the mesh in context if there is one: the batch
-split over `replica` and `fsdp`, the head's rows over `tensor`, a full head's columns over `fsdp`.
+split over `replica` and `fsdp`, the head's rows over `tensor`, their columns over `fsdp`. Of a full
+head no device ever holds all columns; those of a factored one, which are few, are gathered first.
 """
 
 from __future__ import annotations
@@ -142,10 +143,14 @@ def _on_mesh(
     if mesh.empty or mesh.size == 1:
         return local(Layout(), *arrays)
     per_token = partition_spec(["batch"])
-    columns = "embed" if is_full else "rank"
-    specs = {"token": per_token, "rows": partition_spec(["vocab", columns]), "sum": PartitionSpec()}
+    is_split = mesh.shape["fsdp"] > 1 and arrays[1].shape[1] % mesh.shape["fsdp"] == 0
+    rows = partition_spec(["vocab", "embed" if is_split else "rank"])
+    specs = {"token": per_token, "rows": rows, "sum": PartitionSpec()}
     layout = Layout(
-        batch=("replica", "fsdp"), vocab=("tensor",), columns=("fsdp",) if is_full else ()
+        batch=("replica", "fsdp"),
+        vocab=("tensor",),
+        columns=("fsdp",) if is_split else (),
+        is_never_whole=is_full,
     )
     return jax.shard_map(
         functools.partial(local, layout),

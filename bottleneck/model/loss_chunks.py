@@ -3,17 +3,16 @@
 b: sequences of this device; L: tokens; V: rows of this device; K: columns of the head's rows.
 There are two ways through, by where the head lies:
 
-- Its rows are whole here. Tokens are taken a chunk at a time, and the gradient is made while a
-  chunk's logits are at hand: three products with the head a token, not the four that computing
-  the logits again would take.
-- Its columns are split over `fsdp`. Rows are taken a block at a time, gathered when needed, so that
-  no device ever holds the whole head; the log-sum-exp runs along, and a second pass makes the
-  gradient, each block's reduced and scattered at once. Four products, and 2/n_blocks of the memory.
+- Its rows are whole here, or are made so at first. Tokens are taken a chunk at a time, and the
+  gradient is made while a chunk's logits are at hand: three products with the head a token, not the
+  four that computing the logits again would take.
+- Its columns are split over `fsdp`, and are too many to be whole. Rows are taken a block at a time,
+  gathered when needed; the log-sum-exp runs along, and a second pass makes the gradient, each
+  block's reduced and scattered at once. Four products, and 2/n_blocks of the memory.
 """
 
 from __future__ import annotations
 
-import math
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -43,10 +42,11 @@ class Layout:
     batch: tuple[str, ...] = ()  # of the tokens
     vocab: tuple[str, ...] = ()  # of the head's rows
     columns: tuple[str, ...] = ()  # of the head's columns
+    is_never_whole: bool = False  # the head's rows, where its columns are split
 
     @property
-    def n_column_shards(self) -> int:
-        return math.prod(jax.lax.axis_size(axis) for axis in self.columns)
+    def goes_by_rows(self) -> bool:
+        return self.is_never_whole and bool(self.columns)
 
     def first_row(self, n_rows: int) -> jax.Array | int:
         """Of this device's rows, in the whole vocabulary."""
@@ -65,9 +65,9 @@ def statistics(
     layout: Layout, chunking: Chunking, projected: jax.Array, rows: jax.Array, targets: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     """float32 [b, L]: log-sum-exp of every token's logits, and the logit of its target."""
-    if layout.n_column_shards > 1:
+    if layout.goes_by_rows:
         return _statistics_by_rows(layout, chunking, projected, rows, targets)
-    rows = rows.astype(projected.dtype)
+    rows = _gather_columns(layout, rows, projected.dtype)
     length = projected.shape[1]
     chunk_length = _chunk_length(projected.shape, chunking)
 
@@ -100,7 +100,7 @@ def sums_and_gradients(
     weights: jax.Array,
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
     """`sums`, and the objective's gradients by this device's `projected` and `rows`."""
-    if layout.n_column_shards > 1:
+    if layout.goes_by_rows:
         return _gradients_by_rows(layout, chunking, z_loss, projected, rows, targets, weights)
     if layout == Layout() and projected.dtype == jnp.float32 and platform() == "cpu":
         (lse, target_logits), (h_gradient, rows_gradient) = losses_and_gradients(
@@ -117,7 +117,7 @@ def sums_and_gradients(
             sums(layout, lse, target_logits, weights, z_loss),
             (h_gradient.reshape(projected.shape), rows_gradient),
         )
-    rows_dtype, rows = rows.dtype, rows.astype(projected.dtype)
+    rows_dtype, rows = rows.dtype, _gather_columns(layout, rows, projected.dtype)
     length = projected.shape[1]
     chunk_length = _chunk_length(projected.shape, chunking)
 
@@ -140,7 +140,7 @@ def sums_and_gradients(
         sums(layout, lse, target_logits, weights, z_loss),
         (
             jax.lax.psum(h_gradient, layout.vocab),
-            jax.lax.psum(rows_gradient, layout.batch).astype(rows_dtype),
+            _sum_others(layout, _scatter_columns(layout, rows_gradient)).astype(rows_dtype),
         ),
     )
 
@@ -208,19 +208,16 @@ def _gradients_by_rows(
         block_gradient = jnp.einsum(
             "blv,blk->vk", gradient, projected, preferred_element_type=jnp.float32
         )
-        return h_gradient, jax.lax.psum_scatter(
-            block_gradient, layout.columns, scatter_dimension=1, tiled=True
-        )
+        return h_gradient, _scatter_columns(layout, block_gradient)
 
     start = jnp.zeros(projected.shape, jnp.float32)
     h_gradient, block_gradients = jax.lax.scan(one_block, start, (blocks, starts))
     rows_gradient = block_gradients.reshape(-1, rows.shape[1])[: rows.shape[0]]
-    others = tuple(axis for axis in layout.batch if axis not in layout.columns)
     return (
         sums(layout, lse, target_logits, weights, z_loss),
         (
             jax.lax.psum(h_gradient, layout.vocab).astype(projected.dtype),
-            jax.lax.psum(rows_gradient, others).astype(rows.dtype),
+            _sum_others(layout, rows_gradient).astype(rows.dtype),
         ),
     )
 
@@ -281,8 +278,24 @@ def _row_blocks(
 
 
 def _gather_columns(layout: Layout, shard: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """The rows of a block whole, sent in the type of the products."""
-    return jax.lax.all_gather(shard.astype(dtype), layout.columns, axis=1, tiled=True)
+    """Rows made whole, sent in the type of the products."""
+    shard = shard.astype(dtype)
+    if not layout.columns:
+        return shard
+    return jax.lax.all_gather(shard, layout.columns, axis=1, tiled=True)
+
+
+def _scatter_columns(layout: Layout, gradient: jax.Array) -> jax.Array:
+    """Of whole rows' gradients, the sum over the devices that share them: each gets its columns."""
+    if not layout.columns:
+        return gradient
+    return jax.lax.psum_scatter(gradient, layout.columns, scatter_dimension=1, tiled=True)
+
+
+def _sum_others(layout: Layout, gradient: jax.Array) -> jax.Array:
+    """The sum over the devices with other tokens that `_scatter_columns` has left out."""
+    others = tuple(axis for axis in layout.batch if axis not in layout.columns)
+    return jax.lax.psum(gradient, others)
 
 
 def _chunk_length(shape: tuple[int, ...], chunking: Chunking) -> int:

@@ -13,10 +13,12 @@ from typing import Any
 import jax
 import jax.numpy as jnp
 from flax import nnx
+from jax.sharding import Mesh
 
 from bottleneck.config import ModelConfig
 from bottleneck.model.attention import causal_attention, rotate
 from bottleneck.model.head import make_head
+from bottleneck.parallel import mesh as mesh_lib
 from bottleneck.parallel.mesh import constrain, platform
 
 Params = dict[str, Any]
@@ -231,3 +233,11 @@ def logical_axes(config: ModelConfig) -> dict[str, Any]:
 
     axes = jax.tree.map(names, state, is_leaf=lambda node: isinstance(node, nnx.Variable))
     return nnx.to_pure_dict(axes)
+
+
+def shardings(config: ModelConfig, mesh: Mesh) -> dict[str, Any]:
+    """The tree of the parameters with, for each, where it lives on a mesh."""
+    axes = logical_axes(config)
+    if config.head_rank is not None and config.head_rank % mesh.shape["fsdp"] == 0:
+        axes["head"]["rows"] = ("vocab", "embed")  # shared out as the columns of a full head are
+    return mesh_lib.shardings(mesh, axes)

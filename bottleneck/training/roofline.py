@@ -99,7 +99,7 @@ def _hardware_flops_per_token(
 
 
 def _head_passes(config: Config, mesh_shape: Mapping[str, int]) -> int:
-    """How often the logits are computed: twice where the head's columns are split."""
+    """How often the logits are computed: twice where those of a full head are split by column."""
     return 2 if config.model.head_rank is None and mesh_shape["fsdp"] > 1 else 1
 
 
@@ -110,8 +110,8 @@ def hbm_traffic(config: Config, mesh_shape: Mapping[str, int]) -> float:
     float32; AdamW reads and writes parameters and both moments; the layers' inputs are kept for
     the backward pass; logits are written and read in each pass, their gradient is written, and
     read by two products; and what the loss adds up over its chunks, the gradient of the head's
-    rows, or of the hidden states where the columns are split, is read and written with each chunk.
-    Left out, since at best it stays on the chip: everything inside a layer.
+    rows, or of the hidden states where no device has all columns, is read and written with each
+    chunk. Left out, since at best it stays on the chip: everything inside a layer.
     """
     model, n_micro = config.model, config.train.accumulation_steps
     width = 2 if model.compute_dtype == "bfloat16" else 4

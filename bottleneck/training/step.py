@@ -145,7 +145,7 @@ def make_train_program(config: Config, mesh: Mesh) -> TrainProgram:
             )
         return new_params, new_opt_state, metrics
 
-    params_sharding = mesh_lib.shardings(mesh, axes)
+    params_sharding = transformer.shardings(config.model, mesh)
     abstract_params, abstract_opt_state = jax.eval_shape(init)
     opt_state_sharding = optax.tree_utils.tree_map_params(
         optimizer,

@@ -266,8 +266,9 @@ def collectives_of_train_step(rank, sizes, tied=False):
     ("sizes", "tied"), [((1, 4, 1), False), ((1, 2, 2), False), ((1, 2, 2), True)]
 )
 @pytest.mark.parametrize("rank", [None, R])
-def test_no_device_gathers_the_head_or_the_logits(rank, sizes, tied):
+def test_no_device_gathers_the_logits_and_the_head_at_most_factored(rank, sizes, tied):
     rows = V // sizes[2]  # of one device
+    whole = 0
     gathers = [
         each
         for each in collectives_of_train_step(rank, sizes, tied)
@@ -276,16 +277,20 @@ def test_no_device_gathers_the_head_or_the_logits(rank, sizes, tied):
     assert gathers  # of the layers' weights
     for each in gathers:
         for shape in each.shapes:
-            # What is gathered of the head is a block of its rows, and of the logits nothing.
+            if shape.dimensions == (rows, rank):
+                whole += each.count
+                continue
+            # What is gathered of a full head is a block of its rows, and of the logits nothing.
             assert not {V, rows} & set(shape.dimensions), each
             assert math.prod(shape.dimensions) < rows * (rank or D), each
+    assert whole == (0 if rank is None else 1)
 
 
 @pytest.mark.parametrize(
     ("rank", "sizes"),
     [pytest.param(None, (1, 4, 1), marks=pytest.mark.slow), (None, (1, 2, 2)), (R, (1, 2, 2))],
 )
-def test_no_probe_gathers_the_head_or_the_logits(rank, sizes):
+def test_no_probe_gathers_the_logits_and_the_head_at_most_factored(rank, sizes):
     config = config_of(rank, sizes)
     mesh = make_mesh(config.mesh)
     params = make_train_program(config, mesh).abstract_state[0]
@@ -295,6 +300,8 @@ def test_no_probe_gathers_the_head_or_the_logits(rank, sizes):
         for name, program in lowered.items():
             for each in collectives(program.compile().as_text(), mesh.shape):
                 for shape in each.shapes:
+                    if shape.dimensions == (rows, rank):
+                        continue
                     assert not {V, rows} & set(shape.dimensions), (name, each)
                     if each.op in ("all-gather", "all-to-all"):
                         assert math.prod(shape.dimensions) < rows * (rank or D), (name, each)
@@ -310,6 +317,16 @@ def test_copies_of_the_parameters_exchange_nothing_but_sums(rank):
     assert all(
         math.prod(shape.dimensions) <= V * D // 2 for each in between for shape in each.shapes
     )
+
+
+@pytest.mark.parametrize(("rank", "is_split"), [(R, True), (R - 1, False)])
+def test_a_factored_head_is_shared_out_where_its_rank_divides(rank, is_split):
+    config = config_of(rank, (1, 2, 2))
+    params, opt_state = make_train_program(config, make_mesh(config.mesh)).abstract_state
+    rows = params["head"]["rows"]
+    assert rows.sharding.shard_shape(rows.shape) == (V // 2, rank // 2 if is_split else rank)
+    moments = [leaf for leaf in jax.tree.leaves(opt_state) if leaf.shape == rows.shape]
+    assert len(moments) == 2 and all(leaf.sharding == rows.sharding for leaf in moments)
 
 
 @pytest.mark.parametrize("sizes", [(1, 4, 1), (1, 2, 2)])
