@@ -18,7 +18,6 @@ def get_config():
     config.model.n_layers = 4
     config.model.n_heads = 4
     config.model.max_length = 128
-    config.model.loss_chunk = 256  # tokens × 4,096 logits stay in a core's cache
 
     config.optimizer.learning_rate = 3e-3
     config.optimizer.warmup_steps = 20

@@ -14,6 +14,8 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 
+from bottleneck.model.one_cpu import computed_once
+
 _MAX_BLOCKS = 8  # each is compiled on its own
 _MIN_BLOCK = 64  # queries; smaller ones cost more in calls than they save in positions
 
@@ -44,18 +46,21 @@ def _forward(
         mixed.append(_unflat(weighted / total, query.shape))
         lse.append(_unflat(top + jnp.log(total), query.shape))
     joined = jnp.concatenate(mixed, axis=3).astype(query.dtype)
-    return _by_token(joined), (query, key, value, joined, jnp.concatenate(lse, axis=3))
+    mixed_BxLxHxK = _by_token(joined)
+    return mixed_BxLxHxK, (query, key, value, mixed_BxLxHxK, jnp.concatenate(lse, axis=3))
 
 
 def _backward(kept: _Kept, gradient_BxLxHxK: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:
-    query, key, value, mixed, lse = kept
+    query, key, value, mixed_BxLxHxK, lse = kept
     gradient = _by_group(gradient_BxLxHxK, key.shape[1])
     length, dtype = query.shape[3], query.dtype
     # Σ_s weight · (gradient · value_s), the part of the softmax's derivative that is common to s.
-    common = jnp.sum(gradient.astype(jnp.float32) * mixed, axis=-1, keepdims=True)
+    products = gradient_BxLxHxK.astype(jnp.float32) * mixed_BxLxHxK
+    common = _by_group(jnp.sum(products, axis=-1, keepdims=True), key.shape[1])
     by_query = []
     # Transposed, as a CPU turns the left side of a product by copying it, and that would be a
-    # block of scores.
+    # block of scores. The other left sides are turned here, all blocks at once.
+    query_turned, gradient_turned = _turned(query), _turned(gradient)
     by_key = by_value = jnp.zeros((*key.shape[:2], key.shape[3], length), jnp.float32)
     for start, end in _blocks(length):
         part = slice(start, end)
@@ -67,10 +72,12 @@ def _backward(kept: _Kept, gradient_BxLxHxK: jax.Array) -> tuple[jax.Array, jax.
             _unflat(_product("bgqs,bgsk->bgqk", by_score, key[:, :, :end]), query.shape)
         )
         by_key = by_key.at[..., :end].add(
-            _product("bgqk,bgqs->bgks", _flat(query[:, :, :, part]), by_score)
+            _product("bgkq,bgqs->bgks", _flat_turned(query_turned[..., part]), by_score)
         )
         by_value = by_value.at[..., :end].add(
-            _product("bgqk,bgqs->bgks", of_block, weights.astype(dtype))
+            _product(
+                "bgkq,bgqs->bgks", _flat_turned(gradient_turned[..., part]), weights.astype(dtype)
+            )
         )
     by_query_BxLxHxK = _by_token(jnp.concatenate(by_query, axis=3)) * query.shape[-1] ** -0.5
     return (
@@ -115,6 +122,16 @@ def _by_token(array: jax.Array) -> jax.Array:
 def _flat(array: jax.Array) -> jax.Array:
     """Queries of a block: [B, G, H/G, q, K] → [B, G, Q, K]."""
     return array.reshape(*array.shape[:2], -1, array.shape[-1])
+
+
+def _turned(array: jax.Array) -> jax.Array:
+    """[B, G, H/G, L, K] → [B, G, K, H/G, L], in memory."""
+    return computed_once(jnp.moveaxis(array, 4, 2))
+
+
+def _flat_turned(array: jax.Array) -> jax.Array:
+    """Queries of a block: [B, G, K, H/G, q] → [B, G, K, Q]."""
+    return array.reshape(*array.shape[:3], -1)
 
 
 def _unflat(array: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -152,7 +152,7 @@ def test_under_bfloat16_no_product_has_a_float32_side_forward_or_backward(rank):
     )
     params = jax.eval_shape(lambda: transformer.init_params(config.model, jax.random.key(0)))
     found = list(products(jax.make_jaxpr(make_gradient(config))(params, random_batch()).jaxpr))
-    # Of a layer: six maps and two products of attention, each three times, with the scores again;
-    # of the head three, six with a basis.
-    assert len(found) == 3 * 8 + 1 + (3 if rank is None else 6)
+    # Of a layer: four maps, as query, key and value are one, and two products of attention, each
+    # three times, with the scores again; of the head three, six with a basis.
+    assert len(found) == 3 * 6 + 1 + (3 if rank is None else 6)
     assert [where for types, where in found if types != {jnp.dtype("bfloat16")}] == []
