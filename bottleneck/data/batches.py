@@ -9,7 +9,8 @@ B: sequences in a batch. L: tokens in a sequence. n: held-out windows.
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import numpy as np
 
@@ -17,7 +18,7 @@ from bottleneck.data.shards import TokenSequence
 from bottleneck.data.tokens import Split, TokenCache
 from bottleneck.errors import UserError
 
-_STEPS_AHEAD = 2  # read in the background
+_STEPS_AHEAD = 8  # read in the background; steps are dispatched in bursts
 _BLOCK = 2**16  # tokens read at a time in search of one
 
 
@@ -69,15 +70,24 @@ class Batches:
         }
 
     def iterate(
-        self, start: int, stop: int, rows: slice | np.ndarray = slice(None)
-    ) -> Iterator[tuple[int, dict[str, np.ndarray]]]:
+        self,
+        start: int,
+        stop: int,
+        rows: slice | np.ndarray = slice(None),
+        then: Callable[[dict[str, np.ndarray]], Any] = lambda batch: batch,
+    ) -> Iterator[tuple[int, Any]]:
         """(step, batch) for the steps from `start` to before `stop`, read ahead in the background.
 
         Closing the iterator, or leaving it to be collected, ends the reading.
+
+        Args:
+            then: what else is to be done there with each batch; its result is what comes.
         """
         import grain
 
-        steps = grain.MapDataset.range(start, stop).map(lambda step: (step, self.batch(step, rows)))
+        steps = grain.MapDataset.range(start, stop).map(
+            lambda step: (step, then(self.batch(step, rows)))
+        )
         options = grain.ReadOptions(num_threads=1, prefetch_buffer_size=_STEPS_AHEAD)
         yield from steps.to_iter_dataset(options)
 

@@ -15,16 +15,21 @@ from bottleneck.parallel.mesh import batch_sharding
 def device_batches(
     batches: Batches, mesh: Mesh, start: int, stop: int
 ) -> Iterator[tuple[int, dict[str, jax.Array]]]:
-    """(step, batch) for the steps from `start` to before `stop`, read ahead in the background."""
+    """(step, batch) for the steps from `start` to before `stop`, read ahead in the background.
+
+    Some are on the devices already when they are asked for.
+    """
     sharding = batch_sharding(mesh)
     shape = (batches.batch_size, batches.sequence_length)
     rows = local_rows(sharding, shape)
 
-    def put(array: np.ndarray) -> jax.Array:
-        return jax.make_array_from_process_local_data(sharding, array, shape)
+    def put(local: dict[str, np.ndarray]) -> dict[str, jax.Array]:
+        return {
+            name: jax.make_array_from_process_local_data(sharding, array, shape)
+            for name, array in local.items()
+        }
 
-    for step, local in batches.iterate(start, stop, rows):
-        yield step, {name: put(array) for name, array in local.items()}
+    return batches.iterate(start, stop, rows, put)
 
 
 def local_rows(sharding: jax.sharding.Sharding, shape: tuple[int, ...]) -> np.ndarray:

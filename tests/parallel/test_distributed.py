@@ -87,11 +87,11 @@ from bottleneck.training.feed import device_batches
 class Batches:
     batch_size, sequence_length = 8, 3
 
-    def iterate(self, start, stop, rows):
+    def iterate(self, start, stop, rows, then):
         assert len(rows) == 4, rows
         for step in range(start, stop):
             numbers = 100 * step + np.arange(8)[rows]
-            yield step, {"inputs": np.repeat(numbers[:, None], 3, axis=1)}
+            yield step, then({"inputs": np.repeat(numbers[:, None], 3, axis=1)})
 
 distributed.start(distributed.Processes(sys.argv[1], 2, int(sys.argv[2])))
 devices = np.array(sorted(jax.devices(), key=lambda device: (device.id % 2, device.process_index)))
