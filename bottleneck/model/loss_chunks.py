@@ -19,7 +19,7 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bottleneck.model.loss_exponentials import losses_and_gradients
+from bottleneck.model import loss_exponentials
 from bottleneck.parallel.mesh import platform
 
 # Added to the logits of padded rows: their probability is 0 to the last bit, and no NaN can arise.
@@ -67,6 +67,15 @@ def statistics(
     """float32 [b, L]: log-sum-exp of every token's logits, and the logit of its target."""
     if layout.goes_by_rows:
         return _statistics_by_rows(layout, chunking, projected, rows, targets)
+    if _is_one_cpu(layout, projected):
+        found = loss_exponentials.statistics(
+            projected.reshape(-1, rows.shape[1]),
+            rows.astype(jnp.float32),
+            targets.reshape(-1),
+            vocab_size=chunking.vocab_size,
+            chunk=min(chunking.chunk, targets.size),
+        )
+        return found[0].reshape(targets.shape), found[1].reshape(targets.shape)
     rows = _gather_columns(layout, rows, projected.dtype)
     length = projected.shape[1]
     chunk_length = _chunk_length(projected.shape, chunking)
@@ -102,8 +111,8 @@ def sums_and_gradients(
     """`sums`, and the objective's gradients by this device's `projected` and `rows`."""
     if layout.goes_by_rows:
         return _gradients_by_rows(layout, chunking, z_loss, projected, rows, targets, weights)
-    if layout == Layout() and projected.dtype == jnp.float32 and platform() == "cpu":
-        (lse, target_logits), (h_gradient, rows_gradient) = losses_and_gradients(
+    if _is_one_cpu(layout, projected):
+        (lse, target_logits), (h_gradient, rows_gradient) = loss_exponentials.losses_and_gradients(
             projected.reshape(-1, rows.shape[1]),
             rows,
             targets.reshape(-1),
@@ -143,6 +152,11 @@ def sums_and_gradients(
             _sum_others(layout, _scatter_columns(layout, rows_gradient)).astype(rows_dtype),
         ),
     )
+
+
+def _is_one_cpu(layout: Layout, projected: jax.Array) -> bool:
+    """Whether `loss_exponentials` can be taken."""
+    return layout == Layout() and projected.dtype == jnp.float32 and platform() == "cpu"
 
 
 def _statistics_by_rows(

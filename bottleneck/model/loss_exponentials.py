@@ -10,8 +10,32 @@ leaves of it. n: tokens; V: rows of the head; K: columns of its rows.
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from typing import Any, NamedTuple
+
 import jax
 import jax.numpy as jnp
+
+
+class _Chunk(NamedTuple):
+    exponentials: jax.Array  # [c, V]: exp(z − max z)
+    total: jax.Array  # [c]: their sums
+    lse: jax.Array  # [c]
+    target_rows: jax.Array  # [c, K]
+    target_logits: jax.Array  # [c]
+
+
+def statistics(
+    hidden_nxK: jax.Array, rows: jax.Array, targets_n: jax.Array, *, vocab_size: int, chunk: int
+) -> tuple[jax.Array, jax.Array]:
+    """float32 [n]: log-sum-exps, and target logits."""
+    rows = rows[:vocab_size]
+
+    def one_chunk(_: None, arrays: tuple[jax.Array, ...]) -> tuple[None, tuple[jax.Array, ...]]:
+        found = _exponentials(rows, *arrays)
+        return None, (found.lse, found.target_logits)
+
+    return _by_chunks(one_chunk, None, (hidden_nxK, targets_n), chunk)[1]
 
 
 def losses_and_gradients(
@@ -28,8 +52,6 @@ def losses_and_gradients(
 
     All float32: the first two [n], the gradients [n, K] and [V, K].
     """
-    n_tokens = targets_n.shape[0]
-    n_chunks = -(-n_tokens // chunk)
     n_padding = rows.shape[0] - vocab_size
     rows = rows[:vocab_size]
 
@@ -37,17 +59,37 @@ def losses_and_gradients(
         rows_gradient_KxV: jax.Array, arrays: tuple[jax.Array, ...]
     ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         hidden, targets, weights = arrays
-        target_rows = rows[targets]
-        logits = jnp.einsum("nk,vk->nv", hidden, rows)
-        top = jnp.max(logits, axis=-1)
-        exponentials = jnp.exp(logits - top[:, None])
-        total = jnp.sum(exponentials, axis=-1)
-        lse = top + jnp.log(total)
-        scale = (weights * (1 + 2 * z_loss * lse) / total)[:, None]
-        hidden_gradient = scale * jnp.einsum("nv,vk->nk", exponentials, rows)
-        hidden_gradient -= weights[:, None] * target_rows
-        rows_gradient_KxV += jnp.einsum("nk,nv->kv", scale * hidden, exponentials)
-        return rows_gradient_KxV, (lse, jnp.sum(hidden * target_rows, axis=-1), hidden_gradient)
+        found = _exponentials(rows, hidden, targets)
+        scale = (weights * (1 + 2 * z_loss * found.lse) / found.total)[:, None]
+        hidden_gradient = scale * jnp.einsum("nv,vk->nk", found.exponentials, rows)
+        hidden_gradient -= weights[:, None] * found.target_rows
+        rows_gradient_KxV += jnp.einsum("nk,nv->kv", scale * hidden, found.exponentials)
+        return rows_gradient_KxV, (found.lse, found.target_logits, hidden_gradient)
+
+    rows_gradient_KxV, (lse, target_logits, hidden_gradient) = _by_chunks(
+        one_chunk, jnp.zeros(rows.shape[::-1]), (hidden_nxK, targets_n, weights_n), chunk
+    )
+    rows_gradient = jnp.pad(rows_gradient_KxV.T, ((0, n_padding), (0, 0)))
+    rows_gradient = rows_gradient.at[targets_n].add(-weights_n[:, None] * hidden_nxK)
+    return (lse, target_logits), (hidden_gradient, rows_gradient)
+
+
+def _exponentials(rows: jax.Array, hidden: jax.Array, targets: jax.Array) -> _Chunk:
+    logits = jnp.einsum("nk,vk->nv", hidden, rows)
+    top = jnp.max(logits, axis=-1)
+    exponentials = jnp.exp(logits - top[:, None])
+    total = jnp.sum(exponentials, axis=-1)
+    target_rows = rows[targets]
+    target_logits = jnp.sum(hidden * target_rows, axis=-1)
+    return _Chunk(exponentials, total, top + jnp.log(total), target_rows, target_logits)
+
+
+def _by_chunks(
+    one_chunk: Callable[..., Any], start: Any, arrays: tuple[jax.Array, ...], chunk: int
+) -> tuple[Any, Any]:
+    """(what is carried in the end, results [n, ...]) of a scan over chunks of arrays [n, ...]."""
+    n_tokens = arrays[0].shape[0]
+    n_chunks = -(-n_tokens // chunk)
 
     def split(array: jax.Array) -> jax.Array:
         padding = [(0, n_chunks * chunk - n_tokens)] + [(0, 0)] * (array.ndim - 1)
@@ -56,10 +98,5 @@ def losses_and_gradients(
     def join(array: jax.Array) -> jax.Array:
         return array.reshape(n_chunks * chunk, *array.shape[2:])[:n_tokens]
 
-    start = jnp.zeros(rows.shape[::-1])
-    arrays = (split(hidden_nxK), split(targets_n), split(weights_n))
-    rows_gradient_KxV, results = jax.lax.scan(one_chunk, start, arrays)
-    lse, target_logits, hidden_gradient = map(join, results)
-    rows_gradient = jnp.pad(rows_gradient_KxV.T, ((0, n_padding), (0, 0)))
-    rows_gradient = rows_gradient.at[targets_n].add(-weights_n[:, None] * hidden_nxK)
-    return (lse, target_logits), (hidden_gradient, rows_gradient)
+    carried, results = jax.lax.scan(one_chunk, start, tuple(map(split, arrays)))
+    return carried, tuple(map(join, results))
