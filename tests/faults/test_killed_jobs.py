@@ -421,7 +421,7 @@ def test_sigkill_in_a_stage_of_frozen_heads(faults, frozen_heads, begin, end, tm
         return go_on(faults, job, folder)
 
     fault = f"SIGKILL of `frozen_heads` between {begin} and {end}"
-    faults.run_trials(fault, CLAIM, trial, full=10, quick=0)
+    faults.run_trials(fault, CLAIM, trial, full=10)
 
 
 @every_job
@@ -509,7 +509,7 @@ def test_sigkill_of_a_sweep(faults, sweep, everything, tmp_path):
 
     what = "and all that it started" if everything else "alone"
     claim = "started again, its runs are bit-identical to undisturbed ones"
-    faults.run_trials(f"SIGKILL of `sweep` {what}", claim, trial, full=10, quick=0)
+    faults.run_trials(f"SIGKILL of `sweep` {what}", claim, trial, full=10)
 
 
 @pytest.mark.parametrize(
@@ -535,4 +535,4 @@ def test_a_notice_to_a_sweep(faults, sweep, number, code, tmp_path):
             faults.assert_same_run(cell, reference / cell.name)
 
     claim = f"its cells save and end, it exits with {code}, and loses nothing"
-    faults.run_trials(f"{number.name} of `sweep`", claim, trial, full=3, quick=0)
+    faults.run_trials(f"{number.name} of `sweep`", claim, trial, full=3)
