@@ -24,9 +24,9 @@ SOUND := $(shell $(PY) -c '' 2>/dev/null && cat $(STAMPS) 2>/dev/null | grep -qx
 # What the slow tests need, and those against transformers, includes all that the others need, and
 # that all that the demo needs. The lock has what the tests need.
 STAMP := $(or $(firstword $(wildcard $(SLOW) $(HF) $(FROM_LOCK) $(TEST))),$(if $(filter test faults lint format,$(MAKECMDGOALS)),$(TEST),$(BASE)))
-STAMP := $(if $(filter test-hf,$(MAKECMDGOALS)),$(HF),$(if $(filter test-slow,$(MAKECMDGOALS)),$(SLOW),$(STAMP)))
+STAMP := $(if $(filter test-hf bench-check,$(MAKECMDGOALS)),$(HF),$(if $(filter test-slow,$(MAKECMDGOALS)),$(SLOW),$(STAMP)))
 ifneq ($(filter-out 0,$(LOCKED)),)
-    $(if $(filter test-hf test-slow,$(MAKECMDGOALS)),$(error $(MAKECMDGOALS) needs what requirements.lock leaves out; leave out LOCKED=$(LOCKED)))
+    $(if $(filter test-hf bench-check test-slow,$(MAKECMDGOALS)),$(error $(MAKECMDGOALS) needs what requirements.lock leaves out; leave out LOCKED=$(LOCKED)))
     STAMP := $(FROM_LOCK)
 endif
 
@@ -36,10 +36,12 @@ TORCH ?= torch==2.13.0$(if $(filter Darwin,$(shell uname -s)),,+cpu)
 TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 TRAIN := $(PY) -m bottleneck train --config=configs/nano.py
+# What two cores do in a minute each; compile_table takes a quarter of an hour, and libtpu.
+BENCHMARKS := loss rank_sweep spectrum input_pipeline checkpoint start_up fits ngrams
 KNOWN := $(PY) -m bottleneck train --config=configs/known_rank.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock demo calibration test test-hf test-slow faults lint format audit clean FORCE
+.PHONY: help install lock demo calibration test test-hf test-slow faults bench bench-gpu bench-check lint format audit clean FORCE
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -80,6 +82,19 @@ test-hf: $(STAMP) ## Tests against transformers and its evaluation harness; inst
 
 faults: $(STAMP) ## Kill, stop and damage whatever can be, often; the table goes to runs/faults.md.
 	FAULTS=full $(PY) -m pytest tests/faults $(PYTEST_ARGS)
+
+bench: $(STAMP) ## Measure what suits this machine, and write benchmarks/RESULTS.md.
+	for question in $(BENCHMARKS); do $(PY) benchmarks/$$question.py || exit; done
+	if $(PY) -c 'import torch' 2>/dev/null; then $(PY) benchmarks/train_step.py --turns 9; \
+	else echo 'train_step, against PyTorch, is left out: make test-hf installs torch'; fi
+	$(PY) benchmarks/results_page.py
+
+bench-gpu: $(STAMP) ## The train step and the loss at Pythia's sizes, on a machine with a CUDA GPU.
+	$(PY) benchmarks/gpu.py
+	$(PY) benchmarks/results_page.py
+
+bench-check: $(STAMP) ## Fail where the train step fell behind its recorded ratio to PyTorch's.
+	$(PY) benchmarks/check.py
 
 lint: $(STAMP) ## Check format, style, the order of imports, and types.
 	$(PY) -m ruff format --check

@@ -4,16 +4,14 @@ python benchmarks/train_step.py
 
 Ours and the peer, eager and compiled, each live in a process of their own, with as many threads,
 and take turns: a few steps each, again and again, while the others wait. What counts is the ratio
-within a turn, so that a machine that slows down slows all of them. Needs torch and, for
-torch.compile, g++. Prints a table and writes results/train_step.json beside this file.
+within a turn, so that a machine that slows down slows all of them. On a CPU all of them keep the
+memory that they free. Needs torch and, for torch.compile, g++.
 """
 
 from __future__ import annotations
 
 import argparse
 import dataclasses
-import datetime
-import importlib.metadata
 import json
 import os
 import statistics
@@ -25,8 +23,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-HERE = Path(__file__).parent
-RESULTS = HERE / "results" / "train_step.json"
+import frame
+
+from bottleneck.parallel.host_memory import keep_freed_memory
+
 CONTESTANTS = ("ours", "eager", "compiled")
 
 
@@ -84,9 +84,6 @@ def tokens(config: Any) -> tuple[Any, Any]:
 
 def our_steps(config: Any) -> Callable[[int], float]:
     """n → the seconds that n steps took."""
-    from bottleneck.parallel.host_memory import keep_freed_memory
-
-    keep_freed_memory()  # as `python -m bottleneck train` does
     import jax
     import jax.numpy as jnp
 
@@ -134,8 +131,18 @@ def peer_steps(config: Any, device: str, *, compiled: bool) -> Callable[[int], f
     return run
 
 
-def peak_memory() -> int | None:
-    """The most bytes that this process has held since the last call; None where it is not told."""
+def peak_memory(name: str, device: str) -> int | None:
+    """The most bytes that this process has held: on the GPU, or in memory since the last call; None
+    where neither is told.
+    """
+    if device == "cuda" and name == "ours":
+        import jax
+
+        return jax.devices()[0].memory_stats()["peak_bytes_in_use"]
+    if device == "cuda":
+        import torch
+
+        return torch.cuda.max_memory_allocated()
     try:
         lines = Path("/proc/self/status").read_text().splitlines()
         Path("/proc/self/clear_refs").write_text("5")
@@ -146,6 +153,7 @@ def peak_memory() -> int | None:
 
 def serve(name: str, case: Case, device: str) -> None:
     """Reads a number of steps a line, takes them, and prints the seconds; at the end the memory."""
+    keep_freed_memory()  # before any thread is there, as `python -m bottleneck train` does
     config = load(case, device)
     start = time.perf_counter()
     run = (
@@ -162,12 +170,12 @@ def serve(name: str, case: Case, device: str) -> None:
 
         facts["peak_flops"] = peak_flops(jax.devices()[0])
     print(json.dumps(facts), flush=True)
-    peak_memory()
+    peak_memory(name, device)
     for line in sys.stdin:
         cores = time.process_time()
         seconds = run(int(line))
-        answer = {"seconds": seconds, "cpu": time.process_time() - cores, "memory": peak_memory()}
-        print(json.dumps(answer), flush=True)
+        used, memory = time.process_time() - cores, peak_memory(name, device)
+        print(json.dumps({"seconds": seconds, "cpu": used, "memory": memory}), flush=True)
 
 
 class Contestant:
@@ -198,8 +206,12 @@ class Contestant:
 
 def compare(
     case: Case, names: list[str], device: str, turns: int, seconds: float
-) -> dict[str, Any]:
-    """What each contestant did, and our speed over each peer's: median and range over the turns."""
+) -> dict[str, dict[str, Any]]:
+    """Of each contestant: what it did a turn, and of the peers our speed over theirs, turn by turn.
+
+    Args:
+        seconds: that each contestant's turn takes, about.
+    """
     from bottleneck.model.accounting import flops_per_token
 
     players = [Contestant(name, case, device, sys.executable) for name in names]
@@ -214,72 +226,75 @@ def compare(
             answers[player.name].append(player.run(counts[player.name]))
     for player in players:
         player.close()
-    rates = {
-        name: [n_tokens * counts[name] / one["seconds"] for one in answers[name]] for name in names
-    }
-    peak = max(player.facts.get("peak_flops", 0.0) for player in players)
+    peak_flops = max(player.facts.get("peak_flops") or 0.0 for player in players)
     of_token = flops_per_token(config.model, case.length).training(causal_halved=True)
-    result: dict[str, Any] = {"case": vars(case), "peak_flops": peak, "contestants": {}}
+    found: dict[str, dict[str, Any]] = {}
     for player in players:
-        memories = [one["memory"] for one in answers[player.name] if one["memory"]]
-        result["contestants"][player.name] = {
-            "tokens_per_second": statistics.median(rates[player.name]),
-            "range": [min(rates[player.name]), max(rates[player.name])],
-            "cpu_seconds": statistics.median(
-                one["cpu"] / counts[player.name] for one in answers[player.name]
-            ),
-            "mfu": statistics.median(rates[player.name]) * of_token / peak if peak else None,
+        turns_of_it, n = answers[player.name], counts[player.name]
+        rates = [n_tokens * n / one["seconds"] for one in turns_of_it]
+        memories = [one["memory"] for one in turns_of_it if one["memory"]]
+        found[player.name] = {
+            "tokens_per_second": rates,
+            "cpu_seconds": statistics.median(one["cpu"] / n for one in turns_of_it),
+            "mfu": statistics.median(rates) * of_token / peak_flops if peak_flops else None,
             "start_seconds": player.facts["start"],
             "peak_memory": max(memories, default=None),
         }
-        if player.name != "ours" and "ours" in rates:
-            ratios = [a / b for a, b in zip(rates["ours"], rates[player.name], strict=True)]
-            result["contestants"][player.name]["ours_over_this"] = {
-                "median": statistics.median(ratios),
-                "range": [min(ratios), max(ratios)],
-            }
-    return result
+    for entry in found.values():
+        pairs = zip(found["ours"]["tokens_per_second"], entry["tokens_per_second"], strict=True)
+        entry["ours_over_this"] = [ours / theirs for ours, theirs in pairs]
+    return found
 
 
-def write(results: list[dict[str, Any]]) -> None:
-    """Puts the results into their file, in place of older ones of the same cases."""
-    old = json.loads(RESULTS.read_text())["results"] if RESULTS.exists() else []
-    measured = [result["case"] for result in results]
-    names = ("jax", "jaxlib", "torch")
-    text = {
-        "date": datetime.date.today().isoformat(),
-        "versions": {name: importlib.metadata.version(name) for name in names},
-        "threads": len(os.sched_getaffinity(0)),
-        "results": [one for one in old if one["case"] not in measured] + results,
+def row(case: Case, found: dict[str, dict[str, Any]]) -> dict[str, Any]:
+    """Of the table; all that was measured is in it, too."""
+    entries = list(found.values())
+    mfu = found["ours"]["mfu"]
+    rates = {
+        f"{name}_rate": f"{statistics.median(entry['tokens_per_second']):,.0f}"
+        for name, entry in found.items()
     }
-    RESULTS.parent.mkdir(exist_ok=True)
-    RESULTS.write_text(json.dumps(text, indent=1) + "\n")
+    ratios = {
+        f"{name}_ratio": frame.spread(entry["ours_over_this"], ".2f")
+        for name, entry in found.items()
+    }
+    return {
+        "case": case.name,
+        **rates,
+        **ratios,
+        "mfu": f"{mfu:.0%}" if mfu else "–",
+        "cpu": ", ".join(f"{entry['cpu_seconds']:.3g}" for entry in entries),
+        "memory": ", ".join(f"{(entry['peak_memory'] or 0) / 1e9:.2g}" for entry in entries),
+        "start": ", ".join(f"{entry['start_seconds']:.0f}" for entry in entries),
+        "measured": found,
+    }
 
 
-def _row(result: dict[str, Any]) -> str:
-    cells = [Case(**result["case"]).name]
-    for entry in result["contestants"].values():
-        cell = f"{entry['tokens_per_second']:,.0f}"
-        if "ours_over_this" in entry:
-            ratio = entry["ours_over_this"]
-            cell += f" ({ratio['median']:.2f}, {ratio['range'][0]:.2f}–{ratio['range'][1]:.2f})"
-        cell += f", MFU {entry['mfu']:.0%}" if entry["mfu"] else ""
-        cell += f", {entry['cpu_seconds']:.3f} cpu s"
-        memory = entry["peak_memory"]
-        cell += f", {memory / 1e9:.2f} GB" if memory else ""
-        cells.append(cell + f", {entry['start_seconds']:.0f} s")
-    return f"| {' | '.join(cells)} |"
+def columns(names: list[str]) -> dict[str, str]:
+    """What heads the table, for these contestants, ours first."""
+    peers = names[1:]
+    called = {"ours": "ours", "eager": "torch eager", "compiled": "torch.compile"}
+    return {
+        "case": "model, batch, head",
+        **{f"{name}_rate": f"{called[name]}, tokens/s" for name in names},
+        **{f"{name}_ratio": f"ours / {called[name]}" for name in peers},
+        "mfu": "our MFU",
+        "cpu": "processor seconds a step, each",
+        "memory": "peak GB, each",
+        "start": "s to the first step, each",
+    }
 
 
 def main() -> None:
-    """Prints a row a case: a contestant's tokens a second, (ours over it: median, range), MFU with
-    causal attention halved, processor seconds of a step, all threads added up, peak memory, and
-    seconds until its first step was done.
+    """Prints the table: tokens a second, ours over each peer's (median and range over the turns),
+    MFU with causal attention halved, processor seconds of a step with all threads added up.
     """
     parser = argparse.ArgumentParser(description=__doc__.splitlines()[0])
     parser.add_argument("--serve", nargs=2, metavar=("NAME", "CASE"), help=argparse.SUPPRESS)
-    parser.add_argument("--only", default="", metavar="TEXT", help="cases with this in their name")
-    parser.add_argument("--contestants", default=",".join(CONTESTANTS))
+    parser.add_argument(
+        "--only", default="", metavar="TEXT", help="cases with this in their name; nothing is kept"
+    )
+    parser.add_argument("--contestants", default=",".join(CONTESTANTS), help="ours comes first")
     parser.add_argument("--device", choices=("cpu", "cuda"), default="cpu")
     parser.add_argument("--turns", type=int, default=5)
     parser.add_argument("--seconds", type=float, default=2.0, help="of each contestant's turn")
@@ -288,14 +303,17 @@ def main() -> None:
         name, case = arguments.serve
         serve(name, Case(**json.loads(case)), arguments.device)
         return
-    results = []
+    names = arguments.contestants.split(",")
+    rows = []
     for case in CASES:
         if arguments.only in case.name:
-            names = arguments.contestants.split(",")
-            result = compare(case, names, arguments.device, arguments.turns, arguments.seconds)
-            results.append(result)
-            print(_row(result), flush=True)
-            write(results)
+            found = compare(case, names, arguments.device, arguments.turns, arguments.seconds)
+            rows.append(row(case, found))
+            print(case.name, rows[-1]["cpu"], file=sys.stderr, flush=True)
+    if arguments.only:
+        print(frame.markdown({"rows": rows, "columns": columns(names)}))
+    else:
+        frame.report("train_step", rows, columns(names))
 
 
 if __name__ == "__main__":
