@@ -99,16 +99,22 @@ def match_tensors(
                 f"{folder}: {name} has shape {list(found)}; going by its {CONFIG} it must have "
                 f"{list(shape)}"
             )
-        if stored.types[short[name]] not in safetensors_folder.FLOATS:
-            raise UserError(
-                f"{folder}: {name} is of type {stored.types[short[name]]}; it must be one of "
-                + ", ".join(safetensors_folder.FLOATS)
-            )
+        _check_type(folder, name, stored.types[short[name]])
     return {name: short[name] for name in expected}
+
+
+def _check_type(folder: Path, name: str, kind: str) -> None:
+    if kind not in safetensors_folder.FLOATS:
+        raise UserError(
+            f"{folder}: {name} is of type {kind}; it must be one of "
+            + ", ".join(safetensors_folder.FLOATS)
+        )
 
 
 def _check_tied(folder: Path, stored: SafetensorsFolder, head: str, embedding: str) -> None:
     """Raises `UserError` where there is a head that is said to be the embedding, and is not."""
+    for name in (head, embedding):
+        _check_type(folder, name, stored.types[name])
     shape = stored.shapes[embedding]
     same = stored.shapes[head] == shape
     for start in range(0, shape[0] if same else 0, 4096):

@@ -61,7 +61,7 @@ class SafetensorsFolder:
             )
         except FileNotFoundError as error:
             raise UserError(f"{path} is not there, though the index names it") from error
-        except (OSError, SafetensorError) as error:
+        except (OSError, SafetensorError, UnicodeError) as error:  # a name that is no UTF-8
             raise UserError(_damaged(path, error)) from error
         for name in file.offset_keys():
             header = file.get_slice(name)

@@ -46,9 +46,8 @@ def check_continues(workdir: Path, config: Config) -> None:
     path = workdir / CONFIG
     if not path.exists():
         if not is_unused(workdir):
-            raise UserError(
-                f"--workdir={workdir} is not empty and holds no run; choose a new folder"
-            )
+            what = "is not empty and holds no run" if workdir.is_dir() else "is a file"
+            raise UserError(f"--workdir={workdir} {what}; choose a new folder")
         return
     old = config_lib.parse(read_config(workdir)["config"])
     changed = [

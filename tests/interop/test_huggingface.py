@@ -187,6 +187,10 @@ def _change_type(tensors):
     tensors[NORM] = tensors[NORM].astype(np.int32)
 
 
+def _change_type_of_head(tensors):
+    tensors["embed_out.weight"] = tensors["embed_out.weight"].astype(np.int32)
+
+
 @pytest.mark.parametrize(
     ("change", "fields", "message"),
     [
@@ -195,6 +199,11 @@ def _change_type(tensors):
         (lambda t: t.update(new=np.zeros(3, np.float32)), {}, "has the surplus tensor new, going"),
         (_cut_row, {}, r"layernorm\.weight has shape \[59\]; .* must have \[60\]"),
         (_change_type, {}, "is of type I32; it must be one of F16, BF16, F32"),
+        (
+            _change_type_of_head,
+            {"tie_word_embeddings": True},
+            "embed_out.weight is of type I32; it must be one of F16, BF16, F32",
+        ),
         # Their names alone would fill the memory.
         (None, {"num_hidden_layers": 2**31 - 1}, "has 28 tensors, too few for the 2,147,483,647"),
         (
@@ -243,6 +252,8 @@ def test_what_is_no_whole_folder_of_safetensors_is_refused_in_one_line(spoilt, t
     index.write_text(json.dumps({"weight_map": {"a": "model.safetensors", "b": "b.safetensors"}}))
     file.write_bytes(whole)
     assert "b.safetensors is not there, though the index names it" in refusal()
+    index.write_text('{"weight_map": {"a": "\\ud800.safetensors"}}')
+    assert "is not a whole safetensors file" in refusal()
     index.write_text(json.dumps({"weight_map": {"a": "model.safetensors"}}))
     assert "model.safetensors has no tensor a, though the index says so" in refusal()
     for name in ("../model.safetensors", f"{file}", "x/../model.safetensors", "..", "model.bin"):

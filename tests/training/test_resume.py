@@ -121,3 +121,5 @@ def test_a_folder_that_is_no_run_is_refused(command, tmp_path):
     assert result.returncode == 2
     assert "is not empty and holds no run" in result.stderr
     assert [path.name for path in tmp_path.iterdir()] == ["thesis.tex"]
+    result = start(command, f"--workdir={tmp_path / 'thesis.tex'}")
+    assert result.returncode == 2 and "thesis.tex is a file; choose a new folder" in result.stderr
