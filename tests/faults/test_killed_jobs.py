@@ -16,6 +16,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from small_runs import write_config
 
 from bottleneck.analysis.runs import load_run
 from bottleneck.config import ModelConfig
@@ -107,9 +108,8 @@ def big(faults, lab):
     for i in range(30):
         drawn = np.random.default_rng(i).zipf(1.3, 40_000) % len(words)
         (folder / f"{i}.txt").write_text(" ".join(words[drawn]))
-    config = lab.folder / "big.py"
-    config.write_text(faults.CONFIG.format(text=str(folder), cache=str(lab.folder / "big-cache")))
-    return config
+    places = {"data.paths": (str(folder),), "data.cache_dir": str(lab.folder / "big-cache")}
+    return write_config(lab.folder / "big.py", faults.SETTINGS | places)
 
 
 @pytest.fixture(scope="module")
@@ -468,9 +468,8 @@ def sweep(faults, lab):
     """The command, and the folder that it left when nothing happened to it."""
     if not faults.IS_FULL:
         pytest.skip("in the full set, as each of its cells starts a program")
-    config = lab.folder / "sweep.py"
-    text = faults.CONFIG.format(text=str(lab.text), cache=str(lab.folder / "cache"))
-    config.write_text(f"{text}\n{SWEEP}")
+    places = {"data.paths": (str(lab.text),), "data.cache_dir": str(lab.folder / "cache")}
+    config = write_config(lab.folder / "sweep.py", faults.SETTINGS | places, more=SWEEP)
     program = lab.program(
         *("sweep", f"--config={config}", "--workdir={folder}", "--parallel=2"),
         *("--config.train.steps=30", "--config.probe.every=15"),

@@ -34,13 +34,27 @@ SETTINGS = {
 }
 
 
-def write_experiment(folder: Path, settings: Mapping[str, Any], *, more: str = "") -> Path:
-    """Writes a text and a config of a small model on it, and returns the config's file.
+def write_config(path: Path, settings: Mapping[str, Any], *, more: str = "") -> Path:
+    """Writes a config file, which it returns.
 
     Args:
         settings: fields by their names, "model.d_model", beside and in place of `SETTINGS`.
         more: further Python of the file.
     """
+    lines = [
+        "from bottleneck.config import base",
+        "def get_config():",
+        "    config = base()",
+        *(f"    config.{name} = {value!r}" for name, value in (SETTINGS | dict(settings)).items()),
+        "    return config",
+        more,
+    ]
+    path.write_text("\n".join(lines))
+    return path
+
+
+def write_experiment(folder: Path, settings: Mapping[str, Any], *, more: str = "") -> Path:
+    """Writes a text and a config of a small model on it; arguments and result as `write_config`."""
     source = random.Random(0)
     words = [f"word{i}" for i in range(50)]
     text = folder / "text"
@@ -48,18 +62,7 @@ def write_experiment(folder: Path, settings: Mapping[str, Any], *, more: str = "
     for i in range(60):
         (text / f"{i}.txt").write_text(" ".join(source.choices(words, k=400)))
     places = {"data.paths": (str(text),), "data.cache_dir": str(folder / "cache")}
-    fields = SETTINGS | places | settings
-    lines = [
-        "from bottleneck.config import base",
-        "def get_config():",
-        "    config = base()",
-        *(f"    config.{name} = {value!r}" for name, value in fields.items()),
-        "    return config",
-        more,
-    ]
-    path = folder / "config.py"
-    path.write_text("\n".join(lines))
-    return path
+    return write_config(folder / "config.py", places | dict(settings), more=more)
 
 
 def last_step(workdir: Path) -> int:
