@@ -46,7 +46,8 @@ def train(config: Config, workdir: str | os.PathLike[str]) -> None:
     if run_folder.is_complete(workdir):
         console.print(f"{workdir} holds this run, complete; nothing to do")
         return
-    with run_folder.claimed(workdir) if is_writer else contextlib.nullcontext():
+    claim = run_folder.claimed(workdir) if is_writer else contextlib.nullcontext()
+    with preemption.remembered(), claim:
         # What was there may have become another's before it was claimed.
         run_folder.check_continues(workdir, config)
         _train_in(workdir, config)

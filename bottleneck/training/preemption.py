@@ -6,12 +6,13 @@ Kubernetes and SLURM all give it, seconds to minutes before.
 
 from __future__ import annotations
 
+import contextlib
 import os
 import signal
 import socket
 import sys
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from types import FrameType, TracebackType
 from typing import Any, NoReturn, Self
 
@@ -20,6 +21,29 @@ from jax.experimental import multihost_utils
 
 # Of a run that a signal ended, as a shell says it.
 EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
+
+
+_interrupted = threading.Event()  # by a Ctrl-C that came while it was remembered
+
+
+@contextlib.contextmanager
+def remembered() -> Iterator[None]:
+    """In the block a Ctrl-C raises `KeyboardInterrupt`, and again as a `Notice` begins.
+
+    For a library may swallow the first, and the program would go on.
+    """
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        _interrupted.set()
+        raise KeyboardInterrupt
+
+    _interrupted.clear()
+    before = signal.signal(signal.SIGINT, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGINT, before)
+        _interrupted.clear()
 
 
 class Notice:
@@ -69,6 +93,9 @@ class Notice:
         self._before = {number: signal.signal(number, _ignore) for number in taken}
         self._thread = threading.Thread(target=self._listen, name="signals", daemon=True)
         self._thread.start()
+        if _interrupted.is_set():
+            self.__exit__(None, None, None)
+            raise KeyboardInterrupt
         return self
 
     def __exit__(
