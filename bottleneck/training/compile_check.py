@@ -23,7 +23,7 @@ from bottleneck.errors import UserError
 from bottleneck.parallel import mesh as mesh_lib
 from bottleneck.parallel.chips import Chip, chip_of
 from bottleneck.parallel.slices import flags_of
-from bottleneck.training.hlo import Collective, collectives
+from bottleneck.training.hlo import Collective, collectives, estimated_cycles
 from bottleneck.training.probe_programs import ProbePrograms
 from bottleneck.training.roofline import Roofline, roofline
 from bottleneck.training.step import make_train_program
@@ -59,6 +59,7 @@ class ProgramReport:
     memory: Memory
     largest: tuple[Buffer, ...]  # of the temporaries, those that are in memory at different places
     collectives: tuple[Collective, ...]
+    cycles: int | None  # of computing, by `hlo.estimated_cycles`; None where there is no code
     has_flash_attention: bool
     compile_seconds: float
 
@@ -152,12 +153,14 @@ def _rehearse(lowered: Any, mesh: Mesh, flags: dict[str, str]) -> ProgramReport:
         seconds = time.perf_counter() - start
         hlo = _dumped(folder, "after_optimizations.txt")
         buffers = _dumped(folder, "after_optimizations-buffer-assignment.txt")
+        cycles = estimated_cycles(_dumped(folder, "after_codegen.txt")) if compiled else None
     slices = [getattr(device, "slice_index", 0) for device in mesh.devices.flat]
     return ProgramReport(
         fits=compiled is not None,
         memory=_memory(buffers, compiled),
         largest=tuple(largest_buffers(buffers, hlo)),
         collectives=tuple(collectives(hlo, mesh.shape, slices)),
+        cycles=cycles,
         has_flash_attention="splash" in hlo,
         compile_seconds=seconds,
     )

@@ -1,7 +1,7 @@
-"""The collectives of a compiled program, read from the text of its HLO.
+"""The collectives of a compiled program and its cycles, read from the text of its HLO.
 
-A program is a list of computations that call each other; a collective runs as often as its
-computation is reached, loops multiplied. Devices are numbered by their place in the mesh's
+A program is a list of computations that call each other; what is in one runs as often as it is
+reached, loops multiplied. Devices are numbered by their place in the mesh's
 flattened list.
 """
 
@@ -27,6 +27,7 @@ _CALLED = re.compile(
 )
 # A reduction between slices; of the others the compiler has been seen to make none.
 _TRANSFER = re.compile(r'_xla_megascale_transfer_type="(ALL_REDUCE)"')
+_CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _SHAPE = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
 
 
@@ -100,7 +101,8 @@ def collectives(
 
     An asynchronous one, which TPUs take in pieces between other work, counts where it starts. A
     loop runs as often as the text says, or as the constant that its condition compares with; one
-    that ends otherwise counts once. Between slices TPUs have no collectives but sends that say what
+    that ends otherwise counts once. TPUs write a reduce-scatter as a computation of that name, in
+    which the slice of an all-reduce is taken. Between slices TPUs have no collectives but sends that say what
     for; such a one counts as that collective of the devices with the same place in their slices.
 
     Args:
@@ -125,11 +127,32 @@ def collectives(
                 continue
             axes = _axes(members, mesh_shape)
             if axes:
-                shapes = tuple(_shapes(_result(instruction)))
+                result = instruction
+                if op == "all-reduce" and computation.startswith("all-reduce-scatter"):
+                    op, result = "reduce-scatter", instructions[-1]
+                shapes = tuple(_shapes(_result(result)))
                 n_slices = max(len(set(group)) for group in slice_of[members].tolist())
                 times = program.executions(computation)
                 found.append(Collective(op, shapes, axes, members.shape[1], n_slices, times))
     return found
+
+
+def estimated_cycles(text: str) -> int:
+    """Cycles of a TPU's core that a program takes by its compiler's estimate, as it wrote it down.
+
+    Without collectives, and without kernels that were not the compiler's to make, such as flash
+    attention: of these it estimates nothing.
+
+    Args:
+        text: the program as it is after code has been generated.
+    """
+    program = _Program(text)
+    return sum(
+        int(estimate[1]) * program.executions(computation)
+        for computation, instructions in program.computations.items()
+        for instruction in instructions
+        if (estimate := _CYCLES.search(instruction.rest))
+    )
 
 
 class _Program:

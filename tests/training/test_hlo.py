@@ -17,7 +17,7 @@ from bottleneck.config import (
     TrainConfig,
 )
 from bottleneck.parallel.mesh import make_mesh
-from bottleneck.training.hlo import Shape, collectives
+from bottleneck.training.hlo import Shape, collectives, estimated_cycles
 from bottleneck.training.probe_programs import ProbePrograms
 from bottleneck.training.step import make_train_program
 
@@ -341,3 +341,48 @@ def test_a_full_head_is_gathered_by_blocks_and_twice(sizes):
     assert {each.axes for each, _ in blocks} == {("fsdp",)}
     # One pass for the log-sum-exp and one for the gradient, over this device's rows.
     assert sum(each.count * rows for each, rows in blocks) == 2 * V // sizes[2]
+
+
+# As a TPU's compiler writes it: the all-reduce is padded, and never made whole.
+SCATTER = """
+%all-reduce-scatter.2 (input: bf16[30]) -> bf16[8] {
+  %input = bf16[30]{0} parameter(0)
+  %pad = bf16[32]{0} pad(%input), padding=0_2
+  %all-reduce.1 = bf16[32]{0} all-reduce(%pad), replica_groups={{0,1,2,3}}, to_apply=%add
+  ROOT %slice.1 = bf16[8]{0} dynamic-slice(%all-reduce.1), dynamic_slice_sizes={8}
+}
+
+ENTRY %main (p: bf16[30]) -> bf16[8] {
+  ROOT %fusion = bf16[8]{0} fusion(%p), kind=kCustom, calls=%all-reduce-scatter.2
+}
+"""
+
+
+def test_a_fused_reduce_scatter_sends_half_of_what_its_all_reduce_would():
+    (found,) = collectives(SCATTER, {"fsdp": 4})
+    assert (found.op, found.count, found.ici_bytes) == ("reduce-scatter", 1, 64 * 3 / 4)
+
+
+CYCLES = """
+%cond (s: s32[]) -> pred[] {
+  %s = s32[] parameter(0)
+  %n = s32[] constant(5)
+  ROOT %less = pred[] compare(%s, %n), direction=LT
+}
+
+%body (s: s32[]) -> s32[] {
+  %s = s32[] parameter(0)
+  ROOT %f = s32[] fusion(%s), calls=%fused, backend_config={"estimated_cycles":"100","is_mask":false}
+}
+
+ENTRY %main (s: s32[]) -> s32[] {
+  %s = s32[] parameter(0)
+  %kernel = s32[] custom-call(%s), custom_call_target="tpu_custom_call"
+  %copy = s32[] copy(%kernel), backend_config={"estimated_cycles":"7"}
+  ROOT %loop = s32[] while(%copy), condition=%cond, body=%body
+}
+"""
+
+
+def test_cycles_are_added_up_over_the_turns_of_loops():
+    assert estimated_cycles(CYCLES) == 5 * 100 + 7
