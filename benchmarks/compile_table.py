@@ -36,7 +36,7 @@ class Row:
     accumulation_steps: int
     n_slices: int = 1
     batch_size: int = 1024
-    remat: str = "dots"
+    remat: str = "attention"
     rank: int | None = None
 
     @property

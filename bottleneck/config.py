@@ -101,7 +101,10 @@ class ModelConfig(Section):
     # Of the two maps that write to the residual stream. None: 2 / (n_layers·sqrt(D)), wang_init.
     output_init_std: float | None = bounded(None, low=0.0)
     compute_dtype: Literal["float32", "bfloat16"] = "float32"  # parameters are always float32
-    remat: Literal["none", "dots", "full"] = "none"
+    # What a layer keeps of a token for its backward pass, in numbers, of bfloat16 half the bytes:
+    # all; 8·D, with what its first products give; 5·D, with what attention takes and gives, at the
+    # price of the MLP's first product; D, its input, at the price of the layer.
+    remat: Literal["none", "dots", "attention", "full"] = "none"
     attention: Literal["auto", "xla", "blocks", "cudnn", "splash"] = "auto"
     loss_chunk: int = positive(1024)  # tokens whose logits exist at one time on a device
 

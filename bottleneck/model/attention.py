@@ -1,17 +1,17 @@
-"""Causal attention and the rotation of positions.
+"""Causal attention, by what is fastest on the devices at hand.
 
 B: sequences; L: tokens; H: heads; G: key-value heads (a divisor of H); K: size of one head.
 """
 
 from __future__ import annotations
 
-import functools
 from collections.abc import Callable
 from typing import Literal
 
 import jax
 import jax.numpy as jnp
 
+from bottleneck.model import remat
 from bottleneck.model.attention_blocks import block_attention
 from bottleneck.parallel.mesh import partition_spec, platform
 
@@ -19,42 +19,6 @@ Implementation = Literal["auto", "xla", "blocks", "cudnn", "splash"]
 
 _LANES = 128  # of a TPU's vector unit; the Pallas kernel works in blocks that are multiples of it
 _BLOCKS = (512, 384, 256, _LANES)  # positions that a block of scores may have, the best first
-
-
-@functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
-def rotate(x_BxLxHxK: jax.Array, rotary_size: int, theta: float) -> jax.Array:
-    """The vectors, their first `rotary_size` entries turned by an angle that grows with position.
-
-    Entry i is paired with entry i + rotary_size/2 and turned by position·theta^(−2i/rotary_size).
-
-    Source: Su et al. 2021 (RoFormer), in the half-split layout of GPT-NeoX and Llama.
-    """
-    return _turn(x_BxLxHxK, rotary_size, theta, 1)
-
-
-def _turn(x_BxLxHxK: jax.Array, rotary_size: int, theta: float, direction: int) -> jax.Array:
-    if rotary_size == 0:
-        return x_BxLxHxK
-    x, half = x_BxLxHxK, rotary_size // 2
-    frequency = theta ** (-jnp.arange(0, rotary_size, 2, dtype=jnp.float32) / rotary_size)
-    angle_Lx1xF = direction * jnp.arange(x.shape[1])[:, None, None] * frequency
-    # Over the whole of K, those that stay turned by 0: a TPU pads arrays of width rotary_size/2
-    # to 128, in float32, and holds them until the backward pass.
-    still = ((0, 0), (0, 0), (0, x.shape[-1] - rotary_size))
-    angle_Lx1xK = jnp.pad(jnp.concatenate([-angle_Lx1xF, angle_Lx1xF], axis=-1), still)
-    crossed = jnp.concatenate(
-        [x[..., half:rotary_size], x[..., :half], x[..., rotary_size:]], axis=-1
-    )
-    turned = x * jnp.cos(angle_Lx1xK) + crossed * jnp.sin(angle_Lx1xK)
-    return turned.astype(x.dtype)
-
-
-# The transpose of a rotation turns back. Derived from the slices above it would be three paddings
-# and their sum, each as large as x.
-rotate.defvjp(
-    lambda x, rotary_size, theta: (_turn(x, rotary_size, theta, 1), None),
-    lambda rotary_size, theta, _, gradient: (_turn(gradient, rotary_size, theta, -1),),
-)
 
 
 def causal_attention(
@@ -127,6 +91,7 @@ def splash_attention(
             block_kv_dq=block,
         ),
         interpret=interpret,
+        residual_checkpoint_name=remat.ATTENTION,
     )
     by_head = (
         jnp.swapaxes(x, 1, 2) for x in (query_BxLxHxK * size**-0.5, key_BxLxGxK, value_BxLxGxK)

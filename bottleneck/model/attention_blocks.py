@@ -14,6 +14,7 @@ from collections.abc import Iterator
 import jax
 import jax.numpy as jnp
 
+from bottleneck.model import remat
 from bottleneck.model.one_cpu import computed_once
 
 _MAX_BLOCKS = 8  # each is compiled on its own
@@ -46,8 +47,9 @@ def _forward(
         mixed.append(_unflat(weighted / total, query.shape))
         lse.append(_unflat(top + jnp.log(total), query.shape))
     joined = jnp.concatenate(mixed, axis=3).astype(query.dtype)
-    mixed_BxLxHxK = _by_token(joined)
-    return mixed_BxLxHxK, (query, key, value, mixed_BxLxHxK, jnp.concatenate(lse, axis=3))
+    mixed_BxLxHxK = remat.named(_by_token(joined), remat.ATTENTION)
+    lse = remat.named(jnp.concatenate(lse, axis=3), remat.ATTENTION)
+    return mixed_BxLxHxK, (query, key, value, mixed_BxLxHxK, lse)
 
 
 def _backward(kept: _Kept, gradient_BxLxHxK: jax.Array) -> tuple[jax.Array, jax.Array, jax.Array]:

@@ -16,19 +16,17 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from bottleneck.config import ModelConfig
-from bottleneck.model.attention import causal_attention, rotate
+from bottleneck.model import remat
+from bottleneck.model.attention import causal_attention
 from bottleneck.model.head import make_head
 from bottleneck.model.one_cpu import computed_once, dot_general, is_one_cpu, product
+from bottleneck.model.remat import named
+from bottleneck.model.rotary import rotate
 from bottleneck.parallel import mesh as mesh_lib
 from bottleneck.parallel.mesh import constrain, platform
 
 Params = dict[str, Any]
 Observe = Callable[[jax.Array], Any]  # hidden [B, L, D] → a small tree of statistics
-
-_REMAT_POLICIES = {
-    "dots": jax.checkpoint_policies.dots_with_no_batch_dims_saveable,
-    "full": jax.checkpoint_policies.nothing_saveable,
-}
 
 
 def _linear(
@@ -84,13 +82,14 @@ class Attention(nnx.Module):
         config = self.config
         B, L, _ = hidden_BxLxD.shape
         query, key, value = (
-            part.reshape(B, L, -1, config.head_size) for part in self._parts(hidden_BxLxD)
+            named(part, remat.PROJECTED).reshape(B, L, -1, config.head_size)
+            for part in self._parts(hidden_BxLxD)
         )
         if config.position == "rotary":
             query = rotate(query, config.rotary_size, config.rotary_theta)
             key = rotate(key, config.rotary_size, config.rotary_theta)
         mixed = causal_attention(query, key, value, config.attention)
-        return self.output(mixed.reshape(B, L, config.d_model))
+        return named(self.output(mixed.reshape(B, L, config.d_model)), remat.PROJECTED)
 
     def _parts(self, hidden_BxLxD: jax.Array) -> list[jax.Array]:
         """Queries, keys and values, of all heads side by side."""
@@ -119,9 +118,10 @@ class Mlp(nnx.Module):
         )
 
     def __call__(self, hidden_BxLxD: jax.Array) -> jax.Array:
-        inner = self.up(hidden_BxLxD)
+        inner = named(self.up(hidden_BxLxD), remat.WIDE)
         if self.kind == "swiglu":
-            return self.down(jax.nn.silu(self.gate(hidden_BxLxD)) * inner)
+            gate = named(self.gate(hidden_BxLxD), remat.WIDE)
+            return self.down(jax.nn.silu(gate) * inner)
         if self.kind == "gelu_tanh":
             return self.down(jax.nn.gelu(inner, approximate=True))
         return self.down(exact_gelu(inner))
@@ -210,7 +210,7 @@ class Transformer(nnx.Module):
             return nnx.merge(block_graph, params)(hidden), seen
 
         if config.remat != "none":
-            layer = jax.checkpoint(layer, policy=_REMAT_POLICIES[config.remat], prevent_cse=False)
+            layer = remat.checkpointed(layer, config.remat)
         # A CPU copies what each turn of a scan stacks up for the backward pass. But only a scan
         # keeps the compiler from undoing rematerialisation.
         unroll = config.remat == "none" and platform() == "cpu"

@@ -115,6 +115,11 @@ def constrain(array: jax.Array, *axes: str | None) -> jax.Array:
     return jax.lax.with_sharding_constraint(array, partition_spec(axes))
 
 
+def devices_along(axis: str) -> int:
+    """Devices along an axis of the mesh in context; 1 where there is none."""
+    return jax.sharding.get_abstract_mesh().shape.get(axis, 1)
+
+
 def platform() -> str:
     """That of the devices which the program at hand is traced for: "cpu", "tpu", "gpu" or "cuda".
 

@@ -76,9 +76,9 @@ def advice(config: Config, rehearsal: Rehearsal) -> list[str]:
             f"{logits / _GB:.2f} GB"
         )
     if model.remat != "full":
-        lines.append(
-            f"set config.model.remat={model.remat} to full: a layer then keeps its input alone"
-        )
+        less = "full" if model.remat == "attention" else "attention"
+        kept = "its input" if less == "full" else "its input and what attention takes and gives"
+        lines.append(f"set config.model.remat={model.remat} to {less}: a layer then keeps {kept}")
     if sequences > 1 and memory.arguments < capacity:
         factor = memory.temporaries / (capacity - memory.arguments)
         divisors = [n for n in range(2, sequences + 1) if sequences % n == 0]
@@ -120,6 +120,8 @@ def _show_program(
         f"(arguments {memory.arguments / _GB:.2f}, temporaries {memory.temporaries / _GB:.2f}, "
         f"code {memory.code / _GB:.2f}); compiled in {program.compile_seconds:.0f} s"
     )
+    if program.cycles is not None:
+        sizes += f"; computing takes {program.cycles / 1e6:,.1f} million cycles by its estimate"
     console.print(Text.assemble("\n", (name, "bold"), " ", verdict, sizes))
     if not program.fits:
         largest = _table("largest temporaries", "GB", "from")

@@ -11,7 +11,7 @@ from __future__ import annotations
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
-from bottleneck.config import Config
+from bottleneck.config import Config, ModelConfig
 from bottleneck.model.accounting import count_parameters, flops_per_token, layer_matrix_parameters
 from bottleneck.parallel.chips import Chip
 from bottleneck.training.hlo import Collective
@@ -88,14 +88,22 @@ def _hardware_flops_per_token(
     """Forward, backward, and what remat, the loss and flash attention compute again."""
     flops = flops_per_token(config.model, config.train.sequence_length)
     remat = config.model.remat
-    layers = 4 if remat == "full" else 3
     # Flash attention's backward pass is two kernels with 3 and 4 products of the size of the
-    # square, its forward pass has 2. "dots" keeps products with weights, not those of attention.
-    attention = (0.5 * (1 + 7 / 2) if flash_attention else 3.0) + (
-        0 if remat == "none" else (0.5 if flash_attention else 1.0)
-    )
+    # square, its forward pass has 2, and can be kept.
+    forward = 0.5 if flash_attention else 1.0
+    keeps_attention = remat == "none" or (remat == "attention" and flash_attention)
+    attention = forward * (1 if keeps_attention else 2) + (0.5 * 7 / 2 if flash_attention else 2.0)
     head = 2 + _head_passes(config, mesh_shape)
+    layers = 3 + _share_computed_again(config.model)
     return layers * flops.layers + attention * flops.attention + head * flops.head
+
+
+def _share_computed_again(model: ModelConfig) -> float:
+    """Of a layer's forward pass with its matrices, what its backward pass repeats."""
+    if model.remat == "attention":  # the products that make the MLP wide
+        wide = (2 if model.mlp == "swiglu" else 1) * model.d_model * model.mlp_width
+        return wide / layer_matrix_parameters(model)
+    return 1.0 if model.remat == "full" else 0.0
 
 
 def _head_passes(config: Config, mesh_shape: Mapping[str, int]) -> int:
@@ -118,7 +126,7 @@ def hbm_traffic(config: Config, mesh_shape: Mapping[str, int]) -> float:
     tensor, shards = mesh_shape["tensor"], mesh_shape["fsdp"] * mesh_shape["tensor"]
     tokens = config.tokens_per_step / (mesh_shape["replica"] * mesh_shape["fsdp"])
     own_parameters = count_parameters(model).total / shards
-    passes = 3 if model.remat == "full" else 2
+    passes = 2 + _share_computed_again(model)
     layer_weights = model.n_layers * layer_matrix_parameters(model) / tensor
     weights = n_micro * passes * width * layer_weights
     gradients = 4 * own_parameters * (2 * n_micro - 1)

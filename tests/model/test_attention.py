@@ -1,4 +1,4 @@
-"""Attention and rotation against float64 numpy written out position by position."""
+"""Attention against float64 numpy written out position by position."""
 
 import jax
 import jax.numpy as jnp
@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bottleneck.model import attention
-from bottleneck.model.attention import causal_attention, rotate, splash_attention
+from bottleneck.model.attention import causal_attention, splash_attention
 
 B, L, K = 2, 9, 8
 
@@ -80,51 +80,6 @@ def test_a_gpu_in_half_precision_takes_cudnn_a_cpu_its_blocks(monkeypatch):
         array = random(0, B, L, 2, K).astype(dtype)
         causal_attention(array, array, array, "auto")
     assert taken == ["cudnn", "xla", "blocks"]
-
-
-@pytest.mark.parametrize("rotary_size", [0, 2, 4, 8])
-@pytest.mark.parametrize(
-    ("dtype", "rtol"),
-    [(jnp.float32, 0.0), (jnp.bfloat16, 2**-8)],  # 8 bits: rounded once, at the end
-)
-def test_rotation_turns_pairs_by_angles_that_grow_with_position(rotary_size, dtype, rtol):
-    rounded = random(0, B, L, 3, K).astype(dtype)
-    turned = rotate(rounded, rotary_size, 100.0)
-    assert turned.dtype == dtype
-    x = np.asarray(rounded, np.float64)
-    half = rotary_size // 2
-    expected = x.copy()
-    for position in range(L):
-        for i in range(half):
-            turn = np.exp(1j * position * 100.0 ** (-2 * i / rotary_size))
-            pair = (x[:, position, :, i] + 1j * x[:, position, :, i + half]) * turn
-            expected[:, position, :, i] = pair.real
-            expected[:, position, :, i + half] = pair.imag
-    np.testing.assert_allclose(np.asarray(turned, np.float64), expected, atol=2e-6, rtol=rtol)
-
-
-@pytest.mark.parametrize("rotary_size", [0, 4, 8])
-def test_the_gradient_of_a_rotation_is_its_transpose(rotary_size):
-    def turn(x):
-        return rotate(x, rotary_size, 100.0)
-
-    basis = jnp.eye(L * K).reshape(L * K, 1, L, 1, K).swapaxes(0, 1)[0][:, :, 0]
-    matrix = jax.vmap(lambda one: turn(one[None, :, None])[0, :, 0])(basis).reshape(L * K, L * K)
-    _, pull = jax.vjp(turn, random(0, 1, L, 1, K))
-    gradient = random(1, 1, L, 1, K)
-    np.testing.assert_allclose(
-        pull(gradient)[0].reshape(-1), matrix @ gradient.reshape(-1), atol=2e-6
-    )
-
-
-def test_scores_of_rotated_vectors_depend_on_distance_alone():
-    query, key = random(0, K), random(1, K)
-    repeated = jnp.broadcast_to
-    q = rotate(repeated(query, (1, L, 1, K)), K, 10_000.0)[0, :, 0]
-    k = rotate(repeated(key, (1, L, 1, K)), K, 10_000.0)[0, :, 0]
-    scores = np.asarray(q @ k.T)
-    for distance in range(L):
-        np.testing.assert_allclose(np.diag(scores, -distance), scores[distance, 0], atol=1e-5)
 
 
 @pytest.mark.parametrize(("n_heads", "n_kv_heads"), [(2, 2), (4, 2)])

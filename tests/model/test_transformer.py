@@ -133,7 +133,7 @@ def test_fresh_weights_have_the_spread_of_gpt_neox():
     assert not np.any(blocks["mlp"]["up"]["bias"])
 
 
-@pytest.mark.parametrize("policy", ["dots", "full"])
+@pytest.mark.parametrize("policy", ["dots", "attention", "full"])
 def test_rematerialisation_saves_memory_and_changes_no_gradient(policy):
     plain = ModelConfig(vocab_size=300, d_model=64, n_heads=4, n_layers=8)
     remat = ModelConfig(vocab_size=300, d_model=64, n_heads=4, n_layers=8, remat=policy)
@@ -155,6 +155,39 @@ def test_rematerialisation_saves_memory_and_changes_no_gradient(policy):
         jax.tree.leaves(without(params)), jax.tree.leaves(with_remat(params)), strict=True
     ):
         np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(a).max())
+
+
+def kept(config, batch):
+    """What the layers keep for the backward pass, stacked: shapes and types."""
+    graph = transformer.graph(config)
+
+    def backward(params):
+        return jax.vjp(lambda params: nnx.merge(graph, params)(batch)[0], params)[1]
+
+    shapes = jax.eval_shape(lambda: transformer.init_params(config, jax.random.key(0)))
+    arrays = jax.tree.leaves(jax.eval_shape(backward, shapes))
+    return [array for array in arrays if array.shape[:1] == (config.n_layers,)]
+
+
+# D 32, F 128, 4 heads: the input; queries, keys, values; the mixed values and a log-sum-exp a head.
+# Layers of GPT-2 keep what attention adds to the stream too, as their MLP reads the sum.
+@pytest.mark.parametrize(
+    ("family", "policy", "a_token"),
+    [
+        ("pythia", "full", 32),
+        ("pythia", "dots", 32 + 3 * 32 + 128),
+        ("pythia", "attention", 32 + 3 * 32 + 32 + 4),
+        ("gpt2", "dots", 32 + 3 * 32 + 32 + 128),
+        ("gpt2", "attention", 32 + 3 * 32 + 32 + 4 + 32),
+        ("llama", "dots", 32 + 2 * 32 + 32 + 2 * 80),
+        ("llama", "attention", 32 + 2 * 32 + 32 + 4 + 32),
+    ],
+)
+def test_a_policy_keeps_what_it_says_of_a_token_and_no_more(family, policy, a_token):
+    batch = tokens(2, 37)
+    arrays = kept(ModelConfig(**FAMILIES[family], remat=policy, attention="blocks"), batch)
+    sizes = [array.size for array in arrays if 37 in array.shape]
+    assert sum(sizes) == a_token * FAMILIES[family]["n_layers"] * batch.size
 
 
 def test_gelu_and_its_derivative_are_those_of_the_normal_distribution():

@@ -73,6 +73,14 @@ def limits(config=CONFIG, mesh=MESH, collectives=(), flash_attention=False):
         (CONFIG, {"replica": 4, "fsdp": 1, "tensor": 1}, False, 4 * LAYERS + 4 * SQUARE + 3 * HEAD),
         (changed(remat="none"), MESH, False, 3 * LAYERS + 3 * SQUARE + 4 * HEAD),
         (changed(remat="dots"), MESH, False, 3 * LAYERS + 4 * SQUARE + 4 * HEAD),
+        # Of the 12·D² the MLP's first product has 4.
+        (changed(remat="attention"), MESH, False, (3 + 4 / 12) * LAYERS + 4 * SQUARE + 4 * HEAD),
+        (
+            changed(remat="attention"),
+            MESH,
+            True,
+            (3 + 4 / 12) * LAYERS + (2 + 7) / 2 * SQUARE / 2 + 4 * HEAD,
+        ),
         # Half the square; two products forward, twice with remat, and seven backward.
         (CONFIG, MESH, True, 4 * LAYERS + (2 + 2 + 7) / 2 * SQUARE / 2 + 4 * HEAD),
         (changed(remat="none"), MESH, True, 3 * LAYERS + (2 + 7) / 2 * SQUARE / 2 + 4 * HEAD),
@@ -161,6 +169,7 @@ def rehearsal(fits, memory, config=CONFIG):
         memory=memory,
         largest=(Buffer(2000, "f32[500]", "jit(step)/dot_general"),),
         collectives=(Collective("all-reduce", (Shape("f32", (2,), 8),), ("fsdp",), 2, 1, 5),),
+        cycles=2_345_678 if fits else None,
         has_flash_attention=False,
         compile_seconds=1.0,
     )
@@ -179,7 +188,7 @@ def test_what_does_not_fit_says_by_how_much_and_what_to_change():
     assert "does not fit" in text
     assert "f32[500]" in text and "jit(step)/dot_general" in text
     assert "config.model.loss_chunk=16" in text  # 4·16·384 bytes of 150,000
-    assert "config.model.remat=none" in text
+    assert "config.model.remat=none to attention" in text
     assert "config.mesh.fsdp=2" in text  # 600,000 of 1,000,000 bytes are parameters
     # A device has 2 sequences of a micro-batch; half of that is enough.
     assert "config.train.accumulation_steps=2 to 4" in text
