@@ -102,8 +102,9 @@ def collectives(
     An asynchronous one, which TPUs take in pieces between other work, counts where it starts. A
     loop runs as often as the text says, or as the constant that its condition compares with; one
     that ends otherwise counts once. TPUs write a reduce-scatter as a computation of that name, in
-    which the slice of an all-reduce is taken. Between slices TPUs have no collectives but sends that say what
-    for; such a one counts as that collective of the devices with the same place in their slices.
+    which the slice of an all-reduce is taken. Between slices they have no collectives but sends
+    that say what for; such a one counts as that collective of the devices with the same place in
+    their slices.
 
     Args:
         mesh_shape: axis → devices along it, in the order of the mesh.

@@ -372,7 +372,7 @@ CYCLES = """
 
 %body (s: s32[]) -> s32[] {
   %s = s32[] parameter(0)
-  ROOT %f = s32[] fusion(%s), calls=%fused, backend_config={"estimated_cycles":"100","is_mask":false}
+  ROOT %f = s32[] fusion(%s), calls=%fused, backend_config={"estimated_cycles":"100"}
 }
 
 ENTRY %main (s: s32[]) -> s32[] {
