@@ -1,8 +1,8 @@
 """How often each token follows each context of a text, counted as a stream in bounded memory.
 
-A window is n tokens: a context of n − 1 and the token after it. Windows are sorted and added up a
-run at a time. Where they are more than one run, each run is split on disk by a hash of the context,
-so that the parts can be merged one by one; both passes go on where a killed process stopped.
+Windows (`ngram_keys`) are sorted and added up a run at a time. Where they are more than one run,
+each run is split on disk by a hash of the context, so that the parts can be merged one by one; both
+passes go on where a killed process stopped.
 
 V: ids of the vocabulary; C: distinct contexts; a pair is a context and one of its next tokens.
 """
@@ -12,15 +12,24 @@ from __future__ import annotations
 import dataclasses
 import shutil
 import zlib
-from collections.abc import Iterator, Sequence
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Protocol
+from typing import Any
 
 import numpy as np
 
 from bottleneck import sealed
 from bottleneck.analysis.bars import progress
+from bottleneck.analysis.ngram_keys import (
+    RECORD,
+    Tokens,
+    Windows,
+    differs,
+    keys,
+    merge_records,
+    sorted_by_part,
+)
 from bottleneck.archives import check
 from bottleneck.errors import UserError
 
@@ -30,49 +39,9 @@ TABLE: dict[str, np.dtype] = {
     "tokens": np.dtype("<u4"),
     "counts": np.dtype("<u4"),
 }
-_RECORD = np.dtype([("high", "<u8"), ("low", "<u8"), ("count", "<u4")])
 _ANEW = "delete the folder, and they are counted again"
 _WINDOW_BYTES = 120  # of memory for each window of a run: keys, copies, the order of a sort
-_WORD = 64  # bits
 _MOST_PARTS = 1024  # files of one pass; their pieces stay long enough for a disk
-# Odd numbers without a pattern in their bits, for hashing by multiplication.
-_MIX_HIGH, _MIX = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)
-
-
-class Tokens(Protocol):
-    """A long one-dimensional array of ids, such as a memory map or a token cache's sequence."""
-
-    def __len__(self) -> int: ...
-
-    def __getitem__(self, span: slice, /) -> np.ndarray: ...
-
-
-@dataclass(frozen=True)
-class Windows:
-    """Which windows of a text are counted."""
-
-    n: int  # tokens in each
-    vocab_size: int  # V: every id is below it
-    end_of_text: int | None = None  # windows that go on after this token are left out
-    sample: int | None = None  # how many are drawn, without replacement; None: all
-    seed: int = 0  # of the draw
-
-    def __post_init__(self) -> None:
-        if not 2 <= self.n <= 7:
-            raise UserError(f"n={self.n} is not allowed; n-grams have 2 to 7 tokens")
-        if self.sample is not None and self.sample < 1:
-            raise UserError(f"a sample of {self.sample} windows is not allowed; take at least 1")
-        if self.n * self.bits > 2 * _WORD:
-            most = 2 ** (2 * _WORD // self.n)
-            raise UserError(
-                f"{self.n}-grams of {self.vocab_size:,} ids do not fit the counter's "
-                f"{2 * _WORD}-bit keys; at most {most:,} ids do, or take a smaller n"
-            )
-
-    @property
-    def bits(self) -> int:
-        """Bits that hold any id."""
-        return max(int(self.vocab_size - 1).bit_length(), 1)
 
 
 @dataclass(frozen=True)
@@ -118,7 +87,7 @@ def plan(n_tokens: int, windows: Windows, memory: float) -> Plan:
             parts *= 2
     table = sum(dtype.itemsize for dtype in TABLE.values())
     kept = min(windows.sample or n_windows, n_windows)
-    on_disk = (table + (_RECORD.itemsize if parts > 1 else 0)) * kept
+    on_disk = (table + (RECORD.itemsize if parts > 1 else 0)) * kept
     in_memory = _WINDOW_BYTES * (run + min(windows.sample or 0, n_windows))
     return Plan(n_windows, run, parts, in_memory, on_disk)
 
@@ -180,7 +149,7 @@ def count(
         else:
             high, low = _drawn(tokens, windows, layout.run)
             _start_over(runs, state)
-            _append(runs, state, *_split(high, low, windows.bits, state.parts))
+            _append(runs, state, *sorted_by_part(high, low, windows.bits, state.parts))
             state.read = layout.windows
         _merge(windows, state, folder, runs)
         state.is_complete = True
@@ -252,33 +221,13 @@ def _write_runs(tokens: Tokens, windows: Windows, state: _State, runs: Path) -> 
     with progress(f"counting {windows.n}-grams", n_windows) as advance:
         while state.read < n_windows:
             stop = min(state.read + state.run, n_windows)
-            high, low = _keys(tokens, state.read, stop, windows)
-            records, ends = _split(high, low, windows.bits, state.parts)
+            high, low = keys(tokens, state.read, stop, windows)
+            records, ends = sorted_by_part(high, low, windows.bits, state.parts)
             del high, low
             _append(runs, state, records, ends)
             state.read = stop
             state.save()
             advance(stop)
-
-
-def _keys(tokens: Tokens, start: int, stop: int, windows: Windows) -> tuple[np.ndarray, np.ndarray]:
-    """Windows start … stop − 1 as numbers of 128 bits, the next token lowest: two uint64 arrays."""
-    piece = np.asarray(tokens[start : stop + windows.n - 1])
-    if int(piece.max()) >= windows.vocab_size or int(piece.min()) < 0:
-        wrong = int(piece.max() if piece.max() >= windows.vocab_size else piece.min())
-        raise UserError(f"token id {wrong} is not one of a vocabulary of {windows.vocab_size:,}")
-    bits = np.uint64(windows.bits)
-    high, low = (np.zeros(stop - start, np.uint64) for _ in range(2))
-    keep = np.ones(stop - start, bool)
-    for place in range(windows.n):
-        token = piece[place : place + stop - start]
-        high <<= bits
-        high |= low >> (np.uint64(_WORD) - bits)
-        low <<= bits
-        low |= token.astype(np.uint64)
-        if windows.end_of_text is not None and place < windows.n - 1:
-            keep &= token != windows.end_of_text
-    return (high, low) if keep.all() else (high[keep], low[keep])
 
 
 def _drawn(tokens: Tokens, windows: Windows, run: int) -> tuple[np.ndarray, np.ndarray]:
@@ -290,7 +239,7 @@ def _drawn(tokens: Tokens, windows: Windows, run: int) -> tuple[np.ndarray, np.n
     lots = np.zeros(0)
     with progress(f"drawing {windows.n}-grams", n_windows) as advance:
         for start in range(0, n_windows, run):
-            more = _keys(tokens, start, min(start + run, n_windows), windows)
+            more = keys(tokens, start, min(start + run, n_windows), windows)
             lots = np.concatenate([lots, rng.random(len(more[0]))])
             high, low = (np.concatenate(pair) for pair in zip((high, low), more, strict=True))
             if len(lots) > windows.sample:
@@ -298,48 +247,6 @@ def _drawn(tokens: Tokens, windows: Windows, run: int) -> tuple[np.ndarray, np.n
                 high, low, lots = high[kept], low[kept], lots[kept]
             advance(min(start + run, n_windows))
     return high, low
-
-
-def _split(
-    high: np.ndarray, low: np.ndarray, bits: int, parts: int
-) -> tuple[np.ndarray, np.ndarray]:
-    """Keys sorted by part and key, equal ones added up: records, and where each part ends."""
-    shift = np.uint64(_WORD - parts.bit_length() + 1)
-    if parts == 1:
-        records = _added_up(high, low, np.ones(len(low), np.uint32), np.lexsort((low, high)))
-        return records, np.array([len(records)])
-    part = _part(high, low, bits, shift)
-    ones = np.ones(len(low), np.uint32)
-    records = _added_up(high, low, ones, np.lexsort((low, high, part)))
-    of_record = _part(records["high"], records["low"], bits, shift)
-    return records, np.searchsorted(of_record, np.arange(parts, dtype=np.uint64), side="right")
-
-
-def _part(high: np.ndarray, low: np.ndarray, bits: int, shift: np.uint64) -> np.ndarray:
-    """The part that each key's context belongs to, uint64; it wraps around as it multiplies."""
-    context = (high * _MIX_HIGH) ^ (low >> np.uint64(bits))
-    context ^= context >> np.uint64(32)
-    return np.asarray((context * _MIX) >> shift)
-
-
-def _added_up(
-    high: np.ndarray, low: np.ndarray, counts: np.ndarray, order: np.ndarray
-) -> np.ndarray:
-    """One record for each distinct key, in the order given, which has equal keys together."""
-    high, low = high[order], low[order]
-    first = np.flatnonzero(differs(high) | differs(low))
-    records = np.empty(len(first), _RECORD)
-    records["high"], records["low"] = high[first], low[first]
-    if len(first):
-        records["count"] = np.add.reduceat(counts[order], first, dtype=np.uint32)
-    return records
-
-
-def differs(values: np.ndarray) -> np.ndarray:
-    """Whether each value differs from the one before it; the first does."""
-    differs = np.ones(len(values), bool)
-    np.not_equal(values[1:], values[:-1], out=differs[1:])
-    return differs
 
 
 def _start_over(runs: Path, state: _State) -> None:
@@ -357,7 +264,7 @@ def _append(runs: Path, state: _State, records: np.ndarray, ends: np.ndarray) ->
             write_at(runs / f"{part:04d}.bin", state.run_bytes[part], records[start:end])
             if state.run_crc is not None:
                 state.run_crc[part] = zlib.crc32(records[start:end].data, state.run_crc[part])
-            state.run_bytes[part] += (int(end) - int(start)) * _RECORD.itemsize
+            state.run_bytes[part] += (int(end) - int(start)) * RECORD.itemsize
 
 
 def _merge(windows: Windows, state: _State, folder: Path, runs: Path) -> None:
@@ -366,7 +273,8 @@ def _merge(windows: Windows, state: _State, folder: Path, runs: Path) -> None:
         for part in range(state.merged, state.parts):
             path = runs / f"{part:04d}.bin"
             _check_run(path, state, part)
-            records = _merged(path, state.run_bytes[part], state.run)
+            stored = mapped(path, RECORD)[: state.run_bytes[part] // RECORD.itemsize]
+            records = merge_records(stored, state.run)
             # Within a part contexts are in the order of their keys, so equal ones are together.
             context = records["low"] >> np.uint64(windows.bits)
             begins = np.flatnonzero(differs(records["high"]) | differs(context))
@@ -398,20 +306,6 @@ def _check_run(path: Path, state: _State, part: int) -> None:
         raise UserError(f"{path} is damaged: its records are not those that were written; {_ANEW}")
 
 
-def _merged(path: Path, n_bytes: int, at_once: int) -> np.ndarray:
-    """The records of a file, sorted and added up, of which about so many are sorted at a time."""
-    merged = np.zeros(0, _RECORD)
-    stored = mapped(path, _RECORD)[: n_bytes // _RECORD.itemsize]
-    start = 0
-    while start < len(stored):
-        stop = start + max(at_once - len(merged), at_once // 4, 1)
-        records = np.concatenate([merged, stored[start:stop]])
-        order = np.lexsort((records["low"], records["high"]))
-        merged = _added_up(records["high"], records["low"], records["count"], order)
-        start = stop
-    return merged
-
-
 def write_at(path: Path, offset: int, values: np.ndarray) -> None:
     """Writes values at an offset, so that what a killed process wrote after it is replaced."""
     with path.open("r+b" if path.exists() else "wb") as file:
@@ -425,11 +319,3 @@ def mapped(path: Path, dtype: np.dtype) -> np.ndarray:
     if not path.exists() or not path.stat().st_size:
         return np.zeros(0, dtype)
     return np.memmap(path, dtype, mode="r")
-
-
-def largest_id(tokens: Tokens, at_once: int = 2**22) -> int:
-    """The greatest of the tokens; raises `UserError` where there is none."""
-    if not len(tokens):
-        raise UserError("the corpus has no tokens")
-    starts: Sequence[int] = range(0, len(tokens), at_once)
-    return max(int(tokens[start : start + at_once].max()) for start in starts)

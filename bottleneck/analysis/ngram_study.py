@@ -17,9 +17,10 @@ from typing import Any
 
 from bottleneck import __version__, sealed
 from bottleneck.analysis.drawing import save
-from bottleneck.analysis.ngram_counts import Table, Tokens, Windows, count, plan
+from bottleneck.analysis.ngram_counts import Table, count, plan
 from bottleneck.analysis.ngram_figure import figure_7
 from bottleneck.analysis.ngram_halves import check_comparable
+from bottleneck.analysis.ngram_keys import Tokens, Windows
 from bottleneck.analysis.ngram_rows import Estimate
 from bottleneck.analysis.ngrams import Spectrum, spectrum_of
 from bottleneck.errors import UserError

@@ -22,10 +22,11 @@ from typing import Any
 
 import numpy as np
 
-from bottleneck.analysis.ngram_counts import Table, Tokens, Windows, count, largest_id
+from bottleneck.analysis.ngram_counts import Table, count
 from bottleneck.analysis.ngram_eigenvalues import TOLERANCE, eigenvalues, w_error_of
 from bottleneck.analysis.ngram_gram import Gram
 from bottleneck.analysis.ngram_halves import Halves, check_comparable, compare_halves
+from bottleneck.analysis.ngram_keys import Tokens, Windows, largest_id
 from bottleneck.analysis.ngram_rows import Estimate, rows
 from bottleneck.archives import read_arrays, write_arrays
 from bottleneck.errors import UserError

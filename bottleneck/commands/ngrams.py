@@ -18,7 +18,7 @@ from bottleneck.commands.parsing import Parser, listed, real, whole
 from bottleneck.errors import UserError
 
 if TYPE_CHECKING:
-    from bottleneck.analysis.ngram_counts import Tokens
+    from bottleneck.analysis.ngram_keys import Tokens
 
 _LIBRARIES = 0.5  # GB of memory that the program takes before it has any array
 _HASHED = 2**24  # tokens at a time
@@ -40,7 +40,7 @@ def main(argv: list[str]) -> int:
 
     # Imported here, as they take seconds that `--help` need not wait for.
     from bottleneck.analysis import ngram_study
-    from bottleneck.analysis.ngram_counts import Windows, largest_id
+    from bottleneck.analysis.ngram_keys import Windows, largest_id
     from bottleneck.analysis.ngram_rows import Estimate
     from bottleneck.training.run_folder import claimed
 

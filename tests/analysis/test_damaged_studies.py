@@ -13,7 +13,8 @@ from bottleneck.analysis.feature_figures import read_probe
 from bottleneck.analysis.feature_set import FeatureWriter, Manifest, load_features
 from bottleneck.analysis.frozen_head_figures import laws
 from bottleneck.analysis.frozen_head_results import load_results
-from bottleneck.analysis.ngram_counts import Windows, count
+from bottleneck.analysis.ngram_counts import count
+from bottleneck.analysis.ngram_keys import Windows
 from bottleneck.analysis.ngrams import Spectrum, spectrum
 from bottleneck.analysis.published_evals import loss_series, read_evals
 from bottleneck.analysis.series_audit import Audit, left_out_steps

@@ -11,7 +11,8 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from bottleneck.analysis import ngram_counts
-from bottleneck.analysis.ngram_counts import Table, Windows, count, largest_id, plan
+from bottleneck.analysis.ngram_counts import Table, count, plan
+from bottleneck.analysis.ngram_keys import Windows, largest_id
 from bottleneck.errors import UserError
 
 
@@ -105,13 +106,13 @@ def test_counting_goes_on_where_it_was_killed(tmp_path, monkeypatch, writes_unti
         count(tokens, windows, tmp_path, memory=memory)
     state = json.loads(path.read_text()) if (path := tmp_path / "state.json").exists() else {}
     runs_read = []
-    keys = ngram_counts._keys
+    keys = ngram_counts.keys
 
     def watched(tokens, start, stop, windows):
         runs_read.append(start)
         return keys(tokens, start, stop, windows)
 
-    monkeypatch.setattr(ngram_counts, "_keys", watched)
+    monkeypatch.setattr(ngram_counts, "keys", watched)
     assert contents(count(tokens, windows, tmp_path, memory=memory)) == expected
     assert runs_read[:1] in ([state.get("read", 0)], [])
 

@@ -12,8 +12,8 @@ import pytest
 
 from bottleneck.__main__ import main as run_program
 from bottleneck.analysis import ngram_study, ngrams
-from bottleneck.analysis.ngram_counts import Windows
 from bottleneck.analysis.ngram_figure import PAPER, PAPER_D, figure_7
+from bottleneck.analysis.ngram_keys import Windows
 from bottleneck.analysis.ngram_rows import Estimate
 from bottleneck.analysis.ngram_study import Study, carry_out, summary
 from bottleneck.analysis.ngrams import Spectrum, spectrum
@@ -56,7 +56,7 @@ def test_a_study_computes_only_what_is_not_there(tokens, tmp_path, monkeypatch):
         return original(table, estimate, *arguments, **fields)
 
     monkeypatch.setattr(ngram_study, "spectrum_of", watched)
-    monkeypatch.setattr("bottleneck.analysis.ngram_counts._keys", None)  # nothing counts again
+    monkeypatch.setattr("bottleneck.analysis.ngram_counts.keys", None)  # nothing counts again
     carry_out(study_of(Estimate()), tokens, "text", tmp_path)
     assert computed == []
     carry_out(study_of(Estimate(), Estimate("pmi")), tokens, "text", tmp_path)

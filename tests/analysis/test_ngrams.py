@@ -7,10 +7,11 @@ import pytest
 import scipy.linalg
 
 from bottleneck.analysis import ngram_eigenvalues
-from bottleneck.analysis.ngram_counts import Windows, count
+from bottleneck.analysis.ngram_counts import count
 from bottleneck.analysis.ngram_eigenvalues import eigenvalues, w_error_of
 from bottleneck.analysis.ngram_gram import Gram
 from bottleneck.analysis.ngram_halves import compare_halves
+from bottleneck.analysis.ngram_keys import Windows
 from bottleneck.analysis.ngram_rows import Estimate, rows
 from bottleneck.analysis.ngrams import Spectrum, spectrum
 from bottleneck.errors import UserError
