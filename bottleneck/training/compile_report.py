@@ -120,9 +120,12 @@ def _show_program(
         f"(arguments {memory.arguments / _GB:.2f}, temporaries {memory.temporaries / _GB:.2f}, "
         f"code {memory.code / _GB:.2f}); compiled in {program.compile_seconds:.0f} s"
     )
-    if program.cycles is not None:
-        sizes += f"; computing takes {program.cycles / 1e6:,.1f} million cycles by its estimate"
     console.print(Text.assemble("\n", (name, "bold"), " ", verdict, sizes))
+    if program.cycles is not None:
+        console.print(
+            f"  the compiler expects {program.cycles / 1e6:,.1f} million cycles of computing, "
+            "collectives and flash attention not counted"
+        )
     if not program.fits:
         largest = _table("largest temporaries", "GB", "from")
         for buffer in program.largest:

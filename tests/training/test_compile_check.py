@@ -201,6 +201,12 @@ def test_enough_micro_batches_are_proposed_at_once():
     assert any("accumulation_steps=2 to 8" in line for line in advice(config, tight))
 
 
+def test_what_fits_says_how_long_its_computing_takes():
+    output = io.StringIO()
+    show(CONFIG, rehearsal(True, Memory(1, 1, 1)), rich.console.Console(file=output, width=200))
+    assert "expects 2.3 million cycles of computing" in output.getvalue()
+
+
 def test_what_fits_needs_no_advice():
     assert advice(CONFIG, rehearsal(True, Memory(1, 1, 1))) == []
 
@@ -260,6 +266,7 @@ def test_the_real_compiler_says_what_a_step_needs():
     report = json.loads(done.stdout)
     memory = report["programs"][TRAIN_STEP]["memory"]
     assert 0 < memory["arguments"] < memory["peak"] < report["chip"]["hbm_bytes"]
+    assert report["programs"][TRAIN_STEP]["cycles"] > 0
     found = report["programs"][TRAIN_STEP]["collectives"]
     assert {axis for each in found for axis in each["axes"]} == {"fsdp"}
     assert all(each["dcn_bytes"] == 0 for each in found)
