@@ -190,6 +190,18 @@ def test_a_policy_keeps_what_it_says_of_a_token_and_no_more(family, policy, a_to
     assert sum(sizes) == a_token * FAMILIES[family]["n_layers"] * batch.size
 
 
+def test_what_cudnn_gives_is_kept_too(monkeypatch):
+    """Traced alone, as if there were a cuDNN; its kernels need a GPU."""
+    cudnn = "jax._src.cudnn.fused_attention_stablehlo"
+    monkeypatch.setattr(f"{cudnn}.check_cudnn_version", lambda: 91000)
+    monkeypatch.setattr(f"{cudnn}.check_compute_capability", lambda *_: True)
+    monkeypatch.setattr(f"{cudnn}.is_cuda_compute_capability_equal", lambda *_: False)
+    config = ModelConfig(**PYTHIA, remat="attention", attention="cudnn", compute_dtype="bfloat16")
+    batch = tokens(2, 128)
+    sizes = [array.size for array in kept(config, batch) if 128 in array.shape]
+    assert sum(sizes) == (32 + 3 * 32 + 32 + 4) * config.n_layers * batch.size
+
+
 def test_gelu_and_its_derivative_are_those_of_the_normal_distribution():
     x = np.linspace(-6, 6, 101)
     value, slope = jax.vmap(jax.value_and_grad(transformer.exact_gelu))(jnp.asarray(x, jnp.float32))
