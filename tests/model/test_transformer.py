@@ -197,8 +197,8 @@ def test_what_cudnn_gives_is_kept_too(monkeypatch):
     monkeypatch.setattr(f"{cudnn}.check_compute_capability", lambda *_: True)
     monkeypatch.setattr(f"{cudnn}.is_cuda_compute_capability_equal", lambda *_: False)
     config = ModelConfig(**PYTHIA, remat="attention", attention="cudnn", compute_dtype="bfloat16")
-    batch = tokens(2, 128)
-    sizes = [array.size for array in kept(config, batch) if 128 in array.shape]
+    batch = tokens(2, 256)
+    sizes = [array.size for array in kept(config, batch) if 256 in array.shape]
     assert sum(sizes) == (32 + 3 * 32 + 32 + 4) * config.n_layers * batch.size
 
 
