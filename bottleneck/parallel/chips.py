@@ -56,6 +56,13 @@ def chip_of(topology: str) -> Chip:
     return CHIPS[name]
 
 
+def chip_name(device: jax.Device) -> str | None:
+    """The name of a TPU's chip, as in topologies; None for another device, or an unknown kind."""
+    kinds = {kind: name for name, chip in CHIPS.items() for kind in chip.device_kinds}
+    matches = [kind for kind in kinds if device.device_kind.startswith(kind)]
+    return kinds[max(matches, key=len)] if matches else None
+
+
 def peak_flops(device: jax.Device) -> float:
     """FLOP/s that one device can reach: its data sheet's, or for an unknown kind what it does now.
 

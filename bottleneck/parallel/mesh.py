@@ -17,6 +17,8 @@ from jax.sharding import AxisType, Mesh, NamedSharding, PartitionSpec
 
 from bottleneck.config import MeshConfig
 from bottleneck.errors import UserError
+from bottleneck.parallel.chips import chip_name
+from bottleneck.parallel.slices import flags_of
 
 MESH_AXES = ("replica", "fsdp", "tensor")
 
@@ -76,6 +78,18 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     else:
         array = mesh_utils.create_device_mesh(of_a_slice, devices, allow_split_physical_axes=True)
     return Mesh(array, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
+
+
+def compiler_options(mesh: Mesh) -> dict[str, str] | None:
+    """The flags of slices.toml for the TPUs of a mesh, as `jax.jit` takes them; elsewhere None.
+
+    The scripts in launch/ give them to every program; a run that is started otherwise has them too.
+    """
+    devices = mesh.devices.flatten().tolist()
+    chip = chip_name(devices[0])
+    if chip is None:
+        return None
+    return {flag.name: flag.value for flag in flags_of(chip, _count_slices(devices))}
 
 
 def _count_slices(devices: Sequence[jax.Device]) -> int:

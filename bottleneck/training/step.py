@@ -168,6 +168,7 @@ def make_train_program(config: Config, mesh: Mesh) -> TrainProgram:
             in_shardings=(*state_sharding, mesh_lib.batch_sharding(mesh)),
             out_shardings=(*state_sharding, mesh_lib.replicated(mesh)),
             donate_argnums=(0, 1),
+            compiler_options=mesh_lib.compiler_options(mesh),
         ),
         abstract_state=abstract_state,
     )

@@ -1,6 +1,7 @@
 """The mesh: sizes that multiply out, and the one table from logical names to its axes."""
 
 import dataclasses
+from types import SimpleNamespace
 
 import numpy as np
 import pytest
@@ -8,7 +9,8 @@ from jax.sharding import PartitionSpec
 
 from bottleneck.config import MeshConfig
 from bottleneck.errors import UserError
-from bottleneck.parallel.mesh import make_mesh, mesh_sizes, partition_spec
+from bottleneck.parallel.mesh import compiler_options, make_mesh, mesh_sizes, partition_spec
+from bottleneck.parallel.slices import flags_of
 
 
 @pytest.mark.parametrize(
@@ -92,3 +94,28 @@ def test_processes_of_cpus_are_not_slices():
     # jax gives every process of CPUs a slice_index of its own.
     cpus = [dataclasses.replace(chip, platform="cpu") for chip in slices_of_four(2)]
     assert make_mesh(MeshConfig(), cpus).shape["fsdp"] == 8
+
+
+@pytest.mark.parametrize(
+    ("kind", "chip"), [("TPU v5 lite", "v5e"), ("TPU v5p", "v5p"), ("TPU v6e", "v6e")]
+)
+@pytest.mark.parametrize("n_slices", [1, 2])
+def test_a_program_for_tpus_has_the_flags_of_their_slices(kind, chip, n_slices):
+    devices = [
+        SimpleNamespace(platform="tpu", device_kind=kind, slice_index=index % n_slices)
+        for index in range(4)
+    ]
+    options = compiler_options(SimpleNamespace(devices=np.array(devices)))
+    assert options == {flag.name: flag.value for flag in flags_of(chip, n_slices)}
+
+
+def test_a_program_for_other_devices_has_no_flags():
+    assert compiler_options(make_mesh(MeshConfig())) is None
+    assert (
+        compiler_options(
+            SimpleNamespace(
+                devices=np.array([SimpleNamespace(platform="tpu", device_kind="TPU v99")])
+            )
+        )
+        is None
+    )
