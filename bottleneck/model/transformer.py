@@ -7,6 +7,7 @@ Every parameter carries the logical names of its own axes (without the stacking 
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from typing import Any
 
@@ -59,11 +60,25 @@ def _norm(config: ModelConfig, rngs: nnx.Rngs) -> nnx.LayerNorm | nnx.RMSNorm:
     )
 
 
-@jax.checkpoint  # x alone is kept for the backward pass
+@jax.custom_vjp
 def exact_gelu(x: jax.Array) -> jax.Array:
     """x Φ(x), in float32; of jax's own, by erfc, a CPU computes two forms and drops one."""
     wide = x.astype(jnp.float32)
-    return (0.5 * wide * (1 + jax.lax.erf(wide * 2**-0.5))).astype(x.dtype)
+    return (wide * _normal_cdf(wide)).astype(x.dtype)
+
+
+def _gelu_backward(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
+    """From x alone. (So does `jax.checkpoint`, but it keeps a TPU from fusing this into a product.)"""
+    wide = x.astype(jnp.float32)
+    density = jnp.exp(-0.5 * wide**2) * (2 * math.pi) ** -0.5
+    return ((gradient * (_normal_cdf(wide) + wide * density)).astype(x.dtype),)
+
+
+def _normal_cdf(x: jax.Array) -> jax.Array:
+    return 0.5 * (1 + jax.lax.erf(x * 2**-0.5))
+
+
+exact_gelu.defvjp(lambda x: (exact_gelu(x), x), _gelu_backward)
 
 
 class Attention(nnx.Module):
