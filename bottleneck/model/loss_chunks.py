@@ -9,10 +9,15 @@ There are two ways through, by where the head lies:
 - Its columns are split over `fsdp`, and are too many to be whole. Rows are taken a block at a time,
   gathered when needed; the log-sum-exp runs along, and a second pass makes the gradient, each
   block's reduced and scattered at once. Four products, and 2/n_blocks of the memory.
+
+On a TPU exponentials are taken against a reference that is known before the logits are, the highest
+of a few of them. So they are summed up while a product makes the logits, which the first pass over
+blocks of rows then never has in memory.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 from typing import NamedTuple
 
@@ -27,6 +32,11 @@ _PADDING = -1e30
 
 # Rows of a gathered block are a multiple of this, the width of a TPU's matrix unit and lanes.
 _ROW_UNIT = 256
+
+# Sums of exponentials up to here, of logits some 35 above the reference, are taken as they are; what
+# is done beyond has the other name in those of its operations.
+_REACH = 1e16
+RARELY = "rarely"
 
 
 @dataclass(frozen=True)
@@ -53,12 +63,17 @@ class Layout:
         return jax.lax.axis_index(self.vocab) * n_rows if self.vocab else 0
 
 
-_Running = tuple[jax.Array, jax.Array, jax.Array]
-
-
 class _Logits(NamedTuple):
     values: jax.Array  # float32 [b, c, rows]
     is_target: jax.Array  # bool [b, c, rows]
+
+
+class _Sums(NamedTuple):
+    """Of the logits so far, float32 [b, c]."""
+
+    reference: jax.Array
+    total: jax.Array  # Σ exp(z − reference)
+    target_logits: jax.Array  # 0 where the target is not among them
 
 
 def statistics(
@@ -81,9 +96,7 @@ def statistics(
     chunk_length = _chunk_length(projected.shape, chunking)
 
     def one_chunk(_: None, arrays: tuple[jax.Array, ...]) -> tuple[None, tuple[jax.Array, ...]]:
-        h, t = arrays
-        logits = _logits(h, rows, t, layout.first_row(rows.shape[0]), chunking.vocab_size)
-        return None, _reduce(logits, layout)
+        return None, _reduce(_chunk(layout, chunking, rows, *arrays)[1], layout)
 
     arrays = tuple(_split(array, chunk_length) for array in (projected, targets))
     _, (lse, target_logits) = jax.lax.scan(one_chunk, None, arrays)
@@ -134,8 +147,8 @@ def sums_and_gradients(
         rows_gradient: jax.Array, arrays: tuple[jax.Array, ...]
     ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         h, t, w = arrays
-        logits = _logits(h, rows, t, layout.first_row(rows.shape[0]), chunking.vocab_size)
-        lse, target_logits = _reduce(logits, layout)
+        logits, sums = _chunk(layout, chunking, rows, h, t)
+        lse, target_logits = _reduce(sums, layout)
         gradient = _logits_gradient(logits, lse, w, z_loss).astype(h.dtype)
         h_gradient = jnp.einsum("blv,vk->blk", gradient, rows)
         rows_gradient += jnp.einsum("blv,blk->vk", gradient, h, preferred_element_type=jnp.float32)
@@ -159,34 +172,34 @@ def _is_one_cpu(layout: Layout, projected: jax.Array) -> bool:
     return layout == Layout() and projected.dtype == jnp.float32 and platform() == "cpu"
 
 
+def _chunk(
+    layout: Layout, chunking: Chunking, rows: jax.Array, projected: jax.Array, targets: jax.Array
+) -> tuple[_Logits, _Sums]:
+    """The logits of a chunk of tokens for all rows of this device, and their sums."""
+    place = (targets, layout.first_row(rows.shape[0]), chunking.vocab_size)
+    logits = _logits(projected, rows, *place)
+    start = _start(lambda: _logits(projected, rows[:_ROW_UNIT], *place), targets)
+    return logits, _add(start, lambda _: logits, projected)
+
+
 def _statistics_by_rows(
     layout: Layout, chunking: Chunking, projected: jax.Array, rows: jax.Array, targets: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
     first_row = layout.first_row(rows.shape[0])
     blocks, starts = _row_blocks(layout, chunking, projected, rows)
 
-    def one_block(carry: _Running, block: tuple[jax.Array, jax.Array]) -> tuple[_Running, None]:
-        top, total, target_logits = carry
+    def one_block(sums: _Sums, block: tuple[jax.Array, jax.Array]) -> tuple[_Sums, None]:
         shard, start = block
         gathered = _gather_columns(layout, shard, projected.dtype)
-        logits = _logits(
-            projected,
-            gathered,
-            targets,
-            first_row + start,
-            chunking.vocab_size,
-            rows.shape[0] - start,
-        )
-        new_top = jnp.maximum(top, jnp.max(logits.values, axis=-1))
-        total = total * jnp.exp(top - new_top)
-        total += jnp.sum(jnp.exp(logits.values - new_top[..., None]), axis=-1)
-        target_logits += jnp.sum(jnp.where(logits.is_target, logits.values, 0.0), axis=-1)
-        return (new_top, total, target_logits), None
+        place = (targets, first_row + start, chunking.vocab_size, rows.shape[0] - start)
+        return _add(sums, lambda h: _logits(h, gathered, *place), projected), None
 
-    shape = targets.shape
-    start = (jnp.full(shape, _PADDING), jnp.zeros(shape), jnp.zeros(shape))
-    (top, total, target_logits), _ = jax.lax.scan(one_block, start, (blocks, starts))
-    return _combine(layout, top, total), jax.lax.psum(target_logits, layout.vocab)
+    def few() -> _Logits:
+        few_rows = _gather_columns(layout, rows[:_ROW_UNIT], projected.dtype)
+        return _logits(projected, few_rows, targets, first_row, chunking.vocab_size)
+
+    sums, _ = jax.lax.scan(one_block, _start(few, targets), (blocks, starts))
+    return _reduce(sums, layout)
 
 
 def _gradients_by_rows(
@@ -254,20 +267,52 @@ def _logits(
     return _Logits(jnp.where(is_row, values, _PADDING), is_target)
 
 
-def _reduce(logits: _Logits, layout: Layout) -> tuple[jax.Array, jax.Array]:
+def _start(few: Callable[[], _Logits], targets: jax.Array) -> _Sums:
+    """Sums of no logits. A TPU's reference is the highest of a few that are among those to come.
+
+    So that their sum cannot vanish.
+    """
+    zeros = jnp.zeros(targets.shape)
+    reference = jnp.max(few().values, axis=-1) if platform() == "tpu" else zeros + _PADDING
+    return _Sums(reference, zeros, zeros)
+
+
+def _add(sums: _Sums, logits: Callable[[jax.Array], _Logits], projected: jax.Array) -> _Sums:
+    """The sums with those of `logits(projected)`, against another reference where it must be."""
+    values, is_target = logits(projected)
+    target_logits = sums.target_logits + jnp.sum(jnp.where(is_target, values, 0.0), axis=-1)
+    if platform() != "tpu":  # others have the logits in memory, and a GPU's host waits at a branch
+        top = jnp.maximum(sums.reference, jnp.max(values, axis=-1))
+        return _Sums(top, _total(sums, values, top), target_logits)
+
+    def against_the_highest() -> tuple[jax.Array, jax.Array]:
+        top = jnp.max(logits(projected).values, axis=-1)
+        top = jnp.maximum(top, sums.reference + jnp.log(sums.total))
+        # Two products, each with its sums: the compiler would make one, and keep its logits.
+        again, top = jax.lax.optimization_barrier((projected, top))
+        return top, _total(sums, logits(again).values, top)
+
+    total = _total(sums, values, sums.reference)
+    with jax.named_scope(RARELY):
+        reference, total = jax.lax.cond(
+            jnp.any(total > _REACH), against_the_highest, lambda: (sums.reference, total)
+        )
+    return _Sums(reference, total, target_logits)
+
+
+def _total(sums: _Sums, values: jax.Array, reference: jax.Array) -> jax.Array:
+    """Σ exp(z − reference) of the sums and these logits."""
+    earlier = sums.total * jnp.exp(sums.reference - reference)
+    return earlier + jnp.sum(jnp.exp(values - reference[..., None]), axis=-1)
+
+
+def _reduce(sums: _Sums, layout: Layout) -> tuple[jax.Array, jax.Array]:
     """Log-sum-exp and target logit over the rows of all devices."""
-    top = jnp.max(logits.values, axis=-1)
-    total = jnp.sum(jnp.exp(logits.values - top[..., None]), axis=-1)
-    target_logits = jnp.sum(jnp.where(logits.is_target, logits.values, 0.0), axis=-1)
-    return _combine(layout, top, total), jax.lax.psum(target_logits, layout.vocab)
-
-
-def _combine(layout: Layout, top: jax.Array, total: jax.Array) -> jax.Array:
-    """The log-sum-exp over all devices of total·exp(top)."""
     if not layout.vocab:
-        return top + jnp.log(total)
-    highest = jax.lax.pmax(top, layout.vocab)
-    return highest + jnp.log(jax.lax.psum(total * jnp.exp(top - highest), layout.vocab))
+        return sums.reference + jnp.log(sums.total), sums.target_logits
+    highest = jax.lax.pmax(sums.reference, layout.vocab)
+    total = jax.lax.psum(sums.total * jnp.exp(sums.reference - highest), layout.vocab)
+    return highest + jnp.log(total), jax.lax.psum(sums.target_logits, layout.vocab)
 
 
 def _logits_gradient(

@@ -68,7 +68,7 @@ def exact_gelu(x: jax.Array) -> jax.Array:
 
 
 def _gelu_backward(x: jax.Array, gradient: jax.Array) -> tuple[jax.Array]:
-    """From x alone. (So does `jax.checkpoint`, but it keeps a TPU from fusing this into a product.)"""
+    """From x alone, as by `jax.checkpoint`, which keeps a TPU from fusing it into a product."""
     wide = x.astype(jnp.float32)
     density = jnp.exp(-0.5 * wide**2) * (2 * math.pi) ** -0.5
     return ((gradient * (_normal_cdf(wide) + wide * density)).astype(x.dtype),)

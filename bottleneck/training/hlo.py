@@ -17,6 +17,8 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from bottleneck.model.loss_chunks import RARELY
+
 OPS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?(\S+) = (.*?) ([a-z][a-z0-9-]*)\((.*)$")
@@ -142,7 +144,7 @@ def estimated_cycles(text: str) -> int:
     """Cycles of a TPU's core that a program takes by its compiler's estimate, as it wrote it down.
 
     Without collectives, and without kernels that were not the compiler's to make, such as flash
-    attention: of these it estimates nothing.
+    attention: of these it estimates nothing. And without what runs only `RARELY`.
 
     Args:
         text: the program as it is after code has been generated.
@@ -173,7 +175,7 @@ class _Program:
         self._callers: dict[str, list[tuple[str, int]]] = defaultdict(list)
         for name, instructions in self.computations.items():
             for instruction in instructions:
-                times = self._trips(instruction) if instruction.op == "while" else 1
+                times = self._times(instruction)
                 for called in _called(instruction.rest):
                     self._callers[called].append((name, times))
         self.executions = functools.cache(self._executions)
@@ -182,6 +184,12 @@ class _Program:
         if name == self._entry:
             return 1
         return sum(self.executions(caller) * times for caller, times in self._callers[name])
+
+    def _times(self, instruction: _Instruction) -> int:
+        """How often an instruction runs the computations that it calls."""
+        if instruction.op == "conditional" and f"/{RARELY}/" in instruction.rest:
+            return 0
+        return self._trips(instruction) if instruction.op == "while" else 1
 
     def _trips(self, loop: _Instruction) -> int:
         if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest):

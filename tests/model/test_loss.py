@@ -4,19 +4,21 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 import pytest
+import scipy.special
 
-from bottleneck.config import ModelConfig
+from bottleneck.config import MeshConfig, ModelConfig
 from bottleneck.model import loss_chunks
 from bottleneck.model.head import HeadFactors
 from bottleneck.model.loss import cross_entropy, token_losses
+from bottleneck.parallel.mesh import make_mesh
 
 B, L, D, R, V, VOCAB = 3, 37, 16, 5, 101, 97  # nothing divides anything; 4 rows are padding
 Z_LOSS = 0.01
 
 
-@pytest.fixture(autouse=True, params=["cpu", "elsewhere"])
+@pytest.fixture(autouse=True, params=["cpu", "gpu", "tpu"])
 def _path(request, monkeypatch):
-    """Everything is tested both ways: that of a CPU, and that of other devices."""
+    """Everything is tested in the ways of all devices."""
     monkeypatch.setattr(loss_chunks, "platform", lambda: request.param)
 
 
@@ -177,6 +179,51 @@ def test_large_logits_neither_overflow_nor_become_nan():
     _, expected, _, _ = reference(heads["full"], 1e3 * hidden, targets, weights, z_loss=0.0)
     assert_close(value, expected, 1e-5)
     assert np.all(np.isfinite(gradient))
+
+
+@pytest.mark.parametrize("n_devices", [1, 2])
+@pytest.mark.parametrize("height", [5.0, 30.0, 200.0, 3000.0])
+def test_logits_far_above_those_of_the_first_rows(height, n_devices):
+    # The reference is taken from the first 256 rows. Of the last ones some are higher, for some
+    # tokens, and one later block more so than another.
+    n_rows, vocab_size = 1000, 990
+    source = np.random.default_rng(0)
+    hidden = source.standard_normal((4, 16, D)).astype(np.float32)
+    rows = source.standard_normal((n_rows, D)).astype(np.float32)
+    for at, row in enumerate((300, 700, 950)):
+        rows[row] += (1 + at) / 3 * height * hidden[at, 3] / np.sum(hidden[at, 3] ** 2)
+    targets = source.integers(0, vocab_size, (4, 16)).astype(np.int32)
+    h, A, y = hidden.reshape(-1, D).astype(float), rows[:vocab_size].astype(float), targets.ravel()
+    logits = h @ A.T
+    lse = scipy.special.logsumexp(logits, axis=1)
+    by_logits = np.exp(logits - lse[:, None]) - np.eye(vocab_size)[y]
+
+    def objective(rows, hidden):
+        factors = HeadFactors(rows, None)
+        return cross_entropy(
+            factors,
+            hidden,
+            targets,
+            jnp.ones(y.shape).reshape(4, 16),
+            vocab_size=vocab_size,
+            chunk=8,
+        )
+
+    mesh = make_mesh(MeshConfig(1, n_devices, 1), jax.devices()[:n_devices])
+    with jax.set_mesh(mesh):
+        gradient = jax.jit(jax.value_and_grad(objective, argnums=(0, 1), has_aux=True))
+        (value, loss), (by_rows, by_hidden) = gradient(rows, hidden)
+        losses = jax.jit(
+            lambda rows: token_losses(
+                HeadFactors(rows, None), hidden, targets, vocab_size=vocab_size, chunk=8
+            )
+        )(rows)
+    expected = lse - logits[np.arange(len(y)), y]
+    assert_close(losses.ravel(), expected, 1e-6)
+    assert_close([value, loss], expected.sum(), 1e-6)
+    tolerance = 3e-6 + 1e-8 * height  # float32 logits are rounded by 6e-8 of themselves
+    assert_close(by_hidden.reshape(-1, D), by_logits @ A, tolerance)
+    assert_close(by_rows[:vocab_size], by_logits.T @ h, tolerance)
 
 
 @pytest.mark.parametrize("rank", [None, 512])

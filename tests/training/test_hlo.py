@@ -16,6 +16,7 @@ from bottleneck.config import (
     ProbeConfig,
     TrainConfig,
 )
+from bottleneck.model.loss_chunks import RARELY
 from bottleneck.parallel.mesh import make_mesh
 from bottleneck.training.hlo import Shape, collectives, estimated_cycles
 from bottleneck.training.probe_programs import ProbePrograms
@@ -375,14 +376,26 @@ CYCLES = """
   ROOT %f = s32[] fusion(%s), calls=%fused, backend_config={"estimated_cycles":"100"}
 }
 
+%exception (s: s32[]) -> s32[] {
+  %s = s32[] parameter(0)
+  ROOT %g = s32[] fusion(%s), calls=%fused, backend_config={"estimated_cycles":"1000000"}
+}
+
+%rule (s: s32[]) -> s32[] {
+  ROOT %s = s32[] parameter(0)
+}
+
 ENTRY %main (s: s32[]) -> s32[] {
   %s = s32[] parameter(0)
   %kernel = s32[] custom-call(%s), custom_call_target="tpu_custom_call"
   %copy = s32[] copy(%kernel), backend_config={"estimated_cycles":"7"}
-  ROOT %loop = s32[] while(%copy), condition=%cond, body=%body
+  %loop = s32[] while(%copy), condition=%cond, body=%body
+  ROOT %c = s32[] conditional(%p, %loop, %loop), branch_computations={%rule, %exception}, NAMED
 }
 """
 
 
-def test_cycles_are_added_up_over_the_turns_of_loops():
-    assert estimated_cycles(CYCLES) == 5 * 100 + 7
+@pytest.mark.parametrize(("scope", "more"), [("often", 1_000_000), (RARELY, 0)])
+def test_cycles_are_added_up_over_the_turns_of_loops_without_what_runs_rarely(scope, more):
+    named = f'metadata={{op_name="jit(step)/{scope}/cond"}}'
+    assert estimated_cycles(CYCLES.replace("NAMED", named)) == 5 * 100 + 7 + more
