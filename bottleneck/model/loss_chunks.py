@@ -33,8 +33,8 @@ _PADDING = -1e30
 # Rows of a gathered block are a multiple of this, the width of a TPU's matrix unit and lanes.
 _ROW_UNIT = 256
 
-# Sums of exponentials up to here, of logits some 35 above the reference, are taken as they are; what
-# is done beyond has the other name in those of its operations.
+# Sums of exponentials up to here, of logits some 35 above the reference, are taken as they are.
+# What is done beyond has the other name in the names of its operations.
 _REACH = 1e16
 RARELY = "rarely"
 
