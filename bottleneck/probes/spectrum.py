@@ -194,11 +194,11 @@ def _reduce_rows(
                 block,
                 preconditioner,
             )
-            return total + _matmul(product.T, product)
+            return total + _gram(product)
 
         n_blocks = jnp.where(is_sample, 1, blocks.number)
         total = jax.lax.fori_loop(0, n_blocks, add_block, jnp.zeros((width, width)))
-        gram = jax.lax.psum(total, axes)
+        gram = jax.lax.psum(jnp.tril(total) + jnp.tril(total, -1).T, axes)
         return _State(state.n_passes + 1, preconditioner, gram, _inverse_root(gram))
 
     def is_unfinished(state: _State) -> jax.Array:
@@ -218,13 +218,34 @@ def _triangular_product(matmul: _Product, left: jax.Array, right: jax.Array) -> 
     """left @ right, where right is upper triangular."""
 
     def by_panels(left: jax.Array, right: jax.Array) -> jax.Array:
-        width = right.shape[1]
-        edges = np.linspace(0, width, 1 + max(1, min(4, width // 128))).astype(int).tolist()
-        panels = itertools.pairwise(edges)  # of columns; half of the products are with zeros
-        return jnp.concatenate([matmul(left[:, :b], right[:b, a:b]) for a, b in panels], axis=1)
+        # Half of the products are with zeros.
+        panels = [matmul(left[:, :b], right[:b, a:b]) for a, b in _panels(right.shape[1])]
+        return jnp.concatenate(panels, axis=1)
 
     # Elsewhere than on a CPU time is short, and compiling many products is what takes long.
     return jax.lax.platform_dependent(left, right, cpu=by_panels, default=matmul)
+
+
+def _gram(array: jax.Array) -> jax.Array:
+    """arrayᵀ @ array; of what stands above the diagonal, the mirror of the rest, some is zero."""
+
+    def by_panels(array: jax.Array) -> jax.Array:
+        width = array.shape[1]
+        panels = [
+            jnp.pad(_matmul(array[:, a:b].T, array[:, :b]), ((0, 0), (0, width - b)))
+            for a, b in _panels(width)
+        ]
+        return jnp.concatenate(panels)
+
+    return jax.lax.platform_dependent(
+        array, cpu=by_panels, default=lambda array: _matmul(array.T, array)
+    )
+
+
+def _panels(width: int) -> list[tuple[int, int]]:
+    """First and last-but-one column of each of a few panels, on a CPU."""
+    edges = np.linspace(0, width, 1 + max(1, min(4, width // 128))).astype(int).tolist()
+    return list(itertools.pairwise(edges))
 
 
 def _split_matmul(left: jax.Array, right: jax.Array) -> jax.Array:
