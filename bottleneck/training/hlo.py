@@ -24,8 +24,8 @@ OPS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-p
 _INSTRUCTION = re.compile(r"^\s+(?:ROOT )?%?(\S+) = (.*?) ([a-z][a-z0-9-]*)\((.*)$")
 _COMPUTATION = re.compile(r"^(ENTRY )?%?([^\s(]+) .*\{$")
 _CALLED = re.compile(
-    r"(?:calls|to_apply|body|condition|branch_computations|true_computation|false_computation)"
-    r"=(\{[^}]*\}|%?[^\s,)}]+)"
+    r"(?:calls|called_computations|to_apply|body|condition|branch_computations|true_computation"
+    r"|false_computation)=(\{[^}]*\}|%?[^\s,)}]+)"
 )
 # A reduction between slices; of the others the compiler has been seen to make none.
 _TRANSFER = re.compile(r'_xla_megascale_transfer_type="(ALL_REDUCE)"')
@@ -136,6 +136,7 @@ def collectives(
                 shapes = tuple(_shapes(_result(result)))
                 n_slices = max(len(set(group)) for group in slice_of[members].tolist())
                 times = program.executions(computation)
+                assert times, f"how is {computation} called?"
                 found.append(Collective(op, shapes, axes, members.shape[1], n_slices, times))
     return found
 

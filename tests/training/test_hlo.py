@@ -364,6 +364,29 @@ def test_a_fused_reduce_scatter_sends_half_of_what_its_all_reduce_would():
     assert (found.op, found.count, found.ici_bytes) == ("reduce-scatter", 1, 64 * 3 / 4)
 
 
+SPARSE_CORE = """
+%on_sparse_core (p: s32[1,2,256]) -> s32[8,2,256] {
+  %p = s32[1,2,256] parameter(0)
+  ROOT %all-gather = s32[8,2,256] all-gather(%p), replica_groups=[1,8]<=[8], dimensions={0}
+}, execution_thread="sparsecore"
+
+ENTRY %main (p: s32[1,2,256]) -> s32[8,2,256] {
+  %p = s32[1,2,256] parameter(0)
+  ROOT %c = s32[8,2,256] custom-call(%p), custom_call_target="X", called_computations={CALLED}
+}
+"""
+
+
+def test_what_a_tpu7x_leaves_to_its_sparse_core_counts():
+    (gather,) = collectives(SPARSE_CORE.replace("CALLED", "%on_sparse_core"), MESH)
+    assert (gather.op, gather.count, gather.group_size) == ("all-gather", 1, 8)
+
+
+def test_a_collective_that_seems_never_to_run_is_an_error():
+    with pytest.raises(AssertionError, match="how is on_sparse_core called"):
+        collectives(SPARSE_CORE.replace("CALLED", "%main"), MESH)
+
+
 CYCLES = """
 %cond (s: s32[]) -> pred[] {
   %s = s32[] parameter(0)
