@@ -103,7 +103,8 @@ class ModelConfig(Section):
     compute_dtype: Literal["float32", "bfloat16"] = "float32"  # parameters are always float32
     # What a layer keeps of a token for its backward pass, in numbers, of bfloat16 half the bytes:
     # all; 8·D, with what its first products give; 5·D, with what attention takes and gives, at the
-    # price of the MLP's first product; D, its input, at the price of the layer.
+    # price of the MLP's first products (4·D where attention is "xla", which is then made again); D,
+    # its input, at the price of nearly the layer. Of Pythia; D more where residuals are sequential.
     remat: Literal["none", "dots", "attention", "full"] = "none"
     attention: Literal["auto", "xla", "blocks", "cudnn", "splash"] = "auto"
     loss_chunk: int = positive(1024)  # tokens whose logits exist at one time on a device

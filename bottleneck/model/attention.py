@@ -13,12 +13,12 @@ import jax.numpy as jnp
 
 from bottleneck.model import remat
 from bottleneck.model.attention_blocks import block_attention
+from bottleneck.parallel.chips import TPU_LANES
 from bottleneck.parallel.mesh import partition_spec, platform
 
 Implementation = Literal["auto", "xla", "blocks", "cudnn", "splash"]
 
-_LANES = 128  # of a TPU's vector unit; the Pallas kernel works in blocks that are multiples of it
-_BLOCKS = (512, 384, 256, _LANES)  # positions that a block of scores may have, the best first
+_BLOCKS = (512, 384, 256, TPU_LANES)  # positions that a block of scores may have, the best first
 
 
 def causal_attention(
@@ -54,7 +54,7 @@ def _fastest(query_BxLxHxK: jax.Array) -> Implementation:
     kind = platform()
     if kind in ("gpu", "cuda") and query_BxLxHxK.dtype in (jnp.bfloat16, jnp.float16):
         return "cudnn"
-    if kind == "tpu" and query_BxLxHxK.shape[1] % _LANES == 0:
+    if kind == "tpu" and query_BxLxHxK.shape[1] % TPU_LANES == 0:
         return "splash"
     return "blocks" if kind == "cpu" else "xla"
 

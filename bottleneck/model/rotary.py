@@ -12,9 +12,8 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
+from bottleneck.parallel.chips import TPU_LANES
 from bottleneck.parallel.mesh import devices_along, platform
-
-_LANES = 128  # of a TPU's vector unit, to a multiple of which it pads the last dimension
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
@@ -53,7 +52,7 @@ def _turn(x_BxLxHxK: jax.Array, rotary_size: int, theta: float, direction: int) 
 def _heads_side_by_side(n_heads: int, size: int) -> int:
     """How many heads of one device fill a TPU's lanes; 1 elsewhere."""
     own_heads = n_heads // devices_along("tensor")
-    fitting = _LANES // size if platform() == "tpu" else 1
+    fitting = TPU_LANES // size if platform() == "tpu" else 1
     return next(n for n in range(max(1, fitting), 0, -1) if own_heads % n == 0)
 
 

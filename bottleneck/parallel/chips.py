@@ -11,11 +11,14 @@ from __future__ import annotations
 
 import time
 from dataclasses import dataclass
+from typing import TypeVar
 
 import jax
 import jax.numpy as jnp
 
 from bottleneck.errors import UserError, suggestion
+
+_T = TypeVar("_T")
 
 
 @dataclass(frozen=True)
@@ -41,6 +44,8 @@ CHIPS = {
     "tpu7x": Chip(("TPU7x",), 2307e12 / 2, 96 * 2**30, 7.38e12 / 2, 600e9 / 2, 12.5e9 / 2),
 }
 
+TPU_LANES = 128  # of the vector unit, to a multiple of which a TPU pads the last dimension
+
 _PEAK_FLOPS = {"NVIDIA A100": 312e12, "NVIDIA H100": 989e12, "NVIDIA H200": 989e12} | {
     kind: chip.peak_flops for chip in CHIPS.values() for kind in chip.device_kinds
 }
@@ -59,8 +64,7 @@ def chip_of(topology: str) -> Chip:
 def chip_name(device: jax.Device) -> str | None:
     """The name of a TPU's chip, as in topologies; None for another device, or an unknown kind."""
     kinds = {kind: name for name, chip in CHIPS.items() for kind in chip.device_kinds}
-    matches = [kind for kind in kinds if device.device_kind.startswith(kind)]
-    return kinds[max(matches, key=len)] if matches else None
+    return _by_kind(kinds, device)
 
 
 def peak_flops(device: jax.Device) -> float:
@@ -69,10 +73,14 @@ def peak_flops(device: jax.Device) -> float:
     The measured figure is the best of a few large float32 matrix products; on a host whose cores
     show up as several devices it is that of all of them, shared out.
     """
-    matches = [kind for kind in _PEAK_FLOPS if device.device_kind.startswith(kind)]
-    if matches:
-        return _PEAK_FLOPS[max(matches, key=len)]
-    return _measured_flops(device) / jax.local_device_count()
+    known = _by_kind(_PEAK_FLOPS, device)
+    return known or _measured_flops(device) / jax.local_device_count()
+
+
+def _by_kind(table: dict[str, _T], device: jax.Device) -> _T | None:
+    """What stands under the longest beginning of the device's kind; None without one."""
+    matches = [kind for kind in table if device.device_kind.startswith(kind)]
+    return table[max(matches, key=len)] if matches else None
 
 
 def _measured_flops(device: jax.Device, size: int = 1024, repetitions: int = 8) -> float:

@@ -83,7 +83,7 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 def compiler_options(mesh: Mesh) -> dict[str, str] | None:
     """The flags of slices.toml for the TPUs of a mesh, as `jax.jit` takes them; elsewhere None.
 
-    The scripts in launch/ give them to every program; a run that is started otherwise has them too.
+    The programs of a run have them however it is started; the scripts in launch/ give them to all.
     """
     devices = mesh.devices.flatten().tolist()
     chip = chip_name(devices[0])

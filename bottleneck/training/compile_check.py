@@ -22,7 +22,6 @@ from bottleneck.config import Config, check_divides
 from bottleneck.errors import UserError
 from bottleneck.parallel import mesh as mesh_lib
 from bottleneck.parallel.chips import Chip, chip_of
-from bottleneck.parallel.slices import flags_of
 from bottleneck.training.hlo import Collective, collectives, estimated_cycles
 from bottleneck.training.probe_programs import ProbePrograms
 from bottleneck.training.roofline import Roofline, roofline
@@ -93,9 +92,7 @@ def rehearse(
     mesh = mesh_lib.make_mesh(config.mesh, topology_devices(topology, n_slices))
     check_divides(config, dict(mesh.shape))
     lowered = lower(config, mesh, with_probes=with_probes)
-    # Those that a run gets from the scripts in launch/.
-    flags = {flag.name: flag.value for flag in flags_of(topology.partition(":")[0], n_slices)}
-    programs = {name: _rehearse(program, mesh, flags) for name, program in lowered.items()}
+    programs = {name: _rehearse(program, mesh) for name, program in lowered.items()}
     train_step = programs[TRAIN_STEP]
     limits = roofline(
         config,
@@ -138,12 +135,12 @@ def lower(config: Config, mesh: Mesh, *, with_probes: bool) -> dict[str, Any]:
     return programs
 
 
-def _rehearse(lowered: Any, mesh: Mesh, flags: dict[str, str]) -> ProgramReport:
+def _rehearse(lowered: Any, mesh: Mesh) -> ProgramReport:
     start = time.perf_counter()
     with tempfile.TemporaryDirectory() as folder:
         # The compiler's own texts are read: what jax returns cannot be printed for every kind of
         # TPU, and is not there at all where a program does not fit.
-        options = flags | {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
         try:
             compiled = lowered.compile(compiler_options=options)
         except jax.errors.JaxRuntimeError as error:

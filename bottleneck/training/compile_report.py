@@ -124,7 +124,7 @@ def _show_program(
     if program.cycles is not None:
         console.print(
             f"  the compiler expects {program.cycles / 1e6:,.1f} million cycles of computing, "
-            "collectives and flash attention not counted"
+            "collectives, the embedding's lookup and flash attention not counted"
         )
     if not program.fits:
         largest = _table("largest temporaries", "GB", "from")

@@ -144,8 +144,9 @@ def collectives(
 def estimated_cycles(text: str) -> int:
     """Cycles of a TPU's core that a program takes by its compiler's estimate, as it wrote it down.
 
-    Without collectives, and without kernels that were not the compiler's to make, such as flash
-    attention: of these it estimates nothing. And without what runs only `RARELY`.
+    Without collectives, lookups in a table and their gradients, and kernels that were not the
+    compiler's to make, such as flash attention: of these it estimates nothing. And without what
+    runs only `RARELY`.
 
     Args:
         text: the program as it is after code has been generated.

@@ -7,6 +7,7 @@ losses over all ranks, `survive` for the share of the gradient that the head let
 
 from __future__ import annotations
 
+import functools
 from typing import Any, NamedTuple
 
 import jax
@@ -64,9 +65,10 @@ class ProbePrograms:
         self._by_row, self._everywhere = mesh_lib.batch_sharding(mesh), mesh_lib.replicated(mesh)
         by_row: Any = self._by_row
         everywhere: Any = self._everywhere
-        self.read = jax.jit(self._read, out_shardings=Reading(by_row, *(everywhere,) * 6))
-        self.sweep = jax.jit(self._sweep, out_shardings=self._everywhere)
-        self.survive = jax.jit(self._survive, out_shardings=self._everywhere)
+        jit = functools.partial(jax.jit, compiler_options=mesh_lib.compiler_options(mesh))
+        self.read = jit(self._read, out_shardings=Reading(by_row, *(everywhere,) * 6))
+        self.sweep = jit(self._sweep, out_shardings=self._everywhere)
+        self.survive = jit(self._survive, out_shardings=self._everywhere)
 
     def lower(self, params: Any) -> dict[str, Any]:
         """The programs by name, traced for abstract parameters as `TrainProgram` has them."""

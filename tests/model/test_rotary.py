@@ -88,3 +88,10 @@ def test_heads_fill_the_lanes_of_a_tpu_and_stay_on_their_device(
     assert rotary._heads_side_by_side(n_heads, size) == expected
     monkeypatch.setattr(rotary, "platform", lambda: "cpu")
     assert rotary._heads_side_by_side(n_heads, size) == 1
+
+
+def test_a_tpu_moves_entries_without_rounding_them(monkeypatch):
+    monkeypatch.setattr(rotary, "platform", lambda: "tpu")
+    program = str(jax.make_jaxpr(lambda x: rotate(x, 4, 100.0))(random(0, B, L, 2, K)))
+    assert program.count("dot_general[") == 1
+    assert "Precision.HIGHEST, Precision.HIGHEST" in program.replace("\n", " ")

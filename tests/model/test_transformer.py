@@ -190,6 +190,14 @@ def test_a_policy_keeps_what_it_says_of_a_token_and_no_more(family, policy, a_to
     assert sum(sizes) == a_token * FAMILIES[family]["n_layers"] * batch.size
 
 
+def test_what_the_kernel_of_a_tpu_gives_is_kept_too():
+    wider = {"d_model": 256, "n_heads": 2, "attention": "splash"}
+    config = ModelConfig(**PYTHIA | wider, remat="attention")
+    batch = tokens(2, 384)
+    sizes = [array.size for array in kept(config, batch) if 384 in array.shape]
+    assert sum(sizes) == (5 * 256 + 2) * config.n_layers * batch.size
+
+
 def test_what_cudnn_gives_is_kept_too(monkeypatch):
     """Traced alone, as if there were a cuDNN; its kernels need a GPU."""
     cudnn = "jax._src.cudnn.fused_attention_stablehlo"

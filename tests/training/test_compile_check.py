@@ -4,16 +4,21 @@ import dataclasses
 import importlib.util
 import io
 import json
+import math
 import subprocess
 import sys
 from pathlib import Path
 
+import jax
+import jax.numpy as jnp
 import pytest
 import rich.console
+from jax.extend.core import jaxprs_in_params
 
 from bottleneck.commands import compile as compile_command
 from bottleneck.config import Config, DataConfig, ModelConfig, TrainConfig
 from bottleneck.errors import UserError
+from bottleneck.model import transformer
 from bottleneck.parallel.chips import Chip
 from bottleneck.training import compile_check
 from bottleneck.training.compile_check import (
@@ -28,6 +33,7 @@ from bottleneck.training.compile_check import (
 from bottleneck.training.compile_report import advice, as_json, show
 from bottleneck.training.hlo import Collective, Shape
 from bottleneck.training.roofline import hbm_traffic, roofline
+from bottleneck.training.step import make_gradient
 
 ROOT = Path(__file__).parents[2]
 
@@ -55,6 +61,8 @@ CHIP = Chip(("none",), 1e6, 10**6, 1e5, 1e4, 1e3)
 # Multiply-adds of one token's forward pass: a layer's matrices are 12·D²; scores and mixing 2·L·D
 # for each layer; the head V·D.
 LAYERS, SQUARE, HEAD = 3 * 12 * 64, 3 * 2 * 16 * 8, 384 * 8
+FULL = 3 + 7 / 12
+ONE_PASS = {"replica": 4, "fsdp": 1, "tensor": 1}
 
 
 def changed(**fields):
@@ -68,9 +76,9 @@ def limits(config=CONFIG, mesh=MESH, collectives=(), flash_attention=False):
 @pytest.mark.parametrize(
     ("config", "mesh", "flash_attention", "hardware"),
     [
-        # Full remat makes the layers' forward pass twice; a full head over fsdp its logits.
-        (CONFIG, MESH, False, 4 * LAYERS + 4 * SQUARE + 4 * HEAD),
-        (CONFIG, {"replica": 4, "fsdp": 1, "tensor": 1}, False, 4 * LAYERS + 4 * SQUARE + 3 * HEAD),
+        # Full remat makes 7 of the 12·D² twice; a full head over fsdp its logits.
+        (CONFIG, MESH, False, FULL * LAYERS + 4 * SQUARE + 4 * HEAD),
+        (CONFIG, ONE_PASS, False, FULL * LAYERS + 4 * SQUARE + 3 * HEAD),
         (changed(remat="none"), MESH, False, 3 * LAYERS + 3 * SQUARE + 4 * HEAD),
         (changed(remat="dots"), MESH, False, 3 * LAYERS + 4 * SQUARE + 4 * HEAD),
         # Of the 12·D² the MLP's first product has 4.
@@ -82,14 +90,45 @@ def limits(config=CONFIG, mesh=MESH, collectives=(), flash_attention=False):
             (3 + 4 / 12) * LAYERS + (2 + 7) / 2 * SQUARE / 2 + 4 * HEAD,
         ),
         # Half the square; two products forward, twice with remat, and seven backward.
-        (CONFIG, MESH, True, 4 * LAYERS + (2 + 2 + 7) / 2 * SQUARE / 2 + 4 * HEAD),
+        (CONFIG, MESH, True, FULL * LAYERS + (2 + 2 + 7) / 2 * SQUARE / 2 + 4 * HEAD),
         (changed(remat="none"), MESH, True, 3 * LAYERS + (2 + 7) / 2 * SQUARE / 2 + 4 * HEAD),
-        (changed(head_rank=2), MESH, False, 4 * LAYERS + 4 * SQUARE + 3 * 2 * (384 + 8)),
+        (changed(head_rank=2), MESH, False, FULL * LAYERS + 4 * SQUARE + 3 * 2 * (384 + 8)),
     ],
 )
 def test_hardware_flops_count_what_is_computed_again(config, mesh, flash_attention, hardware):
     found = limits(config, mesh, flash_attention=flash_attention)
     assert found.hardware_flops == 2 * hardware * 128 / 4
+
+
+def product_flops(program):
+    """Of all matrix products of a traced program, loops multiplied."""
+    total = 0
+    for step in program.eqns:
+        if step.primitive.name == "dot_general":
+            ((contracted, _), _), left = step.params["dimension_numbers"], step.invars[0].aval
+            depth = math.prod(left.shape[axis] for axis in contracted)
+            total += 2 * depth * math.prod(step.outvars[0].aval.shape)
+        times = step.params["length"] if step.primitive.name == "scan" else 1
+        total += times * sum(map(product_flops, jaxprs_in_params(step.params)))
+    return total
+
+
+@pytest.mark.parametrize("remat", ["none", "dots", "attention", "full"])
+@pytest.mark.parametrize(
+    "family",
+    [{}, {"parallel_residual": False}, {"mlp": "swiglu", "d_ff": 24, "n_kv_heads": 1}],
+)
+def test_hardware_flops_are_those_of_the_gradient_as_jax_traces_it(family, remat):
+    config = changed(**family, remat=remat, attention="xla")
+    params = jax.eval_shape(lambda: transformer.init_params(config.model, jax.random.key(0)))
+    batch = {
+        "inputs": jax.ShapeDtypeStruct((8, 16), jnp.int32),
+        "targets": jax.ShapeDtypeStruct((8, 16), jnp.int32),
+        "weights": jax.ShapeDtypeStruct((8, 16), jnp.float32),
+    }
+    traced = jax.make_jaxpr(make_gradient(config))(params, batch)
+    counted = limits(config, {"replica": 1, "fsdp": 1, "tensor": 1}).hardware_flops
+    assert product_flops(traced.jaxpr) == pytest.approx(counted)
 
 
 def test_flops_of_mfu_are_three_forward_passes_with_half_the_square():
@@ -101,7 +140,7 @@ def test_hbm_traffic_is_the_sum_of_its_parts():
     own = (2 * 384 * 8 + 3 * (12 * 64 + 2 * 8) + 8) / 2
     tokens, micro_batches = 32, 2
     parts = [
-        micro_batches * 3 * 2 * 3 * 12 * 64,  # weights: three passes in bfloat16
+        micro_batches * (2 + 7 / 12) * 2 * 3 * 12 * 64,  # weights, in bfloat16, in each pass
         4 * own * (1 + 2),  # gradients: written, then read and written
         4 * own * (1 + 3 + 3),  # AdamW
         2 * 2 * tokens * 3 * 8,  # inputs of layers, in and out
@@ -112,9 +151,8 @@ def test_hbm_traffic_is_the_sum_of_its_parts():
 
 
 def test_traffic_of_a_whole_head_has_its_rows_gradient_in_every_chunk():
-    one_pass = {"replica": 4, "fsdp": 1, "tensor": 1}
-    fewer = hbm_traffic(changed(loss_chunk=16), one_pass)
-    more = hbm_traffic(changed(loss_chunk=8), one_pass)
+    fewer = hbm_traffic(changed(loss_chunk=16), ONE_PASS)
+    more = hbm_traffic(changed(loss_chunk=8), ONE_PASS)
     assert more - fewer == 8 * 384 * 8 * (32 / 8 - 32 / 16)
 
 

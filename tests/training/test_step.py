@@ -11,7 +11,9 @@ from flax import nnx
 
 from bottleneck.config import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
 from bottleneck.model import transformer
+from bottleneck.parallel import mesh as mesh_lib
 from bottleneck.parallel.mesh import make_mesh
+from bottleneck.training.probe_programs import ProbePrograms
 from bottleneck.training.step import make_gradient, make_train_program
 
 CONFIG = Config(
@@ -156,3 +158,17 @@ def test_under_bfloat16_no_product_has_a_float32_side_forward_or_backward(rank):
     # three times, with the scores again; of the head three, six with a basis.
     assert len(found) == 3 * 6 + 1 + (3 if rank is None else 6)
     assert [where for types, where in found if types != {jnp.dtype("bfloat16")}] == []
+
+
+def test_the_train_step_and_the_probes_are_compiled_with_the_flags_of_the_mesh(monkeypatch):
+    monkeypatch.setattr(mesh_lib, "compiler_options", lambda mesh: {"no_such_flag": "1"})
+    mesh = make_mesh(CONFIG.mesh, jax.devices()[:1])
+    program = make_train_program(CONFIG, mesh)
+    params = program.abstract_state[0]
+    with jax.set_mesh(mesh):
+        lowered = ProbePrograms(CONFIG, mesh, 8).lower(params)
+        with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_flag"):
+            program.compile(8, 16)
+        for probe in lowered.values():
+            with pytest.raises(jax.errors.JaxRuntimeError, match="no_such_flag"):
+                probe.compile()
