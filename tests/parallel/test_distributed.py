@@ -52,7 +52,13 @@ def start(command, environment):
 def wait_for(processes):
     """What each wrote to its output and to its errors."""
     processes = list(processes)
-    outputs = [process.communicate(timeout=300) for process in processes]
+    try:
+        outputs = [process.communicate(timeout=300) for process in processes]
+    finally:
+        for process in processes:
+            if process.returncode is None:
+                process.kill()
+                process.communicate()
     for process, (_, errors) in zip(processes, outputs, strict=True):
         assert process.returncode == 0, errors
     return outputs
