@@ -24,7 +24,8 @@ from bottleneck.model.one_cpu import computed_once, dot_general, is_one_cpu, pro
 from bottleneck.model.remat import named
 from bottleneck.model.rotary import rotate
 from bottleneck.parallel import mesh as mesh_lib
-from bottleneck.parallel.mesh import constrain, platform
+from bottleneck.parallel.chips import TPU_SUBLANES
+from bottleneck.parallel.mesh import constrain, devices_along, platform
 
 Params = dict[str, Any]
 Observe = Callable[[jax.Array], Any]  # hidden [B, L, D] → a small tree of statistics
@@ -218,9 +219,15 @@ class Transformer(nnx.Module):
         hidden_BxLxD = constrain(hidden_BxLxD, "batch", "length", None)
 
         block_graph, block_params = nnx.split(self.blocks)
+        # Columns that do not fill its sublanes a TPU gathers in a layout that takes longer to turn
+        # than to use, unless a layer's slice of the stack is made first.
+        own_columns = config.d_model // devices_along("fsdp")
+        slice_first = platform() == "tpu" and own_columns % TPU_SUBLANES != 0
 
         def layer(hidden: jax.Array, params: Any) -> tuple[jax.Array, Any]:
             hidden = computed_once(hidden)
+            if slice_first:
+                params = jax.lax.optimization_barrier(params)
             seen = None if observe is None else observe(hidden)
             return nnx.merge(block_graph, params)(hidden), seen
 

@@ -7,9 +7,10 @@ import pytest
 from flax import nnx
 from scipy import special
 
-from bottleneck.config import ModelConfig
+from bottleneck.config import MeshConfig, ModelConfig
 from bottleneck.model import transformer
 from bottleneck.model.accounting import count_parameters, flops_per_token
+from bottleneck.parallel.mesh import make_mesh
 
 PYTHIA = dict(vocab_size=300, d_model=32, n_heads=4, n_layers=3)
 FAMILIES = {
@@ -188,6 +189,23 @@ def test_a_policy_keeps_what_it_says_of_a_token_and_no_more(family, policy, a_to
     arrays = kept(ModelConfig(**FAMILIES[family], remat=policy, attention="blocks"), batch)
     sizes = [array.size for array in arrays if 37 in array.shape]
     assert sum(sizes) == a_token * FAMILIES[family]["n_layers"] * batch.size
+
+
+@pytest.mark.parametrize(
+    ("kind", "d_model", "is_sliced_first"),
+    [("tpu", 16, True), ("tpu", 32, False), ("tpu", 64, False), ("gpu", 16, False)],
+)
+def test_a_tpu_slices_the_stack_first_where_columns_do_not_fill_its_sublanes(
+    kind, d_model, is_sliced_first, monkeypatch
+):
+    monkeypatch.setattr(transformer, "platform", lambda: kind)
+    config = ModelConfig(**PYTHIA | {"d_model": d_model, "n_heads": 2}, attention="xla")
+    shapes = jax.eval_shape(lambda: transformer.init_params(config, jax.random.key(0)))
+    with jax.set_mesh(make_mesh(MeshConfig(1, 4, 1), jax.devices()[:4])):
+        program = jax.make_jaxpr(
+            lambda params: nnx.merge(transformer.graph(config), params)(tokens(4, 8))[0]
+        )(shapes)
+    assert ("optimization_barrier" in str(program)) == is_sliced_first
 
 
 def test_what_the_kernel_of_a_tpu_gives_is_kept_too():
