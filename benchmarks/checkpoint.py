@@ -17,7 +17,7 @@ import jax
 from bottleneck.commands.flags import load_config
 from bottleneck.config import CheckpointConfig
 from bottleneck.parallel.mesh import make_mesh
-from bottleneck.training.checkpoint import Checkpointer
+from bottleneck.runs.checkpoints import Checkpointer
 from bottleneck.training.step import make_train_program
 
 MODELS = ("configs/nano.py", "configs/pythia.py:14m")

@@ -10,9 +10,10 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import huber, logsumexp
 
-from bottleneck.analysis import law_bootstrap, scaling_law
-from bottleneck.analysis.law_forms import CHINCHILLA
-from bottleneck.analysis.scaling_law import DELTA, Points
+from bottleneck.laws import comparison as law_bootstrap
+from bottleneck.laws import fit as scaling_law
+from bottleneck.laws.fit import DELTA, Points
+from bottleneck.laws.forms import CHINCHILLA
 
 SOME = 20  # starts of scipy's; it would take minutes for all
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 import frame
 import numpy as np
 
-from bottleneck.analysis import ngrams
+from bottleneck.ngrams import spectrum as ngrams
 
 V = 1024
 

@@ -1,12 +1,14 @@
-"""What a person at a terminal is shown: text as it is, with nothing in it that is obeyed.
+"""What a person at a terminal sees: plain text, counts in short form, and one kind of progress bar.
 
 Names of runs, paths, errors and settings may come from strangers. To rich, "[/]" in one is an error
-and ":x:" a picture; to a terminal, an escape sequence is an order.
+and ":x:" a picture; to a terminal, an escape sequence is an order. So all text is printed as it is.
 """
 
 from __future__ import annotations
 
-from typing import Any
+import time
+from types import TracebackType
+from typing import Any, Literal, Self
 
 import rich.console
 import rich.progress
@@ -14,9 +16,11 @@ from rich.text import Text
 
 from bottleneck.errors import spelled_out
 
+_SECONDS_BETWEEN_LINES = 30.0  # of progress where there is no terminal
+
 
 class PlainConsole(rich.console.Console):
-    """A console that takes no string for markup; colour is asked for by styles and `Text`."""
+    """A console that reads no markup in strings; ask for colour with styles and `Text`."""
 
     def __init__(self, **options: Any):
         super().__init__(markup=False, emoji=False, **options)
@@ -26,6 +30,94 @@ class PlainConsole(rich.console.Console):
         return super().render_str("\n".join(lines), **how)
 
 
-def column(text: str) -> rich.progress.TextColumn:
-    """A column of a progress bar; {task.…} in its text is filled in."""
+# Progress and remarks go to standard error, so that standard output holds results alone.
+console = PlainConsole(stderr=True, highlight=False, soft_wrap=True)
+
+
+def count(number: float | None) -> str:
+    """Returns a count to three digits, such as "3.28 M"; a dash for None."""
+    if number is None:
+        return "–"
+    number = float(f"{number:.3g}")  # before its unit is chosen: 999,999 is 1.00 M
+    for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
+        if number >= size:
+            return f"{number / size:#.3g}".rstrip(".") + f" {unit}"
+    return f"{number:g}"
+
+
+class Progress:
+    """Progress of a long computation: a bar on a terminal, elsewhere a line now and then.
+
+    Use it in a `with` block, and call `show` as the work advances.
+    """
+
+    def __init__(
+        self,
+        what: str,
+        total: int,
+        start: int = 0,
+        *,
+        unit: Literal["share", "items", "bytes"] = "share",
+        numbers: str = "",
+    ):
+        """Starts at `start` of `total`.
+
+        Args:
+            what: the name of the work, or of one item of it.
+            unit: "share" and "bytes" bars disappear when the block ends, and without a terminal
+                print the share done every 30 seconds; "items" bars stay, beside `numbers`.
+            numbers: the newest results, beside a bar of items.
+        """
+        self._what, self._total, self._unit = what, max(total, 1), unit
+        self._started = self._spoke = time.monotonic()
+        self._bar = rich.progress.Progress(
+            *self._columns(),
+            console=console,
+            transient=unit != "items",
+            disable=console.quiet or not console.is_terminal,
+        )
+        self._task = self._bar.add_task(what, total=total, completed=start, numbers=numbers)
+
+    def _columns(self) -> list[rich.progress.ProgressColumn]:
+        if self._unit == "items":
+            return [
+                _text(self._what + " {task.completed:,}/{task.total:,}"),
+                rich.progress.BarColumn(bar_width=24),
+                _text("{task.fields[numbers]}"),
+            ]
+        amount: list[rich.progress.ProgressColumn] = [rich.progress.TaskProgressColumn()]
+        if self._unit == "bytes":
+            amount = [rich.progress.DownloadColumn(), rich.progress.TransferSpeedColumn()]
+        left = rich.progress.TimeRemainingColumn()
+        return [_text(self._what), rich.progress.BarColumn(), *amount, left]
+
+    def show(self, done: int, numbers: str = "") -> None:
+        """Moves the bar to `done`; without a terminal, prints a line if the last one is old."""
+        self._bar.update(self._task, completed=done, numbers=numbers)
+        now = time.monotonic()
+        is_due = self._unit != "items" and now - self._spoke > _SECONDS_BETWEEN_LINES
+        if is_due and not console.is_terminal:
+            self._spoke = now
+            share, seconds = done / self._total, now - self._started
+            self.say(f"{self._what}: {share:.0%} after {seconds:.0f} s")
+
+    def say(self, line: str) -> None:
+        """Prints a line that stays, above the bar."""
+        self._bar.console.print(line)
+
+    def __enter__(self) -> Self:
+        self._bar.start()
+        return self
+
+    def __exit__(
+        self,
+        kind: type[BaseException] | None,
+        error: BaseException | None,
+        trace: TracebackType | None,
+    ) -> None:
+        self._bar.stop()
+
+
+def _text(text: str) -> rich.progress.TextColumn:
+    """Returns a column of a bar; fills in {task.…}."""
     return rich.progress.TextColumn(text, markup=False)

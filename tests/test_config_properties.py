@@ -13,8 +13,8 @@ from bottleneck.commands.flags import load_cells, load_config
 from bottleneck.config import Config
 from bottleneck.errors import UserError
 from bottleneck.sections import Section, flatten
-from bottleneck.training.sweep import expand
-from bottleneck.training.sweep_runner import Places
+from bottleneck.sweep.cells import expand
+from bottleneck.sweep.runner import Places
 
 NAMES = list(flatten(Config()))
 DEFAULTS = config_lib.to_dict(Config())

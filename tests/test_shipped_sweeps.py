@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
-from bottleneck.analysis.runs import load_run
 from bottleneck.commands.flags import load_cells, load_config
+from bottleneck.runs.reading import load_run
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 N_CELLS = {"head_rank": 18, "ladder": 7, "saturation": 24}

@@ -12,7 +12,7 @@ from pathlib import Path
 
 from bottleneck.commands.parsing import Parser
 from bottleneck.errors import UserError
-from bottleneck.folders import is_remote
+from bottleneck.storage.folders import is_remote
 
 
 def main(argv: list[str]) -> int:
@@ -25,25 +25,20 @@ def main(argv: list[str]) -> int:
         type=Path,
         help="folder of the report (default: report/ in what the paths share)",
     )
-    parser.add_argument(
-        "--paper",
-        action="store_true",
-        help="lay the curves of Godey et al. 2024 under those of runs of the same width",
-    )
     flags = parser.parse_args(argv)
 
     # Imported here, as they take seconds that `--help` need not wait for.
-    from bottleneck.analysis.report import write_report
-    from bottleneck.analysis.runs import load_runs
-    from bottleneck.analysis.summary import print_summary, summary_table
-    from bottleneck.training.run_folder import claimed
+    from bottleneck.report.page import write_report
+    from bottleneck.report.summary import print_summary, summary_table
+    from bottleneck.runs.folder import claimed
+    from bottleneck.runs.reading import load_runs
 
     runs, problems = load_runs(flags.workdir)
     for problem in problems:
         print(f"left out: {problem}", file=sys.stderr)
     output = flags.output or _default_output(flags.workdir)
     with claimed(output, "--output"):
-        page = write_report(runs, output, with_paper=flags.paper)
+        page = write_report(runs, output)
     print_summary(summary_table(runs))
     print(f"\nreport: {page}")
     return 0

@@ -43,9 +43,9 @@ def main(argv: list[str]) -> int:
 
     os.environ |= ENVIRONMENT
 
+    from bottleneck.aot.compile_check import rehearse
+    from bottleneck.aot.report import as_json, show
     from bottleneck.terminal import PlainConsole
-    from bottleneck.training.compile_check import rehearse
-    from bottleneck.training.compile_report import as_json, show
 
     rehearsal = rehearse(
         config,

@@ -51,9 +51,9 @@ def main(argv: list[str]) -> int:
     # Imported here, as they take seconds that `--help` need not wait for.
     import rich.table
 
-    from bottleneck.analysis.evaluation import EVALUATION, append, evaluate
-    from bottleneck.analysis.runs import load_run
     from bottleneck.parallel import compile_cache
+    from bottleneck.pretrained.evaluation import EVALUATION, append, evaluate
+    from bottleneck.runs.reading import load_run
     from bottleneck.terminal import PlainConsole
 
     compile_cache.use()

@@ -70,15 +70,16 @@ def main(argv: list[str]) -> int:
         raise UserError("--revision is for --transformers; of a run folder take a --step")
 
     # Imported here, as they take seconds that `--help` need not wait for.
-    from bottleneck.analysis import feature_set, features
-    from bottleneck.analysis.drawing import save
-    from bottleneck.analysis.feature_figures import features_figure
+    from bottleneck.drawing.style import save
+    from bottleneck.frozen import extraction as features
+    from bottleneck.frozen import features as feature_set
+    from bottleneck.frozen.figures import features_figure
     from bottleneck.parallel import compile_cache
-    from bottleneck.training.run_folder import claimed
+    from bottleneck.runs.folder import claimed
 
     compile_cache.use()
     if flags.transformers:
-        from bottleneck.analysis.transformers_model import TransformersModel
+        from bottleneck.frozen.transformers_model import TransformersModel
 
         assert data is not None
         model = TransformersModel(flags.model, flags.revision)
@@ -87,7 +88,7 @@ def main(argv: list[str]) -> int:
             data = dataclasses.replace(data, tokenizer=str(model.folder / "tokenizer.json"))
         length = min(model.max_length, 1024)
     else:
-        from bottleneck.analysis.runs import load_run
+        from bottleneck.runs.reading import load_run
 
         run = load_run(flags.model)
         source = features.RunSource(run, flags.step)

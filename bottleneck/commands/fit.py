@@ -15,7 +15,7 @@ from pathlib import Path
 
 from bottleneck.commands.parsing import Parser, real, whole
 from bottleneck.errors import UserError
-from bottleneck.training.run_folder import write_text
+from bottleneck.runs.folder import write_text
 
 
 def main(argv: list[str]) -> int:
@@ -75,14 +75,14 @@ def main(argv: list[str]) -> int:
 
     # Imported here, as they take seconds that a mistake need not wait for.
 
-    from bottleneck.analysis import law_points
-    from bottleneck.analysis.drawing import save
-    from bottleneck.analysis.law_figure import law_figure
-    from bottleneck.analysis.law_forms import FORMS
-    from bottleneck.analysis.law_report import as_json, show
-    from bottleneck.analysis.law_study import study
-    from bottleneck.analysis.runs import load_runs
+    from bottleneck.drawing.style import save
+    from bottleneck.laws import points as law_points
+    from bottleneck.laws.figure import law_figure
+    from bottleneck.laws.forms import FORMS
+    from bottleneck.laws.report import as_json, show
+    from bottleneck.laws.study import study
     from bottleneck.parallel import compile_cache
+    from bottleneck.runs.reading import load_runs
     from bottleneck.terminal import PlainConsole
 
     compile_cache.use()

@@ -23,7 +23,7 @@ from bottleneck import config as config_lib
 from bottleneck.commands.parsing import whole
 from bottleneck.errors import UserError, suggestion
 from bottleneck.sections import list_item_type
-from bottleneck.training.sweep import Cell, expand
+from bottleneck.sweep.cells import Cell, expand
 
 _OVERRIDES_HELP = """\
 any field of the config can be overridden, dots between the names:

@@ -63,11 +63,11 @@ def main(argv: list[str]) -> int:
     flags = parser.parse_args(argv)
 
     # Imported here, as they take seconds that `--help` need not wait for.
-    from bottleneck.analysis.feature_set import load_features
-    from bottleneck.analysis.frozen_head_figures import print_results, write_figures
-    from bottleneck.analysis.frozen_heads import Plan, Study
+    from bottleneck.frozen.features import load_features
+    from bottleneck.frozen.figures import print_results, write_figures
+    from bottleneck.frozen.study import Plan, Study
     from bottleneck.parallel import compile_cache
-    from bottleneck.training.run_folder import claimed
+    from bottleneck.runs.folder import claimed
 
     compile_cache.use()
     features = load_features(flags.features)

@@ -26,10 +26,10 @@ def main(argv: list[str]) -> int:
     flags = parser.parse_args(argv)
 
     # Imported here, as they take seconds that `--help` need not wait for.
-    from bottleneck.analysis.imported_run import TOKENIZER, import_run
-    from bottleneck.analysis.runs import load_run
-    from bottleneck.analysis.summary import count
-    from bottleneck.training.run_folder import claimed
+    from bottleneck.pretrained.import_run import TOKENIZER, import_run
+    from bottleneck.runs.folder import claimed
+    from bottleneck.runs.reading import load_run
+    from bottleneck.terminal import count
 
     with claimed(flags.workdir):
         step = import_run(flags.model, flags.workdir, revision=flags.revision, step=flags.step)

@@ -18,7 +18,7 @@ from bottleneck.commands.parsing import Parser, listed, real, whole
 from bottleneck.errors import UserError
 
 if TYPE_CHECKING:
-    from bottleneck.analysis.ngram_keys import Tokens
+    from bottleneck.ngrams.windows import Tokens
 
 _LIBRARIES = 0.5  # GB of memory that the program takes before it has any array
 _HASHED = 2**24  # tokens at a time
@@ -39,10 +39,11 @@ def main(argv: list[str]) -> int:
         raise UserError("--end_of_text belongs to --tokens; a config's tokenizer has its own")
 
     # Imported here, as they take seconds that `--help` need not wait for.
-    from bottleneck.analysis import ngram_study
-    from bottleneck.analysis.ngram_keys import Windows, largest_id
-    from bottleneck.analysis.ngram_rows import Estimate
-    from bottleneck.training.run_folder import claimed
+    from bottleneck.ngrams import study as ngram_study
+    from bottleneck.ngrams.rows import Estimate
+    from bottleneck.ngrams.windows import Windows, largest_id
+    from bottleneck.paper.curves import w_errors
+    from bottleneck.runs.folder import claimed
 
     smoothing = flags.smoothing
     if smoothing is None:
@@ -77,9 +78,10 @@ def main(argv: list[str]) -> int:
         flags.split_half,
     )
     with claimed(flags.output, "--output"):
+        published = w_errors() if flags.paper else None
         spectra = ngram_study.carry_out(study, tokens, identity, flags.output)
         print(ngram_study.summary(spectra))
-        print(f"\nfigure: {ngram_study.draw(spectra, flags.output, flags.paper)}")
+        print(f"\nfigure: {ngram_study.draw(spectra, flags.output, published)}")
     return 0
 
 

@@ -1,6 +1,7 @@
-"""Write a page that walks through the paper's figures and tables, with what they give here.
+"""Write a page that walks through the paper's figures and tables, and judges runs beside them.
 
-Works offline: it computes anew what the published values allow, and names the command for the rest.
+Works offline: it recomputes what the published values allow, and names the command for the rest.
+With runs it writes their report as well, the paper's curves under those of the same width.
 """
 
 from __future__ import annotations
@@ -9,14 +10,17 @@ import sys
 from pathlib import Path
 
 from bottleneck.commands.parsing import Parser
-from bottleneck.folders import as_path
+from bottleneck.storage.folders import as_path
 
 
 def main(argv: list[str]) -> int:
     """Returns the exit code; raises `UserError` where evaluations or runs cannot be read."""
     parser = Parser("python -m bottleneck paper", description=__doc__)
     parser.add_argument(
-        "--out", type=Path, default=Path("paper"), metavar="DIR", help="default: paper"
+        "workdir", nargs="*", type=Path, help="a run folder, or a folder of them, to judge"
+    )
+    parser.add_argument(
+        "--output", type=Path, default=Path("paper"), metavar="DIR", help="default: paper"
     )
     parser.add_argument(
         "--evals",
@@ -25,25 +29,21 @@ def main(argv: list[str]) -> int:
         help="published evaluations to judge: a copy of evals/ of EleutherAI/pythia, or a .json "
         "file that sums it up",
     )
-    parser.add_argument(
-        "--series",
-        nargs="+",
-        type=Path,
-        default=[],
-        metavar="RUN",
-        help="run folders to judge, and to draw beside the paper's curves if they have a tenth "
-        "of its steps",
-    )
     flags = parser.parse_args(argv)
 
     # Imported here, as they take seconds that `--help` need not wait for.
-    from bottleneck.analysis.paper import write_paper
-    from bottleneck.analysis.published_evals import read_evals
-    from bottleneck.analysis.runs import load_runs
+    from bottleneck.paper.evals import read_evals
+    from bottleneck.paper.overlay import PaperOverlay
+    from bottleneck.paper.page import write_paper
+    from bottleneck.report.page import write_report
+    from bottleneck.runs.reading import load_runs
 
     evals = read_evals(as_path(flags.evals)) if flags.evals else None
-    runs, problems = load_runs(flags.series) if flags.series else ([], [])
+    runs, problems = load_runs(flags.workdir) if flags.workdir else ([], [])
     for problem in problems:
         print(f"left out: {problem}", file=sys.stderr)
-    print(f"page: {write_paper(flags.out.expanduser(), evals, runs)}")
+    output = flags.output.expanduser()
+    print(f"page: {write_paper(output, evals, runs)}")
+    if runs:
+        print(f"report: {write_report(runs, output, overlay=PaperOverlay())}")
     return 0

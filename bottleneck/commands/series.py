@@ -39,12 +39,12 @@ def main(argv: list[str]) -> int:
 
     # Imported here, as they take seconds that `--help` need not wait for.
 
-    from bottleneck.analysis.series import audit_series, choose, measure_series
-    from bottleneck.analysis.series_audit import print_audit
-    from bottleneck.analysis.series_source import open_series
     from bottleneck.parallel import compile_cache
+    from bottleneck.pretrained.series import audit_series, choose, measure_series
+    from bottleneck.pretrained.series_audit import print_audit
+    from bottleneck.pretrained.series_source import open_series
+    from bottleneck.runs.folder import claimed
     from bottleneck.terminal import PlainConsole
-    from bottleneck.training.run_folder import claimed
 
     series = open_series(flags.source)
     steps = choose(series, list(flags.steps or ()), flags.every)

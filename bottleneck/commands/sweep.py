@@ -21,9 +21,9 @@ from bottleneck.commands.flags import (
 )
 from bottleneck.commands.parsing import Parser, whole
 from bottleneck.errors import UserError
-from bottleneck.folders import as_path
 from bottleneck.parallel.host_memory import keep_freed_memory
-from bottleneck.training.sweep import Cell
+from bottleneck.storage.folders import as_path
+from bottleneck.sweep.cells import Cell
 
 
 def main(argv: list[str]) -> int:
@@ -49,8 +49,8 @@ def main(argv: list[str]) -> int:
     add_world(parser)
     arguments, cells = parse_sweep_command(parser, argv)
 
+    from bottleneck.sweep import table as sweep_table
     from bottleneck.terminal import PlainConsole
-    from bottleneck.training import sweep_table
 
     screen = PlainConsole(highlight=False)
     if not screen.is_terminal:
@@ -71,7 +71,7 @@ def main(argv: list[str]) -> int:
         _train(_cell(cells, arguments.index), root, arguments)
         return 0
 
-    from bottleneck.training.sweep_runner import run_all
+    from bottleneck.sweep.runner import run_all
 
     start = [sys.executable, "-m", "bottleneck", "sweep", f"--config={arguments.config}"]
     start += [f"--workdir={arguments.workdir}", *(a for a in argv if a.startswith("--config."))]
@@ -104,8 +104,8 @@ def _train(cell: Cell, root: Path, arguments: argparse.Namespace) -> None:
         import jax
 
         from bottleneck.parallel import compile_cache
+        from bottleneck.sweep.runner import Places, alone, failure_recorded
         from bottleneck.training.loop import train
-        from bottleneck.training.sweep_runner import Places, alone, failure_recorded
 
         compile_cache.use(cell.config)
         places = Places(root, cell.name)

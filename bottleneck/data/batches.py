@@ -18,6 +18,9 @@ from bottleneck.data.shards import TokenSequence
 from bottleneck.data.tokens import Split, TokenCache
 from bottleneck.errors import UserError
 
+# The arrays of a batch, each [B, L].
+BATCH_TYPES = {"inputs": np.int32, "targets": np.int32, "weights": np.float32}
+
 _STEPS_AHEAD = 8  # read in the background; steps are dispatched in bursts
 _BLOCK = 2**16  # tokens read at a time in search of one
 

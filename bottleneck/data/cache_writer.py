@@ -5,8 +5,6 @@ from __future__ import annotations
 import io
 import math
 import os
-import sys
-import time
 from collections import Counter, deque
 from collections.abc import Generator, Iterable, Iterator
 from concurrent.futures import ThreadPoolExecutor
@@ -15,18 +13,17 @@ from pathlib import Path
 from typing import Any
 
 import numpy as np
-import rich.progress
 from tokenizers import Tokenizer
 
 from bottleneck.config import DataConfig
 from bottleneck.data import tokenizer as tokenization
-from bottleneck.data.checked_files import info_of
 from bottleneck.data.corpus import Corpus, heldout_draw
 from bottleneck.data.documents import Document
 from bottleneck.data.manifest import TOKENIZER, UNIGRAM_COUNTS, Manifest, SplitInfo
 from bottleneck.data.shards import ShardWriter, TokenSequence, token_dtype
 from bottleneck.errors import UserError
-from bottleneck.terminal import PlainConsole, column
+from bottleneck.storage.checksums import info_of
+from bottleneck.terminal import Progress
 
 # Characters that are encoded at a time: few, as an encoding takes a hundred times the memory of its
 # ids, yet enough to share out over the cores.
@@ -34,8 +31,6 @@ _BATCH_CHARACTERS = 2**20
 _BATCHES_AHEAD = 2
 
 _COUNTED_TOKENS = 2**20  # at a time
-
-_SECONDS_BETWEEN_LINES = 30.0  # of progress where there is no terminal
 
 
 def write_cache(folder: Path, config: DataConfig, corpus: Corpus, made_of: dict[str, Any]) -> None:
@@ -174,30 +169,11 @@ def _check_splits(documents: Counter[str], heldout_fraction: float, least_draw: 
 
 def _shown(corpus: Corpus, what: str) -> Generator[Document, None, None]:
     """The documents of a corpus, with a progress bar, or a line now and then without a terminal."""
-    console = PlainConsole(stderr=True)
     total = max(corpus.fingerprint.bytes, 1)
-    started = spoke = time.monotonic()
-    with rich.progress.Progress(
-        column(what),
-        rich.progress.BarColumn(),
-        rich.progress.DownloadColumn(),
-        rich.progress.TransferSpeedColumn(),
-        rich.progress.TimeRemainingColumn(),
-        console=console,
-        transient=True,
-        disable=not console.is_terminal,
-    ) as bar:
-        task = bar.add_task(what, total=total)
+    with Progress(what, total, unit="bytes") as progress:
         for document in corpus.documents():
             yield document
-            bar.update(task, completed=document.position)
-            now = time.monotonic()
-            if not console.is_terminal and now - spoke > _SECONDS_BETWEEN_LINES:
-                spoke = now
-                print(
-                    f"{what}: {document.position / total:.0%} after {now - started:.0f} s",
-                    file=sys.stderr,
-                )
+            progress.show(document.position)
 
 
 def _sync(path: Path) -> None:

@@ -19,11 +19,11 @@ from typing import Any
 
 from tokenizers import Tokenizer
 
-from bottleneck import folders
 from bottleneck.config import DataConfig
 from bottleneck.data import known_rank
 from bottleneck.data.documents import SUFFIXES, Document, document, read_documents, text_of
 from bottleneck.errors import UserError, suggestion
+from bottleneck.storage import folders
 
 # Folders of the standard library that not every Python ships (Debian's and slim images lack the
 # tests, idlelib and tkinter; distutils and lib2to3 depend on the release), that are tables rather

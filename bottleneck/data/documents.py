@@ -15,7 +15,7 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from bottleneck.errors import UserError, suggestion
-from bottleneck.folders import size
+from bottleneck.storage.folders import size
 
 PLAIN = (".txt", ".md", ".py")
 JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")

@@ -9,10 +9,10 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from bottleneck.data.checked_files import FileInfo, cannot_read, damaged
 from bottleneck.data.corpus import Fingerprint
 from bottleneck.data.shards import CHECKSUMS, DTYPES
-from bottleneck.folders import is_inside
+from bottleneck.storage.checksums import FileInfo, cannot_read, damaged
+from bottleneck.storage.folders import is_inside
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"

@@ -20,7 +20,7 @@ from typing import BinaryIO
 
 import numpy as np
 
-from bottleneck.data.checked_files import FileInfo, cannot_read, damaged, info_of, read_whole
+from bottleneck.storage.checksums import FileInfo, cannot_read, damaged, info_of, read_whole
 
 SHARD_TOKENS = 2**28  # half a gigabyte of uint16
 

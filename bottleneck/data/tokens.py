@@ -25,12 +25,12 @@ from tokenizers import Tokenizer
 from bottleneck.config import DataConfig
 from bottleneck.data import tokenizer as tokenization
 from bottleneck.data.cache_writer import write_cache
-from bottleneck.data.checked_files import REBUILD, check_contents, check_size, read_whole
 from bottleneck.data.corpus import Corpus, open_corpus
 from bottleneck.data.manifest import TOKENIZER, UNIGRAM_COUNTS, Manifest, read_manifest
 from bottleneck.data.shards import TokenSequence
 from bottleneck.errors import UserError
-from bottleneck.folders import locked
+from bottleneck.storage.checksums import REBUILD, check_contents, check_size, read_whole
+from bottleneck.storage.folders import locked
 
 FORMAT = 2  # of the cache; after a change of it nothing made before is found
 

@@ -16,9 +16,9 @@ from typing import Any
 import jax
 from jax.sharding import PartitionSpec
 
-from bottleneck.model import loss_chunks
 from bottleneck.model.head import HeadFactors
-from bottleneck.model.loss_chunks import Chunking, Layout
+from bottleneck.model.kernels import loss as loss_chunks
+from bottleneck.model.kernels.loss import Chunking, Layout
 from bottleneck.parallel.mesh import partition_spec
 
 

@@ -17,12 +17,12 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from bottleneck.config import ModelConfig
-from bottleneck.model import remat
-from bottleneck.model.attention import causal_attention
 from bottleneck.model.head import make_head
-from bottleneck.model.one_cpu import computed_once, dot_general, is_one_cpu, product
-from bottleneck.model.remat import named
-from bottleneck.model.rotary import rotate
+from bottleneck.model.kernels import remat
+from bottleneck.model.kernels.attention import causal_attention
+from bottleneck.model.kernels.cpu import computed_once, dot_general, is_one_cpu, product
+from bottleneck.model.kernels.remat import named
+from bottleneck.model.kernels.rotary import rotate
 from bottleneck.parallel import mesh as mesh_lib
 from bottleneck.parallel.chips import TPU_SUBLANES
 from bottleneck.parallel.mesh import constrain, devices_along, platform

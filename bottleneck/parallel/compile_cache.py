@@ -19,7 +19,7 @@ from typing import Any
 import jax
 
 from bottleneck.config import Config
-from bottleneck.folders import as_path, is_remote
+from bottleneck.storage.folders import as_path, is_remote
 
 _SUFFIX = ".program"
 _MOST_BYTES = 2**31  # some thousand small runs, or some dozen programs of a TPU pod

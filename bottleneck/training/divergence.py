@@ -12,7 +12,7 @@ from pathlib import Path
 from typing import Any
 
 from bottleneck.errors import Diverged
-from bottleneck.folders import write_whole
+from bottleneck.storage.folders import write_whole
 
 DIAGNOSIS = "diagnosis.json"
 

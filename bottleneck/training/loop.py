@@ -20,15 +20,16 @@ from jax.sharding import Mesh
 from bottleneck.config import Config, check_divides
 from bottleneck.data.batches import Batches, held_out
 from bottleneck.data.tokens import TokenCache, prepare
-from bottleneck.folders import as_path
 from bottleneck.model.accounting import count_parameters
+from bottleneck.parallel import preemption
 from bottleneck.parallel.chips import peak_flops
 from bottleneck.parallel.mesh import make_mesh
-from bottleneck.training import preemption, run_folder
-from bottleneck.training.checkpoint import Checkpointer
+from bottleneck.probes.prober import Prober
+from bottleneck.runs import folder as run_folder
+from bottleneck.runs.checkpoints import Checkpointer
+from bottleneck.storage.folders import as_path
+from bottleneck.terminal import console
 from bottleneck.training.feed import device_batches
-from bottleneck.training.probing import Prober
-from bottleneck.training.progress import console
 from bottleneck.training.reporter import Reporter
 from bottleneck.training.step import make_train_program
 

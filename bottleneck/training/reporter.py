@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import datetime
 import time
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
@@ -12,14 +13,14 @@ from typing import Any, Self, TypeVar
 import jax
 import numpy as np
 
-from bottleneck.archives import write_arrays
 from bottleneck.config import Config
 from bottleneck.model.accounting import flops_per_token
+from bottleneck.probes.prober import ProbeRecord
+from bottleneck.runs.metrics_writer import MetricsWriter, Stopwatch
+from bottleneck.storage.arrays import write_arrays
+from bottleneck.terminal import Progress, console
 from bottleneck.training.divergence import Watch
-from bottleneck.training.metrics import MetricsWriter, Stopwatch
 from bottleneck.training.optimizer import learning_rate_schedule
-from bottleneck.training.probing import ProbeRecord
-from bottleneck.training.progress import Progress
 from bottleneck.training.step import Metrics
 
 PROBES = "probes"
@@ -71,7 +72,9 @@ class Reporter:
         self._writer = MetricsWriter(workdir, start) if is_writer else None
         self._watch = Watch(config.train.bad_steps, workdir if is_writer else None)
         self._windows = windows
-        self._progress = Progress(start, config.train.steps)
+        self._progress = Progress(
+            "step", config.train.steps, start, unit="items", numbers="compiling"
+        )
         self._schedule = learning_rate_schedule(config.optimizer, config.train.steps)
         self._flops_per_token = flops_per_token(
             config.model, config.train.sequence_length
@@ -168,7 +171,13 @@ class Reporter:
         self._write(step, "train", values)
         elapsed = time.perf_counter() - self._started
         steps_left = self._config.train.steps - step
-        self._progress.advance(step, values, elapsed / (step - self._start) * steps_left)
+        left = datetime.timedelta(seconds=round(elapsed / (step - self._start) * steps_left))
+        numbers = (
+            f"loss {values['loss']:.4f}  {rate:,.0f} tokens/s  MFU {values['mfu']:.1%}  {left} left"
+        )
+        self._progress.show(step, numbers)
+        if not console.is_terminal:
+            self.say(f"step {step:,}/{self._config.train.steps:,}  {numbers}")
 
     def flush(self) -> None:
         """Returns when all that there is to report is in the run folder."""

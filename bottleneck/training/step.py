@@ -17,6 +17,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from bottleneck.config import Config
+from bottleneck.data.batches import BATCH_TYPES
 from bottleneck.model import transformer
 from bottleneck.model.loss import cross_entropy
 from bottleneck.model.transformer import Params
@@ -25,7 +26,6 @@ from bottleneck.training.optimizer import make_optimizer
 
 Batch = dict[str, jax.Array]
 Metrics = dict[str, Any]  # of scalars
-BATCH_TYPES = {"inputs": jnp.int32, "targets": jnp.int32, "weights": jnp.float32}
 
 
 @dataclass(frozen=True)

@@ -8,9 +8,9 @@ import pytest
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from bottleneck.analysis.law_points import from_table
 from bottleneck.commands.ngrams import _stored
 from bottleneck.errors import UserError
+from bottleneck.laws.points import from_table
 
 HEADER = "n_params,n_tokens,loss\n"
 

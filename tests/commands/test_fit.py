@@ -5,10 +5,10 @@ import json
 import numpy as np
 import pytest
 
-from bottleneck.analysis.law_points import from_table
-from bottleneck.analysis.scaling_law import ScalingLaw
 from bottleneck.commands.fit import main
 from bottleneck.errors import UserError
+from bottleneck.laws.fit import ScalingLaw
+from bottleneck.laws.points import from_table
 
 LAW = ScalingLaw(E=1.69, A=119.09, alpha=0.246, B=410.7, beta=0.28)
 

@@ -13,7 +13,7 @@ def test_paper_writes_its_page_where_it_is_told(tmp_path, capsys, monkeypatch):
         given.extend([evals, runs])
         return folder / "paper.html"
 
-    monkeypatch.setattr("bottleneck.analysis.paper.write_paper", write)  # drawing takes seconds
+    monkeypatch.setattr("bottleneck.paper.page.write_paper", write)  # drawing takes seconds
     assert main([f"--out={tmp_path}/page"]) == 0
     assert capsys.readouterr().out == f"page: {tmp_path}/page/paper.html\n"
     assert given == [None, []]

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from bottleneck.analysis.runs import load_run
+from bottleneck.runs.reading import load_run
 
 # Batches whose weights, and so loss and gradient, are not finite.
 POISON = """

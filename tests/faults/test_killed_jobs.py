@@ -18,14 +18,14 @@ import numpy as np
 import pytest
 from small_runs import write_config
 
-from bottleneck.analysis.runs import load_run
 from bottleneck.config import ModelConfig
-from bottleneck.folders import visible_files
-from bottleneck.interop.huggingface import save_pretrained
 from bottleneck.model import transformer
+from bottleneck.pretrained.huggingface import save_pretrained
+from bottleneck.runs.reading import load_run
+from bottleneck.storage.folders import visible_files
 
 SWEEP = """
-from bottleneck.training.sweep import product
+from bottleneck.sweep.cells import product
 
 def get_sweep():
     return product({"seed": range(3)})  # which all have one compiled program

@@ -11,17 +11,17 @@ import numpy as np
 import pytest
 from matplotlib.figure import Figure
 
-from bottleneck.analysis.drawing import save
-from bottleneck.analysis.feature_set import FeatureWriter, Manifest
-from bottleneck.analysis.imported_run import import_run
-from bottleneck.analysis.report import write_report
-from bottleneck.analysis.runs import load_run
 from bottleneck.config import Config, ModelConfig
+from bottleneck.drawing.style import save
 from bottleneck.errors import UserError
-from bottleneck.interop.huggingface import save_pretrained
+from bottleneck.frozen.features import FeatureWriter, Manifest
 from bottleneck.model import transformer
 from bottleneck.model.head import HeadFactors
-from bottleneck.training import run_folder
+from bottleneck.pretrained.huggingface import save_pretrained
+from bottleneck.pretrained.import_run import import_run
+from bottleneck.report.page import write_report
+from bottleneck.runs import folder as run_folder
+from bottleneck.runs.reading import load_run
 
 MODEL = dict(vocab_size=50, vocab_multiple=1, d_model=8, n_layers=1, n_heads=2, d_ff=16)
 

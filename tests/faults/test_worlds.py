@@ -12,8 +12,8 @@ import jax
 import numpy as np
 import pytest
 
-from bottleneck.analysis.runs import load_run
-from bottleneck.training.checkpoint_seal import seal
+from bottleneck.runs.reading import load_run
+from bottleneck.runs.seals import seal
 
 # Losses are near 5.7 and float32 sums of 256 tokens are taken in another order: each step may err
 # by some 1e-6, and 60 steps add up.

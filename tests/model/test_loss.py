@@ -7,8 +7,8 @@ import pytest
 import scipy.special
 
 from bottleneck.config import MeshConfig, ModelConfig
-from bottleneck.model import loss_chunks
 from bottleneck.model.head import HeadFactors
+from bottleneck.model.kernels import loss as loss_chunks
 from bottleneck.model.loss import cross_entropy, token_losses
 from bottleneck.parallel.mesh import make_mesh
 

@@ -67,7 +67,7 @@ os.environ |= ENVIRONMENT
 import jax
 import jax.numpy as jnp
 from bottleneck.parallel.slices import all_slices, flags_of
-from bottleneck.training.compile_check import topology_devices
+from bottleneck.aot.compile_check import topology_devices
 
 def compiles(device, flags):
     where = jax.sharding.SingleDeviceSharding(device)

@@ -9,11 +9,11 @@ import numpy as np
 import pytest
 from jax.sharding import NamedSharding, PartitionSpec
 
+from bottleneck.aot.compile_check import topology_devices
 from bottleneck.config import MeshConfig
 from bottleneck.model.head import HeadFactors
 from bottleneck.parallel.mesh import make_mesh
 from bottleneck.probes.spectrum import head_spectrum, read_core, reduce_head
-from bottleneck.training.compile_check import topology_devices
 
 # (vocabulary, rows, D); Pythia's 50,277 tokens in 50,304 rows.
 SMALL, REAL = (3000, 3072, 64), (50_277, 50_304, 512)

@@ -12,9 +12,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
-from bottleneck.analysis.runs import load_run
-from bottleneck.training import run_folder
-from bottleneck.training.checkpoint import handlers
+from bottleneck.runs import folder as run_folder
+from bottleneck.runs.checkpoints import handlers
+from bottleneck.runs.reading import load_run
 
 TIMINGS = ("tokens_per_second", "mfu", "crc32")  # and all that ends with "seconds"
 

@@ -16,7 +16,7 @@ from bottleneck.config import (
     TrainConfig,
 )
 from bottleneck.parallel.mesh import make_mesh
-from bottleneck.training.probing import Prober
+from bottleneck.probes.prober import Prober
 from bottleneck.training.step import make_train_program
 
 STEPS = 20

@@ -9,7 +9,7 @@ import time
 import pytest
 from small_runs import assert_same_run, last_step, metrics, write_experiment
 
-from bottleneck.analysis.runs import load_run
+from bottleneck.runs.reading import load_run
 
 SETTINGS = {"model.head_rank": 6, "train.steps": 60, "probe.every": 20, "checkpoint.every": 7}
 

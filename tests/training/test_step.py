@@ -13,7 +13,7 @@ from bottleneck.config import Config, DataConfig, ModelConfig, OptimizerConfig, 
 from bottleneck.model import transformer
 from bottleneck.parallel import mesh as mesh_lib
 from bottleneck.parallel.mesh import make_mesh
-from bottleneck.training.probe_programs import ProbePrograms
+from bottleneck.probes.programs import ProbePrograms
 from bottleneck.training.step import make_gradient, make_train_program
 
 CONFIG = Config(

@@ -1,0 +1,219 @@
+"""A rehearsal for hardware that is not here: the programs of a run, compiled for a TPU topology.
+
+libtpu compiles on any machine for any slice. What it says of memory is what a real slice would say;
+the collectives are read from the program it made; what the roofline adds is arithmetic.
+"""
+
+from __future__ import annotations
+
+import importlib.util
+import re
+import tempfile
+import time
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.experimental import topologies
+from jax.sharding import Mesh
+
+from bottleneck.aot.hlo import Collective, collectives, estimated_cycles
+from bottleneck.aot.roofline import Roofline, roofline
+from bottleneck.config import Config, check_divides
+from bottleneck.errors import UserError
+from bottleneck.parallel import mesh as mesh_lib
+from bottleneck.parallel.chips import Chip, chip_of
+from bottleneck.probes.programs import ProbePrograms
+from bottleneck.training.step import make_train_program
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Bytes of one device's HBM that a program needs."""
+
+    arguments: int  # parameters, optimizer state, batch; results take their place
+    temporaries: int
+    code: int
+
+    @property
+    def peak(self) -> int:
+        return self.arguments + self.temporaries + self.code
+
+
+@dataclass(frozen=True)
+class Buffer:
+    """A part of the temporaries."""
+
+    bytes: int
+    shape: str
+    source: str  # the operation that fills it, by its path in the program
+
+
+@dataclass(frozen=True)
+class ProgramReport:
+    """What the compiler made of one program."""
+
+    fits: bool
+    memory: Memory
+    largest: tuple[Buffer, ...]  # of the temporaries, those that are in memory at different places
+    collectives: tuple[Collective, ...]
+    cycles: int | None  # of computing, by `hlo.estimated_cycles`; None where there is no code
+    has_flash_attention: bool
+    compile_seconds: float
+
+
+@dataclass(frozen=True)
+class Rehearsal:
+    """A config on a topology."""
+
+    topology: str
+    n_slices: int
+    mesh: dict[str, int]
+    chip: Chip
+    programs: dict[str, ProgramReport]
+    roofline: Roofline  # of the train step
+
+    @property
+    def fits(self) -> bool:
+        return all(program.fits for program in self.programs.values())
+
+
+def rehearse(
+    config: Config, topology: str, n_slices: int = 1, *, with_probes: bool = True
+) -> Rehearsal:
+    """Compiles the programs of a run of `config` on slices of a topology such as "v5e:16x16".
+
+    Raises:
+        UserError: where libtpu is missing, the topology is not known, or the config does not fit
+            its number of devices.
+    """
+    chip = chip_of(topology)
+    mesh = mesh_lib.make_mesh(config.mesh, topology_devices(topology, n_slices))
+    check_divides(config, dict(mesh.shape))
+    lowered = lower(config, mesh, with_probes=with_probes)
+    programs = {name: _rehearse(program, mesh) for name, program in lowered.items()}
+    train_step = programs[TRAIN_STEP]
+    limits = roofline(
+        config,
+        mesh.shape,
+        chip,
+        train_step.collectives,
+        flash_attention=train_step.has_flash_attention,
+    )
+    return Rehearsal(topology, n_slices, dict(mesh.shape), chip, programs, limits)
+
+
+def topology_devices(topology: str, n_slices: int = 1) -> list[jax.Device]:
+    """The devices of slices that are not here; raises `UserError` as `rehearse`."""
+    chip = chip_of(topology)
+    options: dict[str, Any] = {} if n_slices == 1 else {"num_slices": n_slices}
+    if chip.compiler_config is not None:
+        options["chip_config_name"] = chip.compiler_config
+    if importlib.util.find_spec("libtpu") is None:
+        raise UserError("there is no TPU compiler here; in the repository: pip install -e '.[tpu]'")
+    try:
+        return topologies.get_topology_desc(topology, "tpu", **options).devices
+    except jax.errors.JaxRuntimeError as error:
+        what = str(error).partition("INVALID_ARGUMENT: ")[2] or str(error)
+        raise UserError(f"--topology={topology}: {' '.join(what.split())}") from error
+
+
+TRAIN_STEP = "train step"
+
+
+def lower(config: Config, mesh: Mesh, *, with_probes: bool) -> dict[str, Any]:
+    """The programs of a run by name, traced for a mesh: the train step, and those of a probe."""
+    program = make_train_program(config, mesh)
+    length = config.train.sequence_length
+    probe = ProbePrograms(config, mesh, max(1, config.probe.tokens // length))
+    with jax.set_mesh(mesh):
+        programs = {TRAIN_STEP: program.lower(config.train.batch_size, length)}
+        if with_probes:
+            of_probe = probe.lower(program.abstract_state[0])
+            programs |= {f"probe, {name}": lowered for name, lowered in of_probe.items()}
+    return programs
+
+
+def _rehearse(lowered: Any, mesh: Mesh) -> ProgramReport:
+    start = time.perf_counter()
+    with tempfile.TemporaryDirectory() as folder:
+        # The compiler's own texts are read: what jax returns cannot be printed for every kind of
+        # TPU, and is not there at all where a program does not fit.
+        options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
+        try:
+            compiled = lowered.compile(compiler_options=options)
+        except jax.errors.JaxRuntimeError as error:
+            if not re.search("RESOURCE_EXHAUSTED.*hbm", str(error), re.IGNORECASE | re.DOTALL):
+                raise
+            compiled = None
+        seconds = time.perf_counter() - start
+        hlo = _dumped(folder, "after_optimizations.txt")
+        buffers = _dumped(folder, "after_optimizations-buffer-assignment.txt")
+        cycles = estimated_cycles(_dumped(folder, "after_codegen.txt")) if compiled else None
+    slices = [getattr(device, "slice_index", 0) for device in mesh.devices.flat]
+    return ProgramReport(
+        fits=compiled is not None,
+        memory=_memory(buffers, compiled),
+        largest=tuple(largest_buffers(buffers, hlo)),
+        collectives=tuple(collectives(hlo, mesh.shape, slices)),
+        cycles=cycles,
+        has_flash_attention="splash" in hlo,
+        compile_seconds=seconds,
+    )
+
+
+def _dumped(folder: str, ending: str) -> str:
+    (path,) = Path(folder).glob(f"*.{ending}")
+    return path.read_text(encoding="utf-8")
+
+
+_ALLOCATION = re.compile(r"allocation \d+: size (\d+),(.*)")
+_VALUE = re.compile(r" value: <\d+ (\S+?)(?:\{[\d,]*\})? .*\(size=(\d+),offset=(\d+)\): (\S+)")
+
+
+def _memory(buffers: str, compiled: Any) -> Memory:
+    """By the compiler's plan, the text of its buffer assignment; what did not fit has no code.
+
+    Not by `memory_analysis()`: for programs that libtpu 0.0.42 fits into 17.2 GB that says 19.0.
+    """
+    arguments = temporaries = 0
+    for size, kind in _ALLOCATION.findall(buffers):
+        if "color" in kind:  # a memory other than HBM
+            continue
+        if "parameter" in kind:
+            arguments += int(size)
+        elif "temp" in kind or "live-out" in kind:
+            temporaries += int(size)
+    code = 0 if compiled is None else compiled.memory_analysis().generated_code_size_in_bytes
+    return Memory(arguments, temporaries, code)
+
+
+def largest_buffers(buffers: str, hlo: str, n: int = 8) -> list[Buffer]:
+    """The largest temporaries in HBM that do not share their place, the largest first.
+
+    Args:
+        buffers: text of the compiler's buffer assignment.
+        hlo: text of the program, which says what the values are.
+    """
+    values, is_temporary = [], False
+    for line in buffers.splitlines():
+        if allocation := _ALLOCATION.match(line):
+            is_temporary = "temp" in allocation[2] and "color" not in allocation[2]
+        elif is_temporary and (value := _VALUE.match(line)):
+            values.append((int(value[2]), int(value[3]), value[1], value[4]))
+    found: list[Buffer] = []
+    taken: list[tuple[int, int]] = []
+    for size, offset, name, shape in sorted(values, key=lambda value: -value[0]):
+        if len(found) == n:
+            break
+        if all(offset >= end or offset + size <= start for start, end in taken):
+            taken.append((offset, offset + size))
+            found.append(Buffer(size, shape.partition("{")[0], _source(name, hlo)))
+    return found
+
+
+def _source(name: str, hlo: str) -> str:
+    """The path in the program of the operation that an instruction belongs to, or its own name."""
+    match = re.search(rf"%{re.escape(name)} = .*?op_name=\"([^\"]*)\"", hlo)
+    return match[1] if match else name

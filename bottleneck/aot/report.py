@@ -1,0 +1,172 @@
+"""What a rehearsal says to the person who asked for it: tables, JSON, and what to change."""
+
+from __future__ import annotations
+
+import dataclasses
+from collections import defaultdict
+from typing import Any
+
+import rich.console
+import rich.table
+from rich.text import Text
+
+from bottleneck.aot.compile_check import TRAIN_STEP, ProgramReport, Rehearsal
+from bottleneck.aot.hlo import Collective
+from bottleneck.config import Config
+from bottleneck.parallel.slices import flags_of
+
+_GB = 1e9
+# Of a device's memory: what takes more is worth naming as something to change.
+_LARGE_SHARE = 0.1
+
+
+def as_json(config: Config, rehearsal: Rehearsal) -> dict[str, Any]:
+    """All of it as values that JSON can hold, with what can be changed where it does not fit."""
+    plain = _plain(rehearsal)
+    for name, program in rehearsal.programs.items():
+        plain["programs"][name]["collectives"] = [
+            {"op": op, "axes": list(axes)} | total
+            for (op, axes), total in _totals(program.collectives).items()
+        ]
+    return plain | {"advice": advice(config, rehearsal)}
+
+
+def _plain(value: Any) -> Any:
+    """Nested dicts and lists; of dataclasses the fields and the properties."""
+    if dataclasses.is_dataclass(value):
+        names = [field.name for field in dataclasses.fields(value)]
+        names += [k for k, v in vars(type(value)).items() if isinstance(v, property)]
+        return {name: _plain(getattr(value, name)) for name in names if not name.startswith("_")}
+    if isinstance(value, dict):
+        return {key: _plain(item) for key, item in value.items()}
+    if isinstance(value, (tuple, list)):
+        return [_plain(item) for item in value]
+    return value
+
+
+def _totals(
+    collectives: tuple[Collective, ...],
+) -> dict[tuple[str, tuple[str, ...]], dict[str, float]]:
+    """(op, axes) → how often it runs and the bytes it sends inside its slice and to others."""
+    totals: dict[Any, dict[str, float]] = defaultdict(
+        lambda: {"count": 0, "ici_bytes": 0.0, "dcn_bytes": 0.0}
+    )
+    for each in collectives:
+        total = totals[each.op, each.axes]
+        total["count"] += each.count
+        total["ici_bytes"] += each.count * each.ici_bytes
+        total["dcn_bytes"] += each.count * each.dcn_bytes
+    most_first = sorted(totals.items(), key=lambda item: -sum(item[1].values()))
+    return dict(most_first)
+
+
+def advice(config: Config, rehearsal: Rehearsal) -> list[str]:
+    """What to change, one line each, where the train step does not fit; the cheapest first."""
+    if rehearsal.programs[TRAIN_STEP].fits:
+        return []
+    memory, capacity = rehearsal.programs[TRAIN_STEP].memory, rehearsal.chip.hbm_bytes
+    model, train, mesh = config.model, config.train, rehearsal.mesh
+    lines = []
+    sequences = train.batch_size // (mesh["replica"] * mesh["fsdp"] * train.accumulation_steps)
+    tokens = min(model.loss_chunk, sequences * train.sequence_length)
+    logits = 4 * tokens * model.padded_vocab_size // mesh["tensor"]
+    if logits > _LARGE_SHARE * memory.temporaries:
+        lines.append(
+            f"lower config.model.loss_chunk={model.loss_chunk}: the logits of a chunk take "
+            f"{logits / _GB:.2f} GB"
+        )
+    if model.remat != "full":
+        less = "full" if model.remat == "attention" else "attention"
+        kept = "its input" if less == "full" else "its input and what attention takes and gives"
+        lines.append(f"set config.model.remat={model.remat} to {less}: a layer then keeps {kept}")
+    if sequences > 1 and memory.arguments < capacity:
+        factor = memory.temporaries / (capacity - memory.arguments)
+        divisors = [n for n in range(2, sequences + 1) if sequences % n == 0]
+        parts = next((n for n in divisors if n >= factor), sequences)
+        lines.append(
+            f"raise config.train.accumulation_steps={train.accumulation_steps} to "
+            f"{parts * train.accumulation_steps}: a micro-batch has {sequences} sequences a device"
+        )
+    if memory.arguments > capacity / 2:
+        lines.append(
+            f"raise config.mesh.fsdp={mesh['fsdp']} or config.mesh.tensor={mesh['tensor']}: "
+            f"parameters and optimizer state take {memory.arguments / _GB:.2f} GB"
+        )
+    return lines or [f"raise config.mesh.tensor={mesh['tensor']}, or take a larger slice"]
+
+
+def show(config: Config, rehearsal: Rehearsal, console: rich.console.Console) -> None:
+    """Prints it for a person."""
+    axes = " × ".join(f"{axis} {size}" for axis, size in rehearsal.mesh.items())
+    slices = f"{rehearsal.n_slices} slices of " if rehearsal.n_slices > 1 else ""
+    console.print(Text.assemble((f"{slices}{rehearsal.topology}", "bold"), f": {axes}"))
+    for flag in flags_of(rehearsal.topology.partition(":")[0], rehearsal.n_slices):
+        console.print(f"  compiled with --{flag.name}={flag.value}")
+    for name, program in rehearsal.programs.items():
+        _show_program(name, program, rehearsal, console)
+    if rehearsal.fits:
+        _show_roofline(config, rehearsal, console)
+    for line in advice(config, rehearsal):
+        console.print(f"  to change: {line}")
+
+
+def _show_program(
+    name: str, program: ProgramReport, rehearsal: Rehearsal, console: rich.console.Console
+) -> None:
+    memory, capacity = program.memory, rehearsal.chip.hbm_bytes / _GB
+    verdict = ("fits", "green") if program.fits else ("does not fit", "red")
+    sizes = (
+        f": {memory.peak / _GB:.2f} of {capacity:.2f} GB a device "
+        f"(arguments {memory.arguments / _GB:.2f}, temporaries {memory.temporaries / _GB:.2f}, "
+        f"code {memory.code / _GB:.2f}); compiled in {program.compile_seconds:.0f} s"
+    )
+    console.print(Text.assemble("\n", (name, "bold"), " ", verdict, sizes))
+    if program.cycles is not None:
+        console.print(
+            f"  the compiler expects {program.cycles / 1e6:,.1f} million cycles of computing, "
+            "collectives, the embedding's lookup and flash attention not counted"
+        )
+    if not program.fits:
+        largest = _table("largest temporaries", "GB", "from")
+        for buffer in program.largest:
+            largest.add_row(buffer.shape, f"{buffer.bytes / _GB:.2f}", buffer.source)
+        console.print(largest)
+        return
+    table = _table("collective", "over", "times", "GB in the slice", "GB to others")
+    for (op, axes), total in _totals(program.collectives).items():
+        table.add_row(
+            op,
+            ", ".join(axes),
+            f"{total['count']:,.0f}",
+            f"{total['ici_bytes'] / _GB:.3f}",
+            f"{total['dcn_bytes'] / _GB:.3f}",
+        )
+    console.print(table)
+
+
+def _show_roofline(config: Config, rehearsal: Rehearsal, console: rich.console.Console) -> None:
+    limits = rehearsal.roofline
+    amounts = {
+        "compute": f"{limits.hardware_flops / 1e12:.2f} TFLOP; MFU counts "
+        f"{limits.model_flops / 1e12:.2f} of them",
+        "HBM": f"{limits.hbm_bytes / _GB:.2f} GB at the least",
+        "ICI": f"{limits.ici_bytes / _GB:.2f} GB to devices of the slice",
+        "DCN": f"{limits.dcn_bytes / _GB:.2f} GB to other slices",
+    }
+    table = _table("a step of a device", "at least", "for")
+    for name, seconds in limits.seconds.items():
+        style = "bold" if name == limits.binds else ""
+        table.add_row(Text(name, style), Text(f"{seconds:.4f} s", style), amounts[name])
+    console.print(table)
+    console.print(
+        f"{limits.binds} binds: a step takes at least {limits.step_seconds:.3f} s for "
+        f"{config.tokens_per_step:,} tokens, and MFU is at most {limits.mfu_ceiling:.1%}, causal "
+        "attention halved. Compute includes what remat and the loss compute again."
+    )
+
+
+def _table(*columns: str) -> rich.table.Table:
+    table = rich.table.Table(box=None, pad_edge=False, padding=(0, 2, 0, 0))
+    for index, column in enumerate(columns):
+        table.add_column(column, justify="left" if index == 0 else "right", overflow="fold")
+    return table

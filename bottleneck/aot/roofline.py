@@ -1,0 +1,152 @@
+"""The least time that a train step can take on given devices, and the MFU that this allows.
+
+D: hidden width; F: MLP width; V: rows of the head; K: columns of its rows, D or R; N: parameters.
+Four things take time: arithmetic, HBM, and the networks inside a slice (ICI) and between slices
+(DCN). Each is taken at its peak and all at once, so a real step takes longer. FLOPs and bytes are
+those of one device.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Mapping
+from dataclasses import dataclass
+
+from bottleneck.aot.hlo import Collective
+from bottleneck.config import Config, ModelConfig
+from bottleneck.model.accounting import count_parameters, flops_per_token, layer_matrix_parameters
+from bottleneck.parallel.chips import Chip
+
+
+@dataclass(frozen=True)
+class Roofline:
+    """What a step of one device needs at the least, and how long each part takes at its peak."""
+
+    model_flops: float  # as MFU counts: 3 × forward, causal attention halved
+    hardware_flops: float  # with what is computed again
+    hbm_bytes: float
+    ici_bytes: float
+    dcn_bytes: float
+    seconds: dict[str, float]  # by what it is that takes them
+    peak_flops: float
+
+    @property
+    def step_seconds(self) -> float:
+        return max(self.seconds.values())
+
+    @property
+    def binds(self) -> str:
+        """What takes longest: "compute", "HBM", "ICI" or "DCN"."""
+        return max(self.seconds, key=self.seconds.__getitem__)
+
+    @property
+    def mfu_ceiling(self) -> float:
+        return self.model_flops / self.peak_flops / self.step_seconds
+
+
+def roofline(
+    config: Config,
+    mesh_shape: Mapping[str, int],
+    chip: Chip,
+    collectives: Iterable[Collective],
+    *,
+    flash_attention: bool,
+) -> Roofline:
+    """The roofline of a train step.
+
+    Args:
+        collectives: of the compiled step.
+        flash_attention: whether the step has a kernel that leaves out the masked half of the scores
+            and computes the others again in its backward pass.
+    """
+    n_devices = mesh_shape["replica"] * mesh_shape["fsdp"] * mesh_shape["tensor"]
+    tokens = config.tokens_per_step / n_devices
+    flops = flops_per_token(config.model, config.train.sequence_length)
+    hardware_flops = tokens * _hardware_flops_per_token(config, mesh_shape, flash_attention)
+    hbm_bytes = hbm_traffic(config, mesh_shape)
+    found = list(collectives)
+    ici_bytes = sum(each.count * each.ici_bytes for each in found)
+    dcn_bytes = sum(each.count * each.dcn_bytes for each in found)
+    return Roofline(
+        model_flops=tokens * flops.training(causal_halved=True),
+        hardware_flops=hardware_flops,
+        hbm_bytes=hbm_bytes,
+        ici_bytes=ici_bytes,
+        dcn_bytes=dcn_bytes,
+        seconds={
+            "compute": hardware_flops / chip.peak_flops,
+            "HBM": hbm_bytes / chip.hbm_bandwidth,
+            "ICI": ici_bytes / chip.ici_bandwidth,
+            "DCN": dcn_bytes / chip.dcn_bandwidth,
+        },
+        peak_flops=chip.peak_flops,
+    )
+
+
+def _hardware_flops_per_token(
+    config: Config, mesh_shape: Mapping[str, int], flash_attention: bool
+) -> float:
+    """Forward, backward, and what remat, the loss and flash attention compute again.
+
+    Without the products by which a TPU moves entries for their rotation, 1 % at 160M.
+    """
+    flops = flops_per_token(config.model, config.train.sequence_length)
+    remat = config.model.remat
+    # Flash attention's backward pass is two kernels with 3 and 4 products of the size of the
+    # square, its forward pass has 2, and can be kept.
+    forward = 0.5 if flash_attention else 1.0
+    keeps_attention = remat == "none" or (remat == "attention" and flash_attention)
+    attention = forward * (1 if keeps_attention else 2) + (0.5 * 7 / 2 if flash_attention else 2.0)
+    head = 2 + _head_passes(config, mesh_shape)
+    layers = 3 + _share_computed_again(config.model)
+    return layers * flops.layers + attention * flops.attention + head * flops.head
+
+
+def _share_computed_again(model: ModelConfig) -> float:
+    """Of a layer's forward pass with its matrices, what its backward pass repeats.
+
+    Products of which no other takes the result are not made again, whatever is kept: the MLP's
+    last, and that of attention where the MLP does not read what it adds to the stream.
+    """
+    if model.remat not in ("attention", "full"):
+        return 0.0
+    again = (2 if model.mlp == "swiglu" else 1) * model.d_model * model.mlp_width
+    if model.remat == "full":
+        again += model.d_model * (model.d_model + 2 * model.kv_heads * model.head_size)
+        again += 0 if model.parallel_residual else model.d_model**2
+    return again / layer_matrix_parameters(model)
+
+
+def _head_passes(config: Config, mesh_shape: Mapping[str, int]) -> int:
+    """How often the logits are computed: twice where those of a full head are split by column."""
+    return 2 if config.model.head_rank is None and mesh_shape["fsdp"] > 1 else 1
+
+
+def hbm_traffic(config: Config, mesh_shape: Mapping[str, int]) -> float:
+    """Bytes that cannot but go through one device's HBM in a step.
+
+    Weights are read in each pass over the layers, by every micro-batch; gradients are added up in
+    float32; AdamW reads and writes parameters and both moments; the layers' inputs are kept for
+    the backward pass; logits are written and read in each pass, their gradient is written, and
+    read by two products; and what the loss adds up over its chunks, the gradient of the head's
+    rows, or of the hidden states where no device has all columns, is read and written with each
+    chunk. Left out, since at best it stays on the chip: everything inside a layer.
+    """
+    model, n_micro = config.model, config.train.accumulation_steps
+    width = 2 if model.compute_dtype == "bfloat16" else 4
+    tensor, shards = mesh_shape["tensor"], mesh_shape["fsdp"] * mesh_shape["tensor"]
+    tokens = config.tokens_per_step / (mesh_shape["replica"] * mesh_shape["fsdp"])
+    own_parameters = count_parameters(model).total / shards
+    passes = 2 + _share_computed_again(model)
+    layer_weights = model.n_layers * layer_matrix_parameters(model) / tensor
+    weights = n_micro * passes * width * layer_weights
+    gradients = 4 * own_parameters * (2 * n_micro - 1)
+    optimizer = 4 * own_parameters * 7  # gradient, and parameters and two moments in and out
+    kept = 2 * width * tokens * model.n_layers * model.d_model
+    rows, head_passes = model.padded_vocab_size / tensor, _head_passes(config, mesh_shape)
+    logits = tokens * rows * (8 * head_passes + 3 * width)
+    chunks = max(n_micro, tokens / model.loss_chunk)
+    if head_passes == 2:
+        added_up = 8 * chunks * (tokens / n_micro) * model.d_model
+    else:
+        added_up = 8 * chunks * rows * (model.head_rank or model.d_model)
+    return weights + gradients + optimizer + kept + logits + added_up

@@ -1,0 +1,196 @@
+"""How every figure looks: colours, lines and names of runs, the same in all figures of a report.
+
+Figures use matplotlib's object interface alone, so drawing one leaves no state behind.
+"""
+
+from __future__ import annotations
+
+import functools
+import io
+from collections.abc import Callable, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple, ParamSpec
+
+import matplotlib
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.axis import Axis
+from matplotlib.colors import to_hex, to_rgb
+from matplotlib.figure import Figure
+from matplotlib.lines import Line2D
+from matplotlib.ticker import (
+    FixedLocator,
+    FuncFormatter,
+    LogLocator,
+    NullFormatter,
+    NullLocator,
+)
+from scipy.optimize import isotonic_regression
+
+from bottleneck.errors import spelled_out
+from bottleneck.runs.reading import Run
+from bottleneck.storage.folders import write_whole
+
+WIDTH = 9.6  # inches; a report shows it about 960 pixels wide, so that 9.5 points are 13 pixels
+SMALL = 8.5  # points; text inside the axes and beside lines
+GREY = "#767676"  # of what belongs to no run
+_LOOK = {
+    "font.size": 9.5,
+    "axes.titlesize": 9.5,
+    "axes.titlelocation": "left",
+    "axes.spines.top": False,
+    "axes.spines.right": False,
+    "axes.edgecolor": GREY,
+    "axes.grid": True,
+    "axes.axisbelow": True,
+    "grid.color": "#e8e8e8",
+    "xtick.color": GREY,
+    "ytick.color": GREY,
+    "xtick.labelcolor": "black",
+    "ytick.labelcolor": "black",
+    "legend.frameon": False,
+    "lines.linewidth": 1.6,
+    "lines.markersize": 4.5,
+    "errorbar.capsize": 2.0,
+    "svg.hashsalt": "bottleneck",  # the same figure gives the same file
+}
+# Okabe and Ito's colours, told apart with any colour vision; without yellow, too pale on white.
+DISTINCT = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
+_DASHES = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (2, 1)))  # dotted lines mark bounds
+_MARKERS = "osD^v"
+_PLAIN = FuncFormatter(lambda tick, _: f"{tick:g}")  # 0.05, not 5·10⁻²
+
+Drawn = ParamSpec("Drawn")  # what a figure is drawn of
+
+
+class NothingToShow(Exception):
+    """The runs lack what a figure shows; the message says what, as the end of "left out: …"."""
+
+
+class Style(NamedTuple):
+    """How one run is drawn wherever it is drawn."""
+
+    colour: str
+    dash: Any  # matplotlib's line style
+    marker: str
+
+    @property
+    def line(self) -> dict[str, Any]:
+        """The style as matplotlib's keywords of a line."""
+        return {"color": self.colour, "linestyle": self.dash, "marker": self.marker}
+
+    @property
+    def ink(self) -> tuple[float, float, float]:
+        """The colour, darkened until small text in it can be read on white."""
+        red, green, blue = (0.65 * channel for channel in to_rgb(self.colour))
+        return (red, green, blue)
+
+
+def styles(runs: Sequence[Run]) -> dict[str, Style]:
+    """Run name → its style.
+
+    Runs that rank and width tell apart are coloured by rank, from orange (lowest) to dark blue
+    (highest), and their lines and markers tell the width; others each get a colour of their own.
+    """
+    shapes = [(run.head_rank, run.config.model.d_model) for run in runs]
+    ranks, widths = (sorted(set(column)) for column in zip(*shapes, strict=True))
+    if len(runs) > 1 and len(set(shapes)) == len(runs):
+        ramp = _ramp(len(ranks))
+        return {
+            run.name: Style(
+                ramp[ranks.index(rank)],
+                _DASHES[widths.index(width) % len(_DASHES)],
+                _MARKERS[widths.index(width) % len(_MARKERS)],
+            )
+            for run, (rank, width) in zip(runs, shapes, strict=True)
+        }
+    colours = DISTINCT if len(runs) <= len(DISTINCT) else _ramp(len(runs))
+    return {run.name: Style(c, "-", "o") for run, c in zip(runs, colours, strict=False)}
+
+
+def styled(draw: Callable[Drawn, Figure]) -> Callable[Drawn, Figure]:
+    """The function, drawing with this module's look; matplotlib's settings stay as they were."""
+
+    @functools.wraps(draw)
+    def wrapped(*what: Drawn.args, **how: Drawn.kwargs) -> Figure:
+        with matplotlib.rc_context(_LOOK):
+            return draw(*what, **how)
+
+    return wrapped
+
+
+def save(figure: Figure, path: Path) -> Path:
+    """Writes the figure, whole, as PNG or SVG by the path's suffix; returns the path."""
+    with matplotlib.rc_context(_LOOK):
+        undated = {"Date": None} if path.suffix == ".svg" else {}
+        content = io.BytesIO()
+        figure.savefig(content, format=path.suffix[1:], dpi=160, metadata=undated)
+    write_whole(path, content.getvalue())
+    return path
+
+
+def plain(name: str) -> str:
+    """A name as text of a figure: what matplotlib would take for a formula is none."""
+    return spelled_out(name).replace("$", r"\$")
+
+
+def label_line_ends(axes: Axes, ends: Sequence[tuple[float, float, str, Style]]) -> None:
+    """Writes each name beside the axes, level with the end (x, y) of its line, none over another.
+
+    Call it when limits and scales are final. Ends that are not finite get no name.
+    """
+    low, high = axes.get_ylim()
+    clipped = [
+        (x, min(max(y, low), high), name, style) for x, y, name, style in ends if np.isfinite(y)
+    ]
+    if not clipped:
+        return
+    clipped.sort(key=lambda end: end[1])
+    to_fraction = axes.transScale + axes.transLimits
+    wanted = to_fraction.transform([(x, y) for x, y, *_ in clipped])[:, 1]
+    height = 0.8 * 72 * axes.figure.get_figheight()  # of the axes in points, about
+    gap = min(1.35 * SMALL / height, 1 / len(clipped))
+    # The nearest positions that are `gap` apart: isotonic regression, once the gaps are taken out.
+    gaps = gap * np.arange(len(clipped))
+    positions = np.clip(isotonic_regression(wanted - gaps).x, 0, 1 - gaps[-1]) + gaps
+    for (x, y, name, style), position in zip(clipped, positions, strict=True):
+        line = {"arrowstyle": "-", "color": style.colour, "linewidth": 0.6}
+        axes.annotate(
+            plain(name),
+            xy=(x, y),
+            xytext=(1.06, position),
+            textcoords="axes fraction",
+            color=style.ink,
+            size=SMALL,
+            va="center",
+            annotation_clip=False,
+            arrowprops=line | {"relpos": (0, 0.5), "shrinkA": 0, "shrinkB": 3},
+        )
+
+
+def legend(figure: Figure, shown: dict[str, Style]) -> None:
+    """Names the runs at the right of the figure; nothing where there is only one."""
+    if len(shown) > 1:
+        handles = [Line2D([], [], label=plain(name), **style.line) for name, style in shown.items()]
+        figure.legend(handles=handles, loc="outside right center")
+
+
+def log10_ticks(axis: Axis) -> None:
+    """Plain numbers at the ticks of a logarithmic axis; call it when the limits are final."""
+    low, high = sorted(axis.get_view_interval())
+    axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,)))
+    axis.set_major_formatter(_PLAIN)
+    axis.set_minor_formatter(NullFormatter())
+
+
+def log2_ticks(axis: Axis, low: int, high: int) -> None:
+    """Ticks of a logarithmic axis at the powers of two from low to high."""
+    powers = [2**n for n in range(high.bit_length()) if 2**n >= low] or [low]
+    axis.set_major_locator(FixedLocator(powers[:: 1 + len(powers) // 12]))
+    axis.set_major_formatter(_PLAIN)
+    axis.set_minor_locator(NullLocator())
+
+
+def _ramp(n: int) -> list[str]:
+    """n colours from orange to dark blue, darker and darker."""
+    return [to_hex(shade) for shade in matplotlib.colormaps["plasma"](np.linspace(0.76, 0.0, n))]

@@ -1,0 +1,250 @@
+"""Frozen heads, drawn and in words: loss and accuracy against rank, and against the W-error."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import rich.box
+import rich.table
+from matplotlib.figure import Figure
+
+from bottleneck.drawing.style import (
+    DISTINCT,
+    GREY,
+    SMALL,
+    WIDTH,
+    NothingToShow,
+    log2_ticks,
+    plain,
+    save,
+    styled,
+)
+from bottleneck.errors import UserError
+from bottleneck.frozen.results import DOCUMENTS, RESULTS, load_results
+from bottleneck.laws.rank import LEAST_RANKS, RankLaw, fit_rank_law
+from bottleneck.runs.reading import Run
+from bottleneck.storage import json_files
+from bottleneck.storage.arrays import read_arrays
+from bottleneck.terminal import PlainConsole
+
+GAPS = (0.01, 0.03, 0.1, 0.3)  # nats per token
+
+_LOOK = {
+    "whitened": ("#0072b2", "o", "whitened: from the model's head, cut after whitening"),
+    "plain": ("#009e73", "s", "plain: from the model's head, cut by SVD"),
+    "matched": ("#cc79a7", "^", "matched: from random entries of a full head's variance"),
+    "normal": ("#d55e00", "D", "normal: from random entries, N(0, 1)"),
+}
+
+
+def laws(folder: Path) -> dict[str, RankLaw]:
+    """Start → the law of its losses, for starts with at least four ranks."""
+    record = load_results(folder)
+    remedy = f"delete it and {RESULTS}, and `frozen_heads` makes them anew"
+    arrays = read_arrays(folder / DOCUMENTS, remedy)
+    names = [str(name) for name in arrays["names"]]
+    losses, tokens = arrays["losses"], arrays["tokens"]
+    found = {}
+    for start, cells in _by_start(record).items():
+        if len({cell["rank"] for cell in cells}) < LEAST_RANKS:
+            continue
+        columns = [names.index(f"{start}/{cell['rank']}") for cell in cells]
+        found[start] = fit_rank_law(
+            np.array([cell["rank"] for cell in cells]),
+            np.array([cell["loss"] for cell in cells]),
+            losses[:, columns],
+            tokens,
+        )
+    return found
+
+
+def print_results(folder: Path) -> None:
+    """The table of a study, and its laws in words."""
+    record = load_results(folder)
+    table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
+    for name in ("start", "rank", "learning rate", "step", "loss", "gap", "accuracy", "converged"):
+        table.add_column(name, justify="left" if name == "start" else "right")
+    for cell in record["cells"]:
+        table.add_row(
+            cell["start"],
+            f"{cell['rank']:,}",
+            f"{cell['learning_rate']:g}",
+            f"{cell['best_step']:,}",
+            f"{cell['loss']:.4f} ± {cell['loss_se']:.4f}",
+            f"{cell['gap']:+.4f} ± {cell['gap_se']:.4f}",
+            f"{cell['accuracy']:.2%}",
+            f"{cell['converged_loss']:.4f}",
+        )
+    console = PlainConsole(highlight=False, soft_wrap=True)
+    if not console.is_terminal:
+        console.width = 120
+    console.print(table)
+    console.print(
+        f"held-out loss of the model's own head {record['own']:.4f}, of the convex optimum "
+        f"{record['optimum']:.4f}, stopped early {record['optimum_stopped']:.4f} "
+        "(gaps are to the last)"
+    )
+    fitted = laws(folder)
+    for start, cells in _by_start(record).items():
+        console.print(f"{start}: {passings(cells)}")
+        if start in fitted:
+            console.print(f"{start}: {sentence(fitted[start])}")
+
+
+def passings(cells: list[dict[str, Any]]) -> str:
+    """In words: below which ranks the gap to the highest rank is more than each of `GAPS`."""
+    ranks, losses = (np.array([cell[name] for cell in cells]) for name in ("rank", "loss"))
+    parts = []
+    for gap in GAPS:
+        rank = rank_of_gap(ranks, losses - losses[-1], gap)
+        where = "at no rank" if rank is None else f"below rank {rank:,.1f}"
+        parts.append(f"{gap:g} nat {where}")
+    return f"the gap to rank {ranks[-1]:,} passes {', '.join(parts)}"
+
+
+def rank_of_gap(ranks: np.ndarray, gaps: np.ndarray, gap: float) -> float | None:
+    """The rank below which the gap is larger for good, between measured ones on a line in log r.
+
+    Args:
+        ranks, gaps: [n], by ascending rank; the last gap is 0.
+    Returns: None where no measured gap is larger.
+    """
+    larger = np.flatnonzero(gaps > gap)
+    if not len(larger):
+        return None
+    i = larger[-1]
+    share = (gaps[i] - gap) / (gaps[i] - gaps[i + 1])
+    return float(ranks[i] * (ranks[i + 1] / ranks[i]) ** share)
+
+
+def sentence(law: RankLaw) -> str:
+    """A law in words."""
+    parts = {"floor": law.floor, "scale": law.scale, "exponent": law.exponent}
+    floor, scale, exponent = (
+        f"{value:.3g}"
+        + ("" if law.intervals is None else " [{:.3g}, {:.3g}]".format(*law.intervals[name]))
+        for name, value in parts.items()
+    )
+    return (
+        f"L(r) = L∞ + c·r^−p with L∞ = {floor}, c = {scale}, p = {exponent}, off by at most "
+        f"{law.residual:.3f}"
+    )
+
+
+def write_figures(folder: Path) -> list[Path]:
+    """Draws a study into its folder, and returns the pictures."""
+    return [save(figure_of([folder]), folder / "frozen_heads.png")]
+
+
+def frozen_heads(runs: Sequence[Run]) -> Figure:
+    """The studies in the folders of these runs, each drawn as `figure_of` does."""
+    places = (f"*/{RESULTS}", f"*/*/{RESULTS}")  # beside a run's features, or inside them
+    found = [path for run in runs for place in places for path in sorted(run.path.glob(place))]
+    folders = [path.parent for path in found]
+    if not folders:
+        raise NothingToShow("no run has heads trained on its frozen features")
+    return figure_of(folders)
+
+
+@styled
+def figure_of(folders: Sequence[Path]) -> Figure:
+    """Loss and accuracy against rank, and loss against the W-error of the model's own head."""
+    figure = Figure(figsize=(WIDTH, 3.1 * len(folders) + 0.5), layout="constrained")
+    rows = figure.subplots(len(folders), 3, squeeze=False)
+    for panels, folder in zip(rows, folders, strict=True):
+        _draw(panels, load_results(folder), laws(folder))
+    shown = dict(zip(*reversed(rows[0][0].get_legend_handles_labels()), strict=True))
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=2)
+    return figure
+
+
+def _draw(panels: Any, record: dict[str, Any], fitted: dict[str, RankLaw]) -> None:
+    of_rank, of_accuracy, of_error = panels
+    width = record["d_model"]
+    lowest = width
+    # The later are drawn smaller, so that those that agree are seen one inside the other.
+    sizes = iter((8.0, 5.5, 4.0, 3.0))
+    for start, cells in _by_start(record).items():
+        (colour, marker, label), size = _LOOK[start], next(sizes)
+        ranks, losses, errors, accuracy, accuracy_se, w_error = (
+            np.array([cell[name] for cell in cells])
+            for name in ("rank", "loss", "loss_se", "accuracy", "accuracy_se", "w_error")
+        )
+        lowest = min(lowest, int(ranks.min()))
+        style = {"color": colour, "marker": marker, "ls": "", "mfc": "none", "ms": size}
+        of_rank.errorbar(ranks, losses, errors, label=label, **style)
+        of_accuracy.errorbar(ranks, 100 * accuracy, 100 * accuracy_se, **style)
+        of_error.errorbar(w_error, losses, errors, **style)
+        if start in fitted:
+            grid = np.geomspace(ranks.min(), width, 100)
+            of_rank.plot(grid, fitted[start](grid), color=colour, lw=1)
+        if cells[0]["start_loss"] is not None:
+            starts = [cell["start_loss"] for cell in cells]
+            of_rank.plot(
+                ranks, starts, color=colour, lw=1, ls=":", label=f"{start}: before training"
+            )
+    for panel in (of_rank, of_error):
+        panel.axhline(record["optimum_stopped"], color=GREY, lw=1, ls=(0, (4, 3)))
+    of_rank.text(
+        *(lowest, record["optimum_stopped"], "best full-rank head\n"),
+        **{"color": GREY, "size": SMALL, "va": "baseline"},
+    )
+    of_rank.set(xlabel="rank r of the head", ylabel="held-out loss (nats/token)", xscale="log")
+    of_accuracy.set(xlabel="rank r of the head", ylabel="next token right (%)", xscale="log")
+    of_error.set(xlabel="W-error of the model's own head at r", ylabel="held-out loss (nats/token)")
+    for panel in (of_rank, of_accuracy):
+        log2_ticks(panel.xaxis, lowest, width)
+    of_rank.set_title(record["model"])
+
+
+def _by_start(record: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    found: dict[str, list[dict[str, Any]]] = {}
+    for cell in record["cells"]:
+        found.setdefault(cell["start"], []).append(cell)
+    if not found:
+        raise UserError("the study has no heads")
+    return found
+
+
+PROBE = "probe.json"
+
+
+def read_probe(folder: Path) -> dict[str, Any]:
+    """The record that `features` left in a folder; `UserError` where there is none."""
+    if not (folder / PROBE).is_file():
+        raise UserError(f"{folder} is not a finished feature set: it has no {PROBE}")
+    record = json_files.read(folder / PROBE, "delete it, and `features` makes it anew")
+    if not {"model", "anisotropy"} <= record.keys():
+        raise UserError(f"{folder / PROBE} is not what `features` writes")
+    return record
+
+
+@styled
+def features_figure(folders: Sequence[Path]) -> Figure:
+    """Anisotropy against depth, and the gap of the cut head against its rank, of each set."""
+    figure = Figure(figsize=(WIDTH, 4.0), layout="constrained")
+    of_depth, of_rank = figure.subplots(1, 2)
+    ranks: list[int] = []
+    for i, folder in enumerate(folders):
+        record, colour = read_probe(folder), DISTINCT[i % len(DISTINCT)]
+        values = np.array(record["anisotropy"])
+        depth = np.linspace(0, 1, len(values))
+        of_depth.plot(depth, values, color=colour, marker="o", label=plain(record["model"]))
+        for kind, line in (("plain", "-"), ("whitened", "--")):
+            if kind in record:
+                sweep = {name: np.array(some[:-1]) for name, some in record[kind].items()}
+                points = (sweep["ranks"], sweep["gap"], sweep["gap_se"])
+                of_rank.errorbar(*points, color=colour, ls=line, marker="o")
+                ranks += record[kind]["ranks"]
+    of_depth.set(xlabel="depth (0: embedding, 1: after the final norm)")
+    of_depth.set(ylabel="mean cosine similarity", ylim=(min(0.0, of_depth.get_ylim()[0]), 1.0))
+    of_rank.set(xlabel="rank r kept", ylabel="gap to the untruncated head (nats/token)")
+    of_rank.set_title("cut by SVD; dashed: after whitening")
+    if ranks:
+        of_rank.set_xscale("log")
+        log2_ticks(of_rank.xaxis, min(ranks), max(ranks))
+    figure.legend(loc="outside lower center", ncols=2)
+    return figure

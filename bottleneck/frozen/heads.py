@@ -1,0 +1,254 @@
+"""Many heads, trained at once on the same frozen features: one compiled step for all of them.
+
+Heads of one rank and start are stacked over their learning rates; those of other ranks stand
+beside them in the same program, each with arrays of its own size, so that no product is padded. b:
+tokens of a batch; m: learning rates; V: vocabulary; R: rank; D: hidden width; C: E[h hᵀ].
+"""
+
+from __future__ import annotations
+
+import functools
+from dataclasses import dataclass
+from typing import Any, Literal, NamedTuple
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+import optax
+
+from bottleneck.config import OptimizerConfig
+from bottleneck.model.head import HeadFactors
+from bottleneck.model.loss import cross_entropy
+from bottleneck.probes import truncation
+from bottleneck.training.optimizer import learning_rate_schedule
+
+# Pythia's (Biderman et al. 2023), whose optimizer the paper took for its heads.
+_OPTIMIZER = OptimizerConfig(learning_rate=1.0, final_fraction=0.01)
+
+
+class Heads(NamedTuple):
+    """Heads of one rank: rows float32 [m, V, R], basis float32 [m, R, D]."""
+
+    rows: jax.Array
+    basis: jax.Array
+
+    def one(self, index: int) -> HeadFactors:
+        return HeadFactors(self.rows[index], self.basis[index])
+
+
+class Best(NamedTuple):
+    """Of one group of heads: what a continued training needs beside them."""
+
+    moments: Any  # of Adam
+    best: Heads  # the heads as they were at their least held-out loss
+    best_loss: jax.Array  # [m]
+    best_step: jax.Array  # int32 [m]
+
+
+class State(NamedTuple):
+    heads: Heads
+    progress: Best
+
+
+@dataclass(frozen=True, eq=False)  # jitted methods tell trainings apart by identity
+class Training:
+    """How heads are trained; the same for all of a study.
+
+    moment: [D, D], C, in whose norm the prior measures a head: the mean square of its logits.
+    ridge: λ of the penalty λ/2·E‖W h‖², which is added to the mean cross-entropy.
+    """
+
+    vocab_size: int
+    chunk: int  # tokens whose logits exist at one time
+    moment: jax.Array
+    ridge: float
+
+    def objective(self, factors: HeadFactors, hidden_bxD: jax.Array, targets_b: jax.Array) -> Any:
+        """Mean cross-entropy of these tokens in nats, and the penalty."""
+        total, _ = cross_entropy(
+            factors,
+            hidden_bxD[None],
+            targets_b[None],
+            jnp.ones((1, len(targets_b))),
+            vocab_size=self.vocab_size,
+            chunk=self.chunk,
+        )
+        return total / len(targets_b) + self.penalty(factors)
+
+    def penalty(self, factors: HeadFactors) -> jax.Array:
+        """λ/2·tr(AᵀA · B C Bᵀ), which is λ/2·E‖A B h‖²."""
+        rows, basis = factors
+        gram = rows.T @ rows
+        moment = self.moment if basis is None else basis @ self.moment @ basis.T
+        return self.ridge / 2 * jnp.sum(gram * moment)
+
+    def start(self, heads: Heads) -> State:
+        m = len(heads.rows)
+        progress = Best(
+            moments=jax.vmap(self._rule().init)(heads),
+            best=jax.tree.map(jnp.copy, heads),
+            best_loss=jnp.full(m, jnp.inf),
+            best_step=jnp.zeros(m, jnp.int32),
+        )
+        return State(heads, progress)
+
+    @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+    def steps(
+        self,
+        states: list[State],
+        learning_rates: list[jax.Array],
+        hidden_KxbxD: jax.Array,
+        targets_Kxb: jax.Array,
+    ) -> list[State]:
+        """K updates of every head. learning_rates: one [K, m] a group, of each update."""
+
+        def one(states: list[State], arrays: Any) -> tuple[list[State], None]:
+            hidden, targets, rates = arrays
+            pairs = zip(states, rates, strict=True)
+            return [self._update(state, rate, hidden, targets) for state, rate in pairs], None
+
+        batches = (hidden_KxbxD, targets_Kxb, learning_rates)
+        return jax.lax.scan(one, states, batches)[0]
+
+    def _update(
+        self, state: State, rates_m: jax.Array, hidden_bxD: jax.Array, targets_b: jax.Array
+    ) -> State:
+        def loss(heads: Heads) -> jax.Array:
+            return self.objective(HeadFactors(*heads), hidden_bxD, targets_b)
+
+        def one(heads: Heads, moments: Any, rate: jax.Array) -> tuple[Heads, Any]:
+            updates, moments = self._rule().update(jax.grad(loss)(heads), moments)
+            return jax.tree.map(lambda x, u: x - rate * u, heads, updates), moments
+
+        heads, moments = jax.vmap(one)(state.heads, state.progress.moments, rates_m)
+        return State(heads, state.progress._replace(moments=moments))
+
+    def _rule(self) -> optax.GradientTransformation:
+        assert _OPTIMIZER.clip_norm is not None
+        return optax.chain(
+            optax.clip_by_global_norm(_OPTIMIZER.clip_norm),
+            optax.scale_by_adam(_OPTIMIZER.beta1, _OPTIMIZER.beta2, _OPTIMIZER.epsilon),
+        )
+
+    @functools.partial(jax.jit, static_argnums=0)
+    def evaluate(
+        self, heads: Heads, hidden_NxD: jax.Array, targets_N: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        """Of every token, float32 [m, N]: cross-entropy in nats, and 1 where its guess is right."""
+        return jax.vmap(lambda head: self._scores(head, hidden_NxD, targets_N))(heads)
+
+    def _scores(
+        self, heads: Heads, hidden_NxD: jax.Array, targets_N: jax.Array
+    ) -> tuple[jax.Array, jax.Array]:
+        def one(arrays: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+            hidden, target = arrays
+            logits = HeadFactors(*heads).logits(hidden)
+            loss = jax.nn.logsumexp(logits) - logits[target]
+            # Ties go to the target: an untrained head has many, and no order among them.
+            return loss, (logits[target] >= jnp.max(logits)).astype(jnp.float32)
+
+        loss, is_right = jax.lax.map(one, (hidden_NxD, targets_N), batch_size=self.chunk)
+        return loss, is_right
+
+    @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
+    def keep_best(self, state: State, loss_m: jax.Array, step: jax.Array) -> State:
+        """The state, with the heads of now as the best where their held-out loss is the least."""
+        old = state.progress
+        is_better = loss_m < old.best_loss
+
+        def pick(new: jax.Array, old: jax.Array) -> jax.Array:
+            return jnp.where(is_better.reshape(-1, *(1,) * (new.ndim - 1)), new, old)
+
+        progress = Best(
+            moments=old.moments,
+            best=jax.tree.map(pick, state.heads, old.best),
+            best_loss=pick(loss_m, old.best_loss),
+            best_step=pick(jnp.full_like(old.best_step, step), old.best_step),
+        )
+        return State(state.heads, progress)
+
+
+def schedule(steps: int) -> np.ndarray:
+    """float32 [steps] learning rates over their peak: 1 % of warm-up, a cosine to a hundredth."""
+    unit = OptimizerConfig(
+        learning_rate=1.0,
+        warmup_steps=steps // 100,
+        final_fraction=_OPTIMIZER.final_fraction,
+    )
+    return np.asarray(jax.vmap(learning_rate_schedule(unit, steps))(jnp.arange(steps)), np.float32)
+
+
+class BatchOrder:
+    """Which tokens each step takes: blocks of neighbours, in an order new in every epoch.
+
+    A pure function of the seed and the step, so that a training that goes on takes the same.
+    """
+
+    def __init__(self, n_tokens: int, batch_tokens: int, seed: int, block: int = 64):
+        self._block = min(block, batch_tokens, n_tokens)
+        self._per_batch = batch_tokens // self._block
+        self._n_blocks = n_tokens // self._block
+        self._seed = seed
+
+    def rows(self, step: int) -> np.ndarray:
+        """int64 [b]: tokens of a step."""
+        places = step * self._per_batch + np.arange(self._per_batch)
+        epochs, within = np.divmod(places, self._n_blocks)
+        orders = {e: self._order(int(e)) for e in np.unique(epochs)}
+        blocks = np.array([orders[e][i] for e, i in zip(epochs, within, strict=True)])
+        return (blocks[:, None] * self._block + np.arange(self._block)).reshape(-1)
+
+    @functools.lru_cache(maxsize=2)  # noqa: B019  one object lives as long as a study
+    def _order(self, epoch: int) -> np.ndarray:
+        return np.random.default_rng((self._seed, epoch)).permutation(self._n_blocks)
+
+
+Start = Literal["normal", "matched", "plain", "whitened"]
+STARTS: tuple[Start, ...] = ("normal", "matched", "plain", "whitened")
+
+
+def starting_heads(
+    start: Start,
+    rank: int,
+    own: HeadFactors,
+    cut: truncation.Truncation | None,
+    n: int,
+    key: jax.Array,
+) -> Heads:
+    """n equal heads of a rank, before training.
+
+    "normal": N(0, 1) entries in both factors, as in the paper (appendix B). "matched": with the
+    variance of a full head's logits, as `model.head.FactoredHead`. "plain", "whitened": the model's
+    own head, cut.
+
+    Args:
+        cut: the truncation of that name; not used for random starts.
+    """
+    n_rows, width = own.rows.shape[0], (own.rows if own.basis is None else own.basis).shape[1]
+    if cut is None:
+        rows_std, basis_std = (
+            (1.0, 1.0) if start == "normal" else ((2 / (5 * width)) ** 0.5, rank**-0.5)
+        )
+        of_rows, of_basis = jax.random.split(key)
+        rows = rows_std * jax.random.normal(of_rows, (n_rows, rank))
+        basis = basis_std * jax.random.normal(of_basis, (rank, width))
+    else:
+        rows, basis = cut_head(own, cut, rank)
+        # Adam's steps are of one size everywhere, so both factors are brought to one size.
+        scale = jnp.sqrt(_size(basis, 1) / jnp.maximum(_size(rows, 0), 1e-30))
+        rows, basis = rows * scale, basis / jnp.maximum(scale, 1e-30)[:, None]
+    repeat = (n, 1, 1)
+    return Heads(jnp.tile(rows, repeat), jnp.tile(basis, repeat))
+
+
+def cut_head(
+    own: HeadFactors, cut: truncation.Truncation, rank: int
+) -> tuple[jax.Array, jax.Array]:
+    """A [V, rank] and B [rank, D] of a head cut to a rank."""
+    decode = jnp.float32(cut.decode[:, :rank])
+    inner = decode if own.basis is None else own.basis @ decode
+    return own.rows @ inner, jnp.float32(cut.encode[:, :rank].T)
+
+
+def _size(array: jax.Array, axis: int) -> jax.Array:
+    return jnp.sqrt(jnp.mean(array**2, axis=axis))

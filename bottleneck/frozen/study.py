@@ -1,0 +1,353 @@
+"""What a rank costs when everything below the head is given: heads trained on frozen features.
+
+The experiment of the paper's figure 6, with what it left open: heads also start from the model's
+own head, cut to the rank, and the best head of all is found as the convex problem that it is. Three
+stages, each kept on disk when it is done: the learning rates of every rank are tried on a short
+budget, the convex optimum is solved, and all heads are trained together.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import json
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import jax
+import jax.numpy as jnp
+import numpy as np
+
+from bottleneck.config import CheckpointConfig
+from bottleneck.errors import UserError
+from bottleneck.frozen.features import Features, FeatureSet, writing
+from bottleneck.frozen.heads import (
+    STARTS,
+    BatchOrder,
+    Best,
+    Heads,
+    Start,
+    State,
+    Training,
+    cut_head,
+    schedule,
+    starting_heads,
+)
+from bottleneck.frozen.optimum import MOST_ITERATIONS, convex_optimum
+from bottleneck.frozen.results import DOCUMENTS, RESULTS, load_results
+from bottleneck.probes import spectral_metrics, spectrum, truncation
+from bottleneck.probes.document_sums import DocumentSums
+from bottleneck.runs.checkpoints import Checkpointer
+from bottleneck.runs.folder import is_unused
+from bottleneck.storage import json_files
+from bottleneck.storage.arrays import read_arrays, write_arrays
+from bottleneck.terminal import Progress, console
+
+_PLAN, _SEARCH, _OPTIMUM = "plan.json", "search.json", "optimum.npz"
+_ANEW = "delete it, and the same command makes it anew"
+
+_STEPS_TOGETHER = 10  # in one call of the compiled program
+_EVALUATIONS = 20  # of a training, about
+_HELDOUT_TOKENS = 2**17  # at most; they stay on the device
+_BLOCK = 2**16
+
+
+@dataclass(frozen=True)
+class Plan:
+    """What is trained. Two studies with the same plan and features give the same results."""
+
+    features: str  # digest of the corpus and name of the model that the features are of
+    ranks: tuple[int, ...]  # ascending; D, the full rank, is among them
+    starts: tuple[Start, ...]
+    learning_rates: tuple[float, ...]
+    steps: int
+    search_steps: int
+    batch_tokens: int
+    logit_sd: float  # nats: of the prior on logits that keeps rare tokens from −∞
+    chunk: int
+    seed: int
+
+    def check(self, width: int) -> None:
+        """Raises `UserError` naming the first value that is wrong."""
+        for name, is_right, allowed in (
+            ("ranks", all(1 <= r <= width for r in self.ranks), f"between 1 and {width}"),
+            ("starts", set(self.starts) <= set(STARTS), f"among {', '.join(STARTS)}"),
+            ("learning_rates", all(rate > 0 for rate in self.learning_rates), "above 0"),
+            ("starts", len(set(self.starts)) == len(self.starts), "each named once"),
+            ("steps", self.steps >= _STEPS_TOGETHER, f"at least {_STEPS_TOGETHER}"),
+            ("search_steps", self.search_steps >= 1, "at least 1"),
+            ("batch_tokens", self.batch_tokens >= 1, "at least 1"),
+            ("chunk", self.chunk >= 1, "at least 1"),
+            ("seed", self.seed >= 0, "at least 0"),
+            ("logit_sd", self.logit_sd > 0, "above 0"),
+        ):
+            if not is_right:
+                raise UserError(
+                    f"--{name}={getattr(self, name)} is not allowed; it must be {allowed}"
+                )
+
+
+@dataclass(frozen=True)
+class _Group:
+    """Heads of one start and rank."""
+
+    start: Start
+    rank: int
+
+    @property
+    def name(self) -> str:
+        return f"{self.start}/{self.rank}"
+
+
+class Study:
+    """One plan over one feature set, in a folder."""
+
+    def __init__(self, features: FeatureSet, plan: Plan, folder: Path):
+        """Raises `UserError` where the plan is wrong, or the folder holds another study."""
+        features.require_linear_head()
+        plan.check(features.manifest.d_model)
+        self.features, self.plan, self.folder = features, plan, folder
+        self._check_folder()
+        self._train = features.part("train")
+        self._heldout = _first(features.part("heldout"), _HELDOUT_TOKENS)
+        self._heldout_hidden = jnp.asarray(self._heldout.hidden, jnp.float32)
+        self._heldout_targets = jnp.asarray(self._heldout.targets)
+        moment = _second_moment(self._train.hidden)
+        self._training = Training(
+            features.manifest.vocab_size,
+            plan.chunk,
+            jnp.float32(moment),
+            1 / (len(self._train.targets) * plan.logit_sd**2),
+        )
+        core = spectrum.read_core(features.head, features.manifest.vocab_size)
+        self._cuts = {
+            "plain": truncation.plain(core.raw),
+            "whitened": truncation.whitened(core.raw, moment),
+        }
+        self._spectrum = core.resolved(self._cuts["plain"].singular_values).values
+        self._groups = [_Group(start, rank) for start in plan.starts for rank in plan.ranks]
+        self._order = BatchOrder(len(self._train.targets), plan.batch_tokens, plan.seed)
+
+    def run(self) -> dict[str, Any]:
+        """The results, as results.json has them; stages that are done are not done again."""
+        if (self.folder / RESULTS).exists():
+            console.print(f"{self.folder} holds this study, complete; nothing to do")
+            return load_results(self.folder)
+        with writing(self.folder):
+            self.folder.mkdir(parents=True, exist_ok=True)
+            json_files.write(self.folder / _PLAN, dataclasses.asdict(self.plan))
+            rates = self._search()
+            optimum = self._optimum()
+            states = self._train_all(rates)
+            return self._write_results(rates, optimum, states)
+
+    def _check_folder(self) -> None:
+        path = self.folder / _PLAN
+        if path.exists():
+            old = json_files.read(path, _ANEW)
+            now = json.loads(json.dumps(dataclasses.asdict(self.plan)))
+            changed = [f"{k}: {old.get(k)} → {now[k]}" for k in now if old.get(k) != now[k]]
+            if changed:
+                raise UserError(
+                    f"{self.folder} holds another study ({'; '.join(changed)}); choose a new folder"
+                )
+        elif not is_unused(self.folder):
+            raise UserError(f"{self.folder} is not empty and holds no study; choose a new folder")
+
+    def _search(self) -> dict[str, float]:
+        """Group → the learning rate with the least held-out loss after a short training."""
+        path = self.folder / _SEARCH
+        if path.exists():
+            found: dict[str, float] = json_files.read(path, _ANEW).get("best", {})
+            if not all(isinstance(found.get(group.name), float) for group in self._groups):
+                raise UserError(f"{path} lacks the rates of some heads; {_ANEW}")
+            return found
+        grid = np.array(self.plan.learning_rates)
+        states = self._states(len(grid))
+        rates = [np.broadcast_to(grid, (len(grid),)) for _ in self._groups]
+        states = self._go(
+            states, rates, self.plan.search_steps, "steps with each learning rate", None
+        )
+        tried = {
+            group.name: np.asarray(state.progress.best_loss).tolist()
+            for group, state in zip(self._groups, states, strict=True)
+        }
+        best = {name: float(grid[int(np.argmin(losses))]) for name, losses in tried.items()}
+        record = {"learning_rates": grid.tolist(), "losses": tried, "best": best}
+        json_files.write(path, record)
+        return best
+
+    def _optimum(self) -> dict[str, np.ndarray]:
+        """The convex optimum, and the head on the way to it that had the least held-out loss."""
+        path = self.folder / _OPTIMUM
+        if not path.exists():
+            best: dict[str, Any] = {"loss": np.inf}
+
+            own = self.features.head
+            rows = np.asarray(own.rows if own.basis is None else own.rows @ own.basis)
+            iterations = itertools.count()
+
+            def watch(rows: np.ndarray) -> None:
+                loss = float(self._scores(rows)[0].mean())
+                if loss < best["loss"]:
+                    best.update(loss=loss, rows=np.float32(rows))
+                progress.show(next(iterations))
+
+            with Progress("iterations to the convex optimum, at most", MOST_ITERATIONS) as progress:
+                watch(rows)
+                found = convex_optimum(
+                    *(self._training, self._train.hidden, self._train.targets, rows),
+                    watch=watch,
+                )
+            write_arrays(path, dataclasses.asdict(found) | {"best_rows": best["rows"]})
+        return read_arrays(path, _ANEW)
+
+    def _train_all(self, rates: dict[str, float]) -> list[State]:
+        states = self._states(1)
+        by_group = [np.array([rates[group.name]]) for group in self._groups]
+        with Checkpointer(self.folder / "state", CheckpointConfig(keep_last=1)) as saved:
+            return self._go(states, by_group, self.plan.steps, "steps of all heads", saved)
+
+    def _states(self, n_rates: int) -> list[State]:
+        heads = [
+            starting_heads(
+                group.start,
+                group.rank,
+                self.features.head,
+                self._cuts.get(group.start),
+                n_rates,
+                jax.random.fold_in(jax.random.key(self.plan.seed), i),
+            )
+            for i, group in enumerate(self._groups)
+        ]
+        return [self._training.start(head) for head in heads]
+
+    def _go(
+        self,
+        states: list[State],
+        rates: list[np.ndarray],
+        steps: int,
+        what: str,
+        saved: Checkpointer | None,
+    ) -> list[State]:
+        """The states after so many steps, evaluated now and then, saved each time if asked."""
+        latest = None if saved is None else saved.latest_step()
+        if saved is not None and latest is not None:
+            abstract = jax.eval_shape(lambda: _apart(states))
+            states = [State(*parts) for parts in zip(*saved.restore(latest, abstract), strict=True)]
+            start = latest
+        else:
+            states, start = self._evaluated(states, 0), 0
+        shape = schedule(steps)
+        every = -(-steps // (_EVALUATIONS * _STEPS_TOGETHER)) * _STEPS_TOGETHER
+        with Progress(what, steps) as progress:
+            for begin in range(start, steps, _STEPS_TOGETHER):
+                taken = range(begin, min(begin + _STEPS_TOGETHER, steps))
+                tokens = np.stack([self._order.rows(step) for step in taken])
+                states = self._training.steps(
+                    states,
+                    [jnp.float32(shape[taken.start : taken.stop, None] * rate) for rate in rates],
+                    jnp.asarray(self._train.hidden[tokens], jnp.float32),
+                    jnp.asarray(self._train.targets[tokens]),
+                )
+                progress.show(taken.stop)
+                if taken.stop % every == 0 or taken.stop == steps:
+                    states = self._evaluated(states, taken.stop)
+                    if saved is not None:
+                        saved.save(taken.stop, *_apart(states))
+        return states
+
+    def _evaluated(self, states: list[State], step: int) -> list[State]:
+        return [
+            self._training.keep_best(
+                state,
+                jnp.mean(self._evaluate(state.heads)[0], axis=1),
+                jnp.int32(step),
+            )
+            for state in states
+        ]
+
+    def _evaluate(self, heads: Heads) -> tuple[jax.Array, jax.Array]:
+        return self._training.evaluate(heads, self._heldout_hidden, self._heldout_targets)
+
+    def _scores(self, rows: Any, basis: Any = None) -> tuple[np.ndarray, np.ndarray]:
+        """Losses and rights of every held-out token, float64 [N], of one head."""
+        width = self.features.manifest.d_model
+        basis = jnp.eye(width) if basis is None else basis
+        found = self._evaluate(Heads(jnp.float32(rows)[None], jnp.float32(basis)[None]))
+        loss, is_right = (np.asarray(array[0], np.float64) for array in found)
+        return loss, is_right
+
+    def _write_results(
+        self, rates: dict[str, float], optimum: dict[str, np.ndarray], states: list[State]
+    ) -> dict[str, Any]:
+        own = self.features.head
+        w_error = spectral_metrics.w_error(self._spectrum)
+        names = ["own", "optimum", "optimum_stopped"]
+        scores = [
+            self._scores(own.rows, own.basis),
+            self._scores(optimum["rows"]),
+            self._scores(optimum["best_rows"]),
+        ]
+        cells = []
+        for group, state in zip(self._groups, states, strict=True):
+            factors = state.heads.one(0)
+            cut = self._cuts.get(group.start)
+            cells.append(
+                {
+                    "start": group.start,
+                    "rank": group.rank,
+                    "learning_rate": rates[group.name],
+                    "best_step": int(state.progress.best_step[0]),
+                    "start_loss": None
+                    if cut is None
+                    else float(self._scores(*cut_head(own, cut, group.rank))[0].mean()),
+                    "converged_loss": float(self._scores(*factors)[0].mean()),
+                    "w_error": float(w_error[group.rank - 1]),
+                }
+            )
+            names.append(group.name)
+            scores.append(self._scores(*state.progress.best.one(0)))
+        losses, rights = (np.stack(column, axis=1) for column in zip(*scores, strict=True))
+        documents = self._heldout.documents
+        of_loss, of_right = DocumentSums.of(losses, documents), DocumentSums.of(rights, documents)
+        # Paired with the best full-rank head over the same tokens.
+        gaps = DocumentSums.of(losses - losses[:, [2]], documents)
+        for i, cell in enumerate(cells, start=3):
+            for name, sums in (("loss", of_loss), ("accuracy", of_right), ("gap", gaps)):
+                cell[name] = float(sums.means()[i])
+                cell[f"{name}_se"] = float(sums.standard_errors()[i])
+        record = {
+            "model": self.features.manifest.model,
+            "d_model": self.features.manifest.d_model,
+            "train_tokens": len(self._train.targets),
+            "heldout_tokens": len(self._heldout.targets),
+            **{name: float(of_loss.means()[i]) for i, name in enumerate(names[:3])},
+            "optimum_objective": float(optimum["objective"]),
+            "optimum_iterations": int(optimum["iterations"]),
+            "optimum_is_converged": bool(optimum["is_converged"]),
+            "cells": cells,
+        }
+        kept = {"names": names, "losses": of_loss.totals, "tokens": of_loss.n_tokens}
+        write_arrays(self.folder / DOCUMENTS, kept)
+        json_files.write(self.folder / RESULTS, record)
+        return record
+
+
+def _apart(states: list[State]) -> tuple[list[Heads], list[Best]]:
+    """As a checkpoint has them: parameters, and the rest."""
+    return [state.heads for state in states], [state.progress for state in states]
+
+
+def _second_moment(hidden: np.ndarray) -> np.ndarray:
+    """C, float64 [D, D], read a block at a time."""
+    total = np.zeros((hidden.shape[1],) * 2)
+    for start in range(0, len(hidden), _BLOCK):
+        block = hidden[start : start + _BLOCK].astype(np.float64)
+        total += block.T @ block
+    return total / len(hidden)
+
+
+def _first(features: Features, n: int) -> Features:
+    return Features(features.hidden[:n], features.targets[:n], features.documents[:n])

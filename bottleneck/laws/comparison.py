@@ -1,0 +1,157 @@
+"""Which form a scaling law has: held-out error, extrapolation, and information criteria.
+
+n: points; k: free constants, and one for the spread of the residuals.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+from scipy.optimize import minimize_scalar
+from scipy.special import erf
+
+from bottleneck.laws.fit import Points, ScalingLaw, fit, log_prediction, refit
+from bottleneck.laws.forms import Form
+
+_FOLDS = 10
+_LARGEST_SHARE = 0.1  # of the points, by N, that extrapolation leaves out
+
+
+@dataclass(frozen=True)
+class Candidate:
+    """A form, fitted and judged; lower is better for all but the law.
+
+    held_out: mean |log L̂ − log L| over points that the law was not fitted to, in ten parts.
+    extrapolation: the same over the largest N, fitted to all others.
+    aicc, bic: of the density whose minus log is the Huber loss, see `log_likelihood`.
+    """
+
+    law: ScalingLaw
+    held_out: float
+    extrapolation: float
+    aicc: float
+    bic: float
+
+
+def compare(
+    points: Points, forms: Sequence[Form], fixed: Mapping[str, float] | None = None
+) -> list[Candidate]:
+    """The forms as fitted to the points, the least held-out error first."""
+    fixed = fixed or {}
+    candidates = []
+    for form in forms:
+        law = fit(
+            *(points.n_params, points.n_tokens, points.loss),
+            {name: value for name, value in fixed.items() if name in form.constants},
+            rank=points.rank,
+            width=points.width,
+            form=form,
+        )
+        candidates.append(judge(law, points))
+    return sorted(candidates, key=lambda candidate: candidate.held_out)
+
+
+def judge(law: ScalingLaw, points: Points) -> Candidate:
+    """The law with its errors and its criteria."""
+    n, k = len(points), len(law.free) + 1
+    log_l = log_likelihood(np.log1p(law.relative_gap(points)), law.delta)
+    correction = 2 * k * (k + 1) / (n - k - 1) if n > k + 1 else math.inf
+    return Candidate(
+        law,
+        held_out=held_out_error(law, points),
+        extrapolation=extrapolation_error(law, points),
+        aicc=2 * k - 2 * log_l + correction,
+        bic=k * math.log(n) - 2 * log_l,
+    )
+
+
+def held_out_error(law: ScalingLaw, points: Points) -> float:
+    """Mean |log L̂ − log L| where each tenth of the points is predicted from the others.
+
+    NaN where the points left are fewer than the constants.
+    """
+    n = len(points)
+    n_folds = min(_FOLDS, n)
+    fold = np.random.default_rng(0).permutation(n) % n_folds
+    kept = fold[None, :] != np.arange(n_folds)[:, None]
+    if kept.sum(axis=1).min() < len(law.free):
+        return math.nan
+    errors = _errors_of_refits(law, points, kept)
+    return float(np.abs(errors[fold, np.arange(n)]).mean())
+
+
+def extrapolation_error(law: ScalingLaw, points: Points) -> float:
+    """Mean |log L̂ − log L| over the tenth of the points with the largest N, from the others.
+
+    All points of the N at which that tenth begins are left out. NaN where the points left are
+    fewer than the constants.
+    """
+    kept = points.n_params < np.quantile(points.n_params, 1 - _LARGEST_SHARE)
+    if kept.sum() < len(law.free):
+        return math.nan
+    errors = _errors_of_refits(law, points, kept[None])
+    return float(np.abs(errors[0, ~kept]).mean())
+
+
+def log_likelihood(residuals: np.ndarray, delta: float) -> float:
+    """The greatest log-likelihood of residuals under p(r) ∝ exp(−Huber_δ(r)/τ), over the spread τ.
+
+    For every τ the constants of the law that make it greatest are those of the Huber fit, so the
+    criteria compare what was fitted. Its normaliser is
+    Z = √(2πτ)·erf(δ/√(2τ)) + (2τ/δ)·exp(−δ²/2τ).
+    """
+    size = np.abs(residuals)
+    total = float(np.sum(np.minimum(size, delta) * (size - np.minimum(size, delta) / 2)))
+
+    def negative(log_tau: float) -> float:
+        tau = math.exp(log_tau)
+        normal = math.sqrt(2 * math.pi * tau) * erf(delta / math.sqrt(2 * tau))
+        tails = 2 * tau / delta * math.exp(-(delta**2) / (2 * tau)) if delta < math.inf else 0.0
+        return total / tau + len(size) * math.log(normal + tails)
+
+    # Between residuals of 1e-8 of the loss and of ten times it.
+    return -float(minimize_scalar(negative, bounds=(-37, 5), method="bounded").fun)
+
+
+def _errors_of_refits(law: ScalingLaw, points: Points, kept: np.ndarray) -> np.ndarray:
+    """log L̂ − log L of all points under the law fitted to those kept: float64 [fits, n]."""
+    constants = refit(law, points, kept.astype(np.float64))
+    predicted = log_prediction(law.form, constants, points.log_quantities())
+    return predicted - np.log(points.loss)
+
+
+COVERAGE = 0.95
+
+
+@dataclass(frozen=True)
+class Bootstrap:
+    """The law's constants in each resample of the points: name → float64 [S]."""
+
+    constants: Mapping[str, np.ndarray]
+
+    def interval(self, constant: str) -> np.ndarray:
+        """The middle 95 % of a constant: float64 [2]."""
+        return middle(self.constants[constant])
+
+
+def middle(values: np.ndarray) -> np.ndarray:
+    """Where the middle 95 % of resampled values [S, …] begin and end: float64 [2, …]."""
+    tail = (1 - COVERAGE) / 2
+    return np.quantile(values, [tail, 1 - tail], axis=0)
+
+
+def bootstrap(law: ScalingLaw, points: Points, n_resamples: int, seed: int = 0) -> Bootstrap:
+    """Fits the law to resamples of its points, drawn with replacement.
+
+    A resample with fewer distinct points than the law has free constants says nothing about them,
+    and is drawn again.
+    """
+    rng = np.random.default_rng(seed)
+    n, n_free = len(points), len(law.free)
+    counts = rng.multinomial(n, np.full(n, 1 / n), size=n_resamples)
+    while (poor := (counts > 0).sum(axis=1) < n_free).any():
+        counts[poor] = rng.multinomial(n, np.full(n, 1 / n), size=int(poor.sum()))
+    return Bootstrap(refit(law, points, counts))

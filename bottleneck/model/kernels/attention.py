@@ -1,0 +1,110 @@
+"""Causal attention, by what is fastest on the devices at hand.
+
+B: sequences; L: tokens; H: heads; G: key-value heads (a divisor of H); K: size of one head.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Literal
+
+import jax
+import jax.numpy as jnp
+
+from bottleneck.model.kernels import remat
+from bottleneck.model.kernels.attention_cpu import block_attention
+from bottleneck.parallel.chips import TPU_LANES
+from bottleneck.parallel.mesh import partition_spec, platform
+
+Implementation = Literal["auto", "xla", "blocks", "cudnn", "splash"]
+
+_BLOCKS = (512, 384, 256, TPU_LANES)  # positions that a block of scores may have, the best first
+
+
+def causal_attention(
+    query_BxLxHxK: jax.Array,
+    key_BxLxGxK: jax.Array,
+    value_BxLxGxK: jax.Array,
+    implementation: Implementation,
+) -> jax.Array:
+    """softmax(q kᵀ/√K, over the tokens up to each one) v: [B, L, H, K].
+
+    Args:
+        implementation: "xla", everywhere; "blocks", the fastest on a CPU; "cudnn", flash attention
+            on CUDA in half precision; "splash", flash attention on TPU, L a multiple of 128;
+            "auto", the fastest that the devices of the mesh in context, the type and the length
+            allow.
+    """
+    if implementation == "auto":
+        implementation = _fastest(query_BxLxHxK)
+    if implementation == "splash":
+        return _on_mesh(splash_attention)(query_BxLxHxK, key_BxLxGxK, value_BxLxGxK)
+    if implementation == "blocks":
+        return block_attention(query_BxLxHxK, key_BxLxGxK, value_BxLxGxK)
+    return jax.nn.dot_product_attention(
+        query_BxLxHxK,
+        key_BxLxGxK,
+        value_BxLxGxK,
+        is_causal=True,
+        implementation="cudnn" if implementation == "cudnn" else "xla",
+    )
+
+
+def _fastest(query_BxLxHxK: jax.Array) -> Implementation:
+    kind = platform()
+    if kind in ("gpu", "cuda") and query_BxLxHxK.dtype in (jnp.bfloat16, jnp.float16):
+        return "cudnn"
+    if kind == "tpu" and query_BxLxHxK.shape[1] % TPU_LANES == 0:
+        return "splash"
+    return "blocks" if kind == "cpu" else "xla"
+
+
+def splash_attention(
+    query_BxLxHxK: jax.Array,
+    key_BxLxGxK: jax.Array,
+    value_BxLxGxK: jax.Array,
+    *,
+    interpret: bool = False,
+) -> jax.Array:
+    """Causal attention by jax's Pallas TPU kernel, for one device's heads and sequences.
+
+    The scores are never in memory: forward and backward take a block of them at a time.
+
+    Args:
+        interpret: emulate the kernel on another backend, slowly.
+    """
+    # Imported here because importing Pallas takes a second, which only a TPU's programs need.
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
+    from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
+
+    _, length, n_heads, size = query_BxLxHxK.shape
+    block = next(b for b in _BLOCKS if length % b == 0)
+    attend = kernels.make_splash_mha_single_device(
+        masks.MultiHeadMask([masks.CausalMask((length, length))] * n_heads),
+        block_sizes=kernels.BlockSizes(
+            block_q=block,
+            block_kv=block,
+            block_q_dkv=block,
+            block_kv_dkv=block,
+            block_kv_dkv_compute=block,
+            block_q_dq=block,
+            block_kv_dq=block,
+        ),
+        interpret=interpret,
+        residual_checkpoint_name=remat.ATTENTION,
+    )
+    by_head = (
+        jnp.swapaxes(x, 1, 2) for x in (query_BxLxHxK * size**-0.5, key_BxLxGxK, value_BxLxGxK)
+    )
+    return jnp.swapaxes(jax.vmap(attend)(*by_head), 1, 2)
+
+
+def _on_mesh(attend: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
+    """The function on every device with its sequences and heads; a Pallas kernel asks for it."""
+    if jax.sharding.get_abstract_mesh().size <= 1:
+        return attend
+    heads = partition_spec(["batch", None, "heads", None])
+    kv_heads = partition_spec(["batch", None, "kv_heads", None])
+    return jax.shard_map(
+        attend, in_specs=(heads, kv_heads, kv_heads), out_specs=heads, check_vma=False
+    )

@@ -1,0 +1,265 @@
+"""The eigenvalues of an n-gram Gram matrix, exact where it is small, else bounded from both sides.
+
+All that W-error needs is the sum of the d greatest eigenvalues λ, for each d. On any p orthonormal
+columns Q the eigenvalues θ of QᵀGQ give that sum from below (Ky Fan). From above: let C be G on
+what is orthogonal to Q, B = QᵀG there, and μ > 0. For T ≻ 0, [[0, B], [Bᵀ, 0]] is at most
+diag(B·T⁻¹·Bᵀ, T), so
+
+    Σ_{i≤d} λᵢ ≤ d·μ + tr(G − μ)₊ ≤ d·μ + Σᵢ(θᵢ − μ)₊ + tr(B·T⁻¹·Bᵀ) + tr(C + T − μ)₊,
+
+which exceeds the sum of θ only in the second order of B where μ can be put at θ_d. Rows with one
+next token make G nearly diagonal, so the search starts at the axes of the p heaviest tokens, and
+goes on by block power steps, with a random block beside them, where these do not suffice.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import numpy as np
+import scipy.linalg
+
+from bottleneck.errors import UserError
+from bottleneck.ngrams.gram import Gram
+from bottleneck.terminal import Progress
+
+TOLERANCE = 1e-3  # of W-error, where the eigenvalues are not exact
+
+_SVD_CELLS = 2**21  # of a matrix whose singular values are found directly: a second or two
+_EXACT_SIZE = 4096  # m up to which the eigenvalues are exact unasked: half a minute on two cores
+_OVERSAMPLING = 1.25  # p over d
+_RANDOM_COLUMNS = 32  # beside the axes, for what these are blind to
+_MOST_STEPS = 6
+_LEVELS = 2000  # values of μ tried
+_LANCZOS_STEPS = 40
+_ROUNDING = 1e-2  # of squared lengths, after which one more Cholesky makes up for it
+_NEGLIGIBLE = 1e-12  # over the trace: rounding alone
+
+
+@dataclass(frozen=True)
+class Eigenvalues:
+    """Of G, descending, with bounds on the sum of the d greatest; index d of a sum runs from 0."""
+
+    values: np.ndarray  # float64 [V′]; of V′ columns that have an entry
+    low: np.ndarray  # float64 [V′ + 1]: each sum is at least this
+    high: np.ndarray  # float64 [V′ + 1]: and at most this
+    trace: float  # the sum of all
+    method: str  # in words
+
+    def w_error(self) -> tuple[np.ndarray, np.ndarray]:
+        """√(1 − Σ_{i≤d} λᵢ / Σλ) as computed, and the least it can be: two float64 [V′ + 1]."""
+        computed, least = (
+            np.sqrt(np.clip(1 - sums / self.trace, 0.0, 1.0)) for sums in (self.low, self.high)
+        )
+        return computed, least
+
+
+def eigenvalues(
+    gram: Gram, d: int, *, memory: float = 4e9, tolerance: float = TOLERANCE, exact: bool = False
+) -> Eigenvalues:
+    """The eigenvalues of G, so that the W-error at every dimension up to d is within tolerance.
+
+    Where the tolerance is out of reach of the memory the bounds say by how much.
+
+    Args:
+        d: dimensions asked for; beyond them the bounds hold too, but nothing is done for them.
+        memory: bytes for dense matrices.
+        exact: find all eigenvalues by LAPACK whatever time it takes.
+    Raises:
+        UserError: where exact eigenvalues need more memory.
+    """
+    m = gram.size
+    cells = (m + gram.branching.shape[0]) * m
+    if cells <= _SVD_CELLS:
+        return _exact(gram, _by_svd(gram), "singular values of W itself")
+    needed = 8 * m * m
+    if exact and needed > memory:
+        raise UserError(
+            f"exact eigenvalues of {m:,} coupled tokens need {needed / 1e9:.1f} GB of memory for "
+            f"a dense matrix and {memory / 1e9:.1f} are allowed; give more, or leave out --exact"
+        )
+    if exact or (m <= _EXACT_SIZE and needed <= memory):
+        return _by_axes(gram, m, np.inf, tolerance)
+    return _by_axes(gram, d, memory, tolerance)
+
+
+def w_error_of(mass: np.ndarray) -> np.ndarray:
+    """W-error at d = 0, 1, … of a diagonal Gram matrix: float64 [positive entries + 1]."""
+    sums = _sums(np.sort(mass[mass > 0])[::-1])
+    return np.asarray(np.sqrt(np.clip(1 - sums / sums[-1], 0.0, 1.0)))
+
+
+def _by_svd(gram: Gram) -> np.ndarray:
+    """All eigenvalues of the coupled block, to rounding of W and not of its square."""
+    one_hot = np.diag(np.sqrt(gram.diagonal))
+    stacked = np.concatenate([one_hot, gram.branching.toarray()])
+    return np.asarray(np.linalg.svd(stacked, compute_uv=False) ** 2)
+
+
+def _exact(gram: Gram, coupled: np.ndarray, method: str) -> Eigenvalues:
+    values = np.sort(np.concatenate([coupled, gram.alone]))[::-1]
+    sums = _sums(values)
+    return Eigenvalues(values, sums, sums, float(sums[-1]), method)
+
+
+def _by_axes(gram: Gram, d: int, memory: float, tolerance: float) -> Eigenvalues:
+    """Starts at the axes of the heaviest columns, and goes on by power steps where it must."""
+    m, trace = gram.size, gram.trace
+    # The projection, and LAPACK's copy of it where it makes one.
+    p = int(min(m, np.sqrt(memory / 16), _OVERSAMPLING * d + _RANDOM_COLUMNS))
+    theta = scipy.linalg.eigvalsh(gram.dense(p), overwrite_a=True, check_finite=False)[::-1]
+    if p == m:
+        return _exact(gram, np.maximum(theta, 0.0), f"all eigenvalues of WᵀW, {m:,} × {m:,}")
+    own, norms, limits = gram.outside(p)
+
+    def light(level: float) -> float:
+        """The least of tr(B·T⁻¹·Bᵀ) + tr(C + T − μ)₊ over diagonal T, C being diagonally
+        dominated by `limits`: column by column.
+        """
+        room = level - limits
+        inside = room >= norms
+        near = norms[~inside]
+        far = norms[inside] ** 2 / np.maximum(room[inside], np.finfo(float).tiny)
+        return float(np.sum(far) + np.sum(2 * near - room[~inside]))
+
+    values = np.sort(np.concatenate([theta, own, gram.alone]))[::-1]
+    found = Eigenvalues(
+        values,
+        _sums(values),
+        _upper(values, np.concatenate([theta, gram.alone]), light, trace),
+        trace,
+        f"{p:,} heaviest of {m:,} coupled tokens",
+    )
+    tall = 3 * 8 * m * p  # a block, its image, and what QR or a product adds
+    if _worst(found, d) <= tolerance or tall > memory:
+        return found
+    return _by_steps(gram, d, p, tolerance, found)
+
+
+def _by_steps(gram: Gram, d: int, p: int, tolerance: float, start: Eigenvalues) -> Eigenvalues:
+    """Block power steps Q ← orth(G·Q) until the bounds are within tolerance."""
+    m = gram.size
+    axes = p - _RANDOM_COLUMNS
+    block = np.zeros((m, p), order="F")
+    block[np.arange(axes), np.arange(axes)] = 1.0
+    block[:, axes:] = np.random.default_rng(0).standard_normal((m, _RANDOM_COLUMNS))
+    found = start
+    with Progress("block power steps", _MOST_STEPS) as progress:
+        image = gram.times(block)
+        for step in range(1, _MOST_STEPS + 1):
+            block = _orthonormal(image)
+            image = gram.times(block)
+            found = _better(found, _ritz(gram, block, image, step))
+            progress.show(step)
+            if _worst(found, d) <= tolerance:
+                break
+    return found
+
+
+def _orthonormal(block: np.ndarray) -> np.ndarray:
+    """Orthonormal columns of the same span, in place of the block, which is in Fortran's order.
+
+    By Cholesky twice, which takes a fifth of the time of Householder's QR, and by QR where the
+    columns are too nearly dependent for that.
+    """
+    for _ in range(2):
+        block /= np.maximum(np.linalg.norm(block, axis=0), np.finfo(float).tiny)
+        products = block.T @ block
+        try:
+            factor = scipy.linalg.cholesky(products, overwrite_a=True, check_finite=False)
+        except scipy.linalg.LinAlgError:
+            return np.asarray(scipy.linalg.qr(block, mode="economic", check_finite=False)[0])
+        block = scipy.linalg.blas.dtrsm(1.0, factor, block, side=1, overwrite_b=True)
+    # The second factor is that of columns which the first has made orthonormal but for rounding.
+    if np.max(np.abs(np.diag(factor) - 1)) > _ROUNDING:
+        return np.asarray(scipy.linalg.qr(block, mode="economic", check_finite=False)[0])
+    return np.asarray(block)
+
+
+def _ritz(gram: Gram, block: np.ndarray, image: np.ndarray, step: int) -> Eigenvalues:
+    """What the span of a block's orthonormal columns says, given G·block."""
+    projected = block.T @ image
+    projected = (projected + projected.T) / 2
+    # ‖B‖_F²
+    coupling = max(float(np.linalg.norm(image) ** 2 - np.linalg.norm(projected) ** 2), 0.0)
+    theta = scipy.linalg.eigvalsh(projected, overwrite_a=True, check_finite=False)[::-1]
+    limit = _greatest_outside(gram, block)
+
+    def outside(level: float) -> float:
+        """tr(B·T⁻¹·Bᵀ) for T = (μ − λ_max(C))·1, with which C + T − μ has no positive part."""
+        return coupling / (level - limit) if level > limit else np.inf
+
+    n_values = gram.size + len(gram.alone)
+    values = np.sort(np.concatenate([theta, gram.alone]))[::-1]
+    high = _upper(values, values, outside, gram.trace, n_values)
+    low = np.full(n_values + 1, values.sum())
+    low[: len(values) + 1] = _sums(values)
+    size = f"{block.shape[1]:,} of {gram.size:,} dimensions"
+    return Eigenvalues(values, low, high, gram.trace, f"{size}, {step} block power steps")
+
+
+def _greatest_outside(gram: Gram, block: np.ndarray) -> float:
+    """An upper limit of the greatest eigenvalue of G on what is orthogonal to the block.
+
+    By Lanczos from a random start, plus the norm of the residual: it could be too small only where
+    the start has next to nothing of the eigenvector.
+    """
+
+    def outside(vector: np.ndarray) -> np.ndarray:
+        return np.asarray(vector - block @ (vector @ block))
+
+    basis = [outside(np.random.default_rng(1).standard_normal(gram.size))]
+    lengths, diagonal = [float(np.linalg.norm(basis[0]))], []
+    while len(basis) <= _LANCZOS_STEPS:
+        basis[-1] /= lengths[-1]
+        image = outside(gram.times(basis[-1][:, None])[:, 0])
+        diagonal.append(float(basis[-1] @ image))
+        for vector in basis * 2:  # twice, as once leaves rounding errors that grow
+            image -= (vector @ image) * vector
+        basis.append(image)
+        lengths.append(float(np.linalg.norm(image)))
+        if lengths[-1] <= _NEGLIGIBLE * gram.trace:
+            break
+    values, vectors = scipy.linalg.eigh_tridiagonal(diagonal, lengths[1:-1])
+    return float(values[-1] + lengths[-1] * abs(vectors[-1, -1]))
+
+
+def _better(one: Eigenvalues, other: Eigenvalues) -> Eigenvalues:
+    """The tighter of both bounds at every d, and the values of the newer one."""
+    low, high = np.maximum(one.low, other.low), np.minimum(one.high, other.high)
+    values = np.concatenate([other.values, one.values[len(other.values) :]])
+    return Eigenvalues(values, low, high, one.trace, other.method)
+
+
+def _worst(found: Eigenvalues, d: int) -> float:
+    """The greatest distance between the bounds of W-error at dimensions up to d."""
+    computed, least = found.w_error()
+    return float(np.max((computed - least)[: d + 1]))
+
+
+def _upper(
+    values: np.ndarray,
+    known: np.ndarray,
+    remainder: Callable[[float], float],
+    trace: float,
+    n_values: int | None = None,
+) -> np.ndarray:
+    """The least over μ of d·μ + Σ(known − μ)₊ + remainder(μ), and at most the trace: [V′ + 1]."""
+    d = np.arange((n_values or len(values)) + 1)
+    high = np.full(len(d), trace)
+    places = np.unique(np.geomspace(1, len(values), _LEVELS).astype(int)) - 1
+    ascending = np.sort(known)
+    tails = np.append(np.cumsum(ascending[::-1])[::-1], 0.0)
+    for level in np.unique(values[places]):
+        above = np.searchsorted(ascending, level, side="right")
+        excess = tails[above] - level * (len(ascending) - above) + remainder(float(level))
+        if np.isfinite(excess):
+            np.minimum(high, d * level + excess, out=high)
+    high[0] = 0.0
+    return high
+
+
+def _sums(values: np.ndarray) -> np.ndarray:
+    """Of the first 0, 1, 2, … values."""
+    return np.concatenate([[0.0], np.cumsum(values)])

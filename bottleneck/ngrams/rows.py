@@ -1,0 +1,201 @@
+"""From counts to the rows of W [C, V]: an estimate for each context, in some space and weight.
+
+Most rows have a single next token. Of those only the squares count for W's singular values, so
+they are added up by column; the others, which branch, make a sparse matrix.
+
+C: contexts that are rows of W; V: ids; N: windows of a context, c of them with a next token w;
+p_w: share of w among the next tokens of all rows; α: smoothing.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Literal
+
+import numpy as np
+import scipy.sparse
+
+from bottleneck.errors import UserError
+from bottleneck.ngrams.counts import Table
+
+Space = Literal["probability", "log", "pmi"]
+Weighting = Literal["equal", "frequency"]
+
+_BLOCK_PAIRS = 2**21  # read at a time: some 100 MB with all that is made of them
+_ENTRY_BYTES = 12  # of the sparse matrix: a float64 and an int32
+
+
+@dataclass(frozen=True)
+class Estimate:
+    """What a row of W says of its context.
+
+    With α pseudo-counts in all, spread as p_w, the smoothed probability is (c + α·p_w)/(N + α).
+
+    probability: it, less the part α·p_w/(N + α) that unseen tokens have too;
+    log: its logarithm, less that of the same part: log(1 + c/(α·p_w)), for α > 0;
+    pmi: the positive part of the logarithm of it over p_w.
+    What is subtracted has rank 1 (probability) or 2 (log, of which the softmax does not see one),
+    so that it moves a curve by at most that many dimensions.
+    """
+
+    space: Space = "probability"
+    weighting: Weighting = "equal"  # "frequency": rows times √N, so that each window counts once
+    smoothing: float = 0.0  # α
+    min_count: int = 1  # contexts with fewer windows are left out
+    contexts: int | None = None  # how many of the others are drawn; None: all
+    seed: int = 0  # of the draw; with one seed a smaller draw is part of a larger one
+
+    def __post_init__(self) -> None:
+        if not self.smoothing >= 0:
+            raise UserError(f"smoothing={self.smoothing} is not allowed; it must be at least 0")
+        if self.space == "log" and not self.smoothing:
+            raise UserError("the log space needs a smoothing above 0: unseen tokens have no log")
+        if self.min_count < 1:
+            raise UserError(f"min_count={self.min_count} is not allowed; it must be at least 1")
+        if self.contexts is not None and self.contexts < 1:
+            raise UserError(f"a draw of {self.contexts} contexts is not allowed; take at least 1")
+
+    def entries(self, c: np.ndarray, total: np.ndarray, p: np.ndarray) -> np.ndarray:
+        """The entries of W before weighting; all arguments have an item for each pair."""
+        if self.space == "probability":
+            return c / (total + self.smoothing)
+        if self.space == "log":
+            return np.log1p(c / (self.smoothing * p))
+        smoothed = (c + self.smoothing * p) / (total + self.smoothing)
+        return np.maximum(np.log(smoothed / p), 0.0)
+
+
+@dataclass(frozen=True)
+class Rows:
+    """W, as far as its singular values need it: WᵀW = diag(diagonal) + branchingᵀ·branching."""
+
+    diagonal: np.ndarray  # float64 [V]: by column, the sum of squares of rows with one next token
+    branching: scipy.sparse.csr_array  # float64 [rows with more, V]
+    unigram: np.ndarray  # int64 [V]: windows of these contexts by their next token
+    n_contexts: int  # C
+
+    @property
+    def squares(self) -> np.ndarray:
+        """The diagonal of WᵀW, float64 [V].
+
+        It is also the spectrum of the null: if every entry of W had a row of its own, all rows were
+        one-hot and WᵀW this diagonal. By Schur and Horn W-error is nowhere above the null's.
+        """
+        total = self.diagonal.copy()
+        for start in range(0, self.branching.nnz, _BLOCK_PAIRS):
+            some = slice(start, start + _BLOCK_PAIRS)
+            data = self.branching.data[some]
+            total += np.bincount(self.branching.indices[some], data * data, len(total))
+        return total
+
+    @property
+    def one_hot_share(self) -> float:
+        """Of the rows, how many have a single next token."""
+        return 1 - self.branching.shape[0] / self.n_contexts
+
+
+def rows(
+    table: Table,
+    estimate: Estimate,
+    *,
+    folder: Path,
+    memory: float = 1e9,
+    without_chance: bool = False,
+) -> Rows:
+    """The rows of an estimate.
+
+    Args:
+        memory: bytes for the branching rows; where they need more they lie in a file of the folder.
+        without_chance: make WᵀW an unbiased estimate of what it is for the true probabilities, of
+            which c·c′/(N·(N − 1)) is one for two tokens and c·(c − 1)/(N·(N − 1)) for one with
+            itself; in the probability space, of contexts with two windows or more.
+    Raises:
+        UserError: where no context has min_count windows, or fewer than are to be drawn.
+    """
+    assert not without_chance or (
+        estimate.space == "probability" and not estimate.smoothing and estimate.min_count >= 2
+    ), estimate
+    kept = _kept(table, estimate)
+    unigram, n_rows, n_pairs = _census(table, kept)
+    on_disk = n_pairs * _ENTRY_BYTES > memory
+    data = _space(n_pairs, np.dtype(np.float64), folder / "entries.bin" if on_disk else None)
+    columns = _space(n_pairs, np.dtype(np.int32), folder / "columns.bin" if on_disk else None)
+    ends = np.zeros(n_rows + 1, np.int64)
+    vocab_size = table.windows.vocab_size
+    diagonal = np.zeros(vocab_size)
+    p_V = unigram / unigram.sum()
+    row = pair = 0
+    for first, starts, tokens, counts in table.blocks(_BLOCK_PAIRS):
+        wanted = kept[first : first + len(starts)]
+        lengths = np.diff(starts, append=len(tokens))
+        totals = np.add.reduceat(counts, starts, dtype=np.int64)
+        in_row = np.repeat(wanted, lengths)
+        w, c = tokens[in_row], counts[in_row].astype(np.float64)
+        total, length = (np.repeat(x[wanted], lengths[wanted]) for x in (totals, lengths))
+        p = p_V[w]
+        weight = total if estimate.weighting == "frequency" else np.ones(len(total))
+        entries = np.sqrt(weight) * estimate.entries(c, total, p)
+        if without_chance:
+            entries *= np.sqrt(total / (total - 1))
+            diagonal -= np.bincount(w, entries**2 / c, vocab_size)
+        alone = length == 1
+        diagonal += np.bincount(w[alone], entries[alone] ** 2, vocab_size)
+        branches = lengths[wanted & (lengths > 1)]
+        stop = pair + int(branches.sum())
+        data[pair:stop], columns[pair:stop] = entries[~alone], w[~alone]
+        ends[row + 1 : row + 1 + len(branches)] = pair + np.cumsum(branches)
+        row, pair = row + len(branches), stop
+    assert (row, pair) == (n_rows, n_pairs), (row, pair, n_rows, n_pairs)
+    # An index of 32 bits where it will do: scipy wants one type for both index arrays.
+    if n_pairs < 2**31:
+        ends = ends.astype(np.int32)
+    else:
+        columns = columns.astype(np.int64)
+    branching = scipy.sparse.csr_array((data, columns, ends), shape=(n_rows, vocab_size))
+    return Rows(diagonal, branching, unigram, int(kept.sum()))
+
+
+def _kept(table: Table, estimate: Estimate) -> np.ndarray:
+    """Which contexts are rows, bool [contexts of the table]."""
+    kept = np.ones(table.n_contexts, bool)
+    if estimate.min_count > 1:
+        for first, starts, _, counts in table.blocks(_BLOCK_PAIRS):
+            totals = np.add.reduceat(counts, starts, dtype=np.int64)
+            kept[first : first + len(starts)] = totals >= estimate.min_count
+    n_kept = int(kept.sum())
+    if not n_kept:
+        raise UserError(
+            f"no {table.windows.n - 1}-token context occurs {estimate.min_count} times or more; "
+            "take a smaller min_count"
+        )
+    if estimate.contexts is None:
+        return kept
+    if estimate.contexts > n_kept:
+        raise UserError(
+            f"{estimate.contexts:,} contexts cannot be drawn from the {n_kept:,} that are there"
+        )
+    order = np.random.default_rng(estimate.seed).permutation(np.flatnonzero(kept))
+    kept[order[estimate.contexts :]] = False
+    return kept
+
+
+def _census(table: Table, kept: np.ndarray) -> tuple[np.ndarray, int, int]:
+    """Next tokens of the kept contexts, int64 [V]; how many contexts branch; pairs of those."""
+    unigram = np.zeros(table.windows.vocab_size, np.int64)
+    n_rows = n_pairs = 0
+    for first, starts, tokens, counts in table.blocks(_BLOCK_PAIRS):
+        wanted = kept[first : first + len(starts)]
+        lengths = np.diff(starts, append=len(tokens))
+        in_row = np.repeat(wanted, lengths)
+        found = np.bincount(tokens[in_row], counts[in_row], len(unigram))
+        unigram += found.astype(np.int64)  # float64 sums of integers below 2**53 are exact
+        branches = lengths[wanted & (lengths > 1)]
+        n_rows, n_pairs = n_rows + len(branches), n_pairs + int(branches.sum())
+    return unigram, n_rows, n_pairs
+
+
+def _space(size: int, dtype: np.dtype, path: Path | None) -> np.ndarray:
+    if path is None or not size:
+        return np.empty(size, dtype)
+    return np.memmap(path, dtype, mode="w+", shape=(size,))

@@ -1,0 +1,189 @@
+"""A folder of n-gram spectra: counts, one .npz for each curve, a manifest and figure 7.
+
+What is there already is not computed again, so a study that was stopped goes on, and one that asks
+for more curves of the same text counts nothing twice.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import re
+import shutil
+import sys
+from collections.abc import Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+from bottleneck import __version__
+from bottleneck.drawing.style import save
+from bottleneck.errors import UserError
+from bottleneck.ngrams.counts import Table, count, plan
+from bottleneck.ngrams.figure import Published, figure_7
+from bottleneck.ngrams.halves import check_comparable
+from bottleneck.ngrams.rows import Estimate
+from bottleneck.ngrams.spectrum import Spectrum, spectrum_of
+from bottleneck.ngrams.windows import Tokens, Windows
+from bottleneck.storage import json_files
+
+MANIFEST = "manifest.json"
+FIGURE = "figure-7.png"
+_SHOWN = (512, 1000, 2000, 4000)  # dimensions in the printed table
+
+
+@dataclass(frozen=True)
+class Study:
+    """The curves asked for: one for each estimate of each set of windows."""
+
+    windows: Sequence[Windows]
+    estimates: Sequence[Estimate]
+    dimensions: int
+    memory: float  # bytes, beside the libraries
+    exact: bool = False
+    split_half: bool = False
+
+    def __post_init__(self) -> None:
+        for estimate in self.estimates if self.split_half else ():
+            check_comparable(estimate)
+
+
+def carry_out(study: Study, tokens: Tokens, identity: str, folder: Path) -> list[Spectrum]:
+    """All curves of a study, computed or found in the folder, with its manifest.
+
+    Args:
+        identity: of the tokens, such as their hash; a folder of others is refused.
+    Raises:
+        UserError: where the folder is another text's or cannot be written, or there is no window.
+    """
+    try:
+        curves, table_of = folder / "curves", folder / "counts"
+        curves.mkdir(parents=True, exist_ok=True)
+        spectra, names = [], []
+        for windows in study.windows:
+            table = None
+            for estimate in study.estimates:
+                name = _name(windows, estimate)
+                asked = _asked(study, windows, estimate, identity)
+                found = _found(curves / f"{name}.npz", asked)
+                if found is None:
+                    table = table or _counted(study, tokens, windows, identity, table_of)
+                    found = _computed(study, table, estimate, folder / "scratch", asked)
+                    found.save(curves / f"{name}.npz")
+                spectra.append(found)
+                names.append(name)
+        _write_manifest(folder / MANIFEST, spectra, names, identity)
+    except OSError as error:
+        raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
+    return spectra
+
+
+def draw(spectra: Sequence[Spectrum], folder: Path, published: Published | None = None) -> Path:
+    """Writes figure 7 of some spectra, with published curves if given; returns its path."""
+    return save(figure_7(spectra, published), folder / FIGURE)
+
+
+def summary(spectra: Sequence[Spectrum]) -> str:
+    """A table: W-error and its null at some dimensions, and where W-error is halved."""
+    lines = [f"{'':44}" + "".join(f"{f'd = {d:,}':>18}" for d in _SHOWN) + f"{'halved at':>12}"]
+    for one in spectra:
+        cells = "".join(_cell(one, d) for d in _SHOWN)
+        lines.append(f"{one.label:44}{cells}{one.dimensions(0.5):>12,}")
+    within = max(one.facts["w_error_within"] for one in spectra)
+    asked = max(one.facts["dimensions"] for one in spectra)
+    known = f"known to {within:.1e} up to d = {asked:,}" if within else "exact"
+    return "\n".join([*lines, f"W-error (its null: one-hot rows), {known}"])
+
+
+def _cell(one: Spectrum, d: int) -> str:
+    if d >= len(one.w_error):
+        return f"{'–':>18}"
+    found = f"{'' if one.is_known[d] else '≤ '}{one.w_error[d]:.3f}"
+    return f"{found} ({one.null[d]:.3f})".rjust(18)
+
+
+def _counted(study: Study, tokens: Tokens, windows: Windows, identity: str, folder: Path) -> Table:
+    memory = study.memory / 2
+    _say(f"counting: {plan(len(tokens), windows, memory).sentence}")
+    place = folder / _slug(windows)
+    table = count(tokens, windows, place, memory=memory, identity=identity)
+    pairs = len(table.tokens)
+    _say(
+        f"counted {table.n_windows:,} windows: {table.n_contexts:,} contexts, {pairs:,} pairs of "
+        f"a context and a next token"
+    )
+    return table
+
+
+def _computed(
+    study: Study, table: Table, estimate: Estimate, scratch: Path, asked: dict[str, Any]
+) -> Spectrum:
+    _say(
+        f"{table.windows.n}-grams, {estimate.space}: singular values within "
+        f"{study.memory / 1e9:.1f} GB of memory"
+    )
+    scratch.mkdir(exist_ok=True)
+    try:
+        found = spectrum_of(
+            table,
+            estimate,
+            scratch,
+            dimensions=study.dimensions,
+            memory=study.memory,
+            exact=study.exact,
+            split_half=study.split_half,
+        )
+    finally:
+        shutil.rmtree(scratch, ignore_errors=True)
+    _say(f"from {found.facts['method']}")
+    return dataclasses.replace(found, facts={**found.facts, "asked": asked})
+
+
+def _asked(study: Study, windows: Windows, estimate: Estimate, identity: str) -> dict[str, Any]:
+    """All that a curve depends on, as JSON gives it back."""
+    return {
+        "windows": dataclasses.asdict(windows),
+        "estimate": dataclasses.asdict(estimate),
+        "tokens": identity,
+        "dimensions": study.dimensions,
+        "exact": study.exact,
+        "split_half": study.split_half,
+    }
+
+
+def _found(path: Path, asked: dict[str, Any]) -> Spectrum | None:
+    """The curve in a file, where it is what is asked for."""
+    if not path.exists():
+        return None
+    found = Spectrum.load(path)
+    of = found.facts.get("asked")  # a spectrum that was saved by itself was asked for by none
+    if of is None or of["tokens"] != asked["tokens"]:
+        raise UserError(f"{path} is a curve of another text; choose a new folder")
+    return found if of == asked else None
+
+
+def _write_manifest(
+    path: Path, spectra: Sequence[Spectrum], names: Sequence[str], identity: str
+) -> None:
+    facts = {name: dict(one.facts) for name, one in zip(names, spectra, strict=True)}
+    contents = {"bottleneck": __version__, "tokens": identity, "curves": facts}
+    json_files.write(path, contents)
+
+
+def _slug(windows: Windows) -> str:
+    drawn = "" if windows.sample is None else f"-{windows.sample}-windows-seed-{windows.seed}"
+    return f"{windows.n}-grams{drawn}"
+
+
+def _name(windows: Windows, estimate: Estimate) -> str:
+    """A file name that says what is not as usual."""
+    usual = Estimate("log", smoothing=1.0) if estimate.space == "log" else Estimate()
+    words = [
+        f"{key}-{value}"
+        for key, value in dataclasses.asdict(estimate).items()
+        if value != getattr(usual, key) or key == "space"
+    ]
+    return re.sub(r"[^A-Za-z0-9.-]+", "-", "-".join([_slug(windows), *words]))
+
+
+def _say(line: str) -> None:
+    print(line, file=sys.stderr, flush=True)

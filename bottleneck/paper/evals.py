@@ -1,0 +1,112 @@
+"""Published evaluations of a suite of checkpoints: a metric of each model at each of its steps.
+
+Two layouts are read: a folder of result files of the LM Evaluation Harness, one a checkpoint, as in
+`evals/` of the repository EleutherAI/pythia (`…/pythia-160m/zero-shot/160m_step143000.json`); and
+one file {"zero_shot": {model: [{"step": …, "lambada_openai/ppl": …}, …]}} that sums such up.
+"""
+
+from __future__ import annotations
+
+import json
+import math
+import re
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+
+from bottleneck.errors import UserError
+from bottleneck.laws.saturation import LossSeries
+
+# Perplexities, whose logarithm is a loss.
+LOSSES = ("lambada_openai/ppl", "wikitext/word_perplexity")
+
+_SHOTS = re.compile(r"(zero|five)[-_]shot")
+
+Row = dict[str, float]
+
+
+def read_evals(path: Path) -> dict[str, list[Row]]:
+    """Model → its rows by step, zero-shot; a row has "step" and metrics such as "sciq/acc".
+
+    Of several evaluations of one step, which a folder may have, the first in the files' order is
+    kept.
+    Raises: `UserError` where nothing is found, or a file is not what it should be.
+    """
+    if path.is_dir():
+        found = list(_rows_of_folder(path))
+    elif path.is_file():
+        found = list(_rows_of_file(path))
+    else:
+        raise UserError(f"{path} is neither a file nor a folder of evaluations")
+    models: dict[str, dict[int, Row]] = {}
+    for model, row in found:
+        models.setdefault(model, {}).setdefault(int(row["step"]), row)
+    if not models:
+        raise UserError(
+            f"{path} holds no zero-shot evaluations: no files like …/zero-shot/160m_step143000.json"
+        )
+    return {model: [rows[step] for step in sorted(rows)] for model, rows in sorted(models.items())}
+
+
+def loss_series(model: str, rows: list[Row], metric: str = LOSSES[0]) -> LossSeries:
+    """The logarithm of a perplexity over a model's steps; `UserError` where it lacks the metric."""
+    kept = [row for row in rows if metric in row]
+    if not kept:
+        raise UserError(f"the evaluations of {model} have no {metric}")
+    for row in kept:
+        if not (isinstance(row[metric], (int, float)) and 0 < row[metric] < math.inf):
+            raise UserError(
+                f"the evaluations of {model} have {metric}={row[metric]!r:.40} at step "
+                f"{row['step']:.0f}, which is no perplexity"
+            )
+    steps = np.array([int(row["step"]) for row in kept])
+    return LossSeries(model, steps, np.log([float(row[metric]) for row in kept]))
+
+
+def _rows_of_file(path: Path) -> Iterator[tuple[str, Row]]:
+    models = _load(path).get("zero_shot")
+    if not isinstance(models, dict):
+        raise UserError(f"{path} has no zero_shot: it is no summary of evaluations")
+    for model, rows in models.items():
+        for row in rows if isinstance(rows, list) else [rows]:
+            if not isinstance(row, dict) or "step" not in row:
+                raise UserError(f"{path}: a row of {model} has no step")
+            step = row["step"]
+            if (
+                isinstance(step, bool)
+                or not isinstance(step, (int, float))
+                or not 0 <= step < 2**53
+            ):
+                raise UserError(f"{path}: a row of {model} has the step {step!r:.40}")
+            yield model, row
+
+
+def _rows_of_folder(folder: Path) -> Iterator[tuple[str, Row]]:
+    for path in sorted(folder.rglob("*step*.json")):
+        shots = next((part for part in path.parts[::-1] if _SHOTS.fullmatch(part)), None)
+        step = re.search(r"step([0-9]{1,15})\.json$", path.name)
+        if step is None or (shots or "").startswith("five"):
+            continue
+        results = _load(path).get("results")
+        if not isinstance(results, dict):
+            raise UserError(f"{path} has no results: it is no file of the LM Evaluation Harness")
+        where = path.parent.parent if shots else path.parent
+        model = where.relative_to(folder).as_posix() if where != folder else folder.name
+        row: Row = {"step": int(step[1])}
+        for task, metrics in results.items():
+            if not isinstance(metrics, dict):
+                raise UserError(f"{path}: the results of {task} are no metrics")
+            row |= {f"{task}/{name}": value for name, value in metrics.items()}
+        yield model, row
+
+
+def _load(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_text(encoding="utf-8"))
+    except (ValueError, RecursionError) as error:
+        raise UserError(f"{path} is not JSON: {error}") from error
+    except OSError as error:
+        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    return content if isinstance(content, dict) else {}

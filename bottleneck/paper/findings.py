@@ -1,0 +1,235 @@
+"""What the paper's numbers give when they are computed anew: tables and sentences of its page.
+
+Each function answers for one figure or table of Godey, de la Clergerie and Sagot 2024, as HTML.
+N: total parameters; D: hidden width; p_end: see `saturation.Saturation`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator, Mapping, Sequence
+
+import numpy as np
+
+from bottleneck.drawing.html import table
+from bottleneck.laws.fit import ScalingLaw, fit
+from bottleneck.laws.onset import onset
+from bottleneck.laws.rank import fit_rank_law
+from bottleneck.laws.saturation import (
+    FALSE_POSITIVES,
+    NOISE_CORRELATION,
+    LossSeries,
+    Saturation,
+    late_part,
+    saturation,
+    series_of_run,
+)
+from bottleneck.model.family import PYTHIA
+from bottleneck.paper import evals as published_evals
+from bottleneck.paper import values as paper_values
+from bottleneck.paper.curves import digitised
+from bottleneck.paper.evals import LOSSES, Row
+from bottleneck.paper.values import DIGITISED_STEP, FITTED, HOFFMANN, LAST_STEP, LAW, SMALL, TABLE_1
+from bottleneck.runs.reading import Run
+
+# Besiroglu et al. 2024, from the 245 points that they read off Hoffmann et al.'s figure 4.
+_BESIROGLU = {"B": 2085.43, "beta": 0.3659, "E": 1.8169}
+
+Evals = Mapping[str, list[Row]]
+
+
+def saturation_found(runs: Sequence[Run]) -> list[str]:
+    judged = [(s, saturation(s)) for s in paper_values.figure_1a().values()]
+    own = [s for s in map(series_of_run, runs) if s is not None]
+    judged += [(s, saturation(s)) for s in own]
+    return [
+        "<p>Does a curve end above its own earlier level? The test says so of at most "
+        f"{FALSE_POSITIVES:.0%} of curves that never rise but for noise, whose neighbours may "
+        f"correlate by {NOISE_CORRELATION:g}. Where a rise begins is a change of slope; – stands "
+        "where none is clear.</p>",
+        _verdicts(judged, "loss"),
+    ]
+
+
+def evals_found(evals: Evals | None) -> list[str]:
+    if evals is None:
+        return [
+            "<p class=note>With --evals=FOLDER, a copy of evals/ of the repository "
+            "EleutherAI/pythia, the published perplexities are judged here as well.</p>"
+        ]
+    kept = {m: rows for m, rows in evals.items() if any(LOSSES[0] in row for row in rows)}
+    judged = []
+    for model, rows in kept.items():
+        series = published_evals.loss_series(model, rows)
+        judged.append((series, saturation(series)))
+    return [
+        "<p>The same test on LAMBADA's perplexity, as EleutherAI published it for the suite (v1) "
+        "and for an earlier one of the same shapes (v0), which was trained otherwise and does not "
+        "saturate.</p>",
+        _verdicts(judged, "log perplexity"),
+    ]
+
+
+def _verdicts(judged: Sequence[tuple[LossSeries, Saturation]], unit: str) -> str:
+    rows = []
+    for series, found in judged:
+        begins = None
+        if found.verdict in ("saturates", "rises and recovers"):
+            late = late_part(series.steps)
+            begins = onset(series.steps[late], series.loss[late])
+        rows.append(
+            [
+                *(series.name, f"{found.best_step:,}", f"{found.best_loss:.3f}"),
+                *(f"{found.final_loss:.3f}", f"{found.relative:.2%}"),
+                _chance(found.p_end),
+                found.verdict or "too few checkpoints",
+                "–" if begins is None else _steps(begins.step, begins.low, begins.high),
+            ]
+        )
+    headings = ["model", "best step", f"least {unit}", "at the end", "above", "p of the end"]
+    return table([*headings, "verdict", "rise begins (about 90 %)"], rows)
+
+
+def law_found(law: ScalingLaw) -> list[str]:
+    rows = []
+    for step in (DIGITISED_STEP, LAST_STEP):
+        points = paper_values.final_points(FITTED, step)
+        for delta, name in (
+            (law.delta, "Huber of logarithms"),
+            (math.inf, "least squares of them"),
+        ):
+            found = fit(points.n_params, points.n_tokens, points.loss, HOFFMANN, delta=delta)
+            rows.append([name, f"{step:,}", f"{found.A:.1f}", f"{found.alpha:.4f}", *_gaps(found)])
+    points = paper_values.final_points(FITTED)
+    other = fit(points.n_params, points.n_tokens, points.loss, _BESIROGLU)
+    rows.append(
+        [
+            *("Huber, B, β, E of Besiroglu et al.", f"{DIGITISED_STEP:,}"),
+            *(f"{other.A:.1f}", f"{other.alpha:.4f}", *_gaps(other)),
+        ]
+    )
+    published = ["published", "–", f"{LAW.A}", f"{LAW.alpha}", *_gaps(LAW)]
+    return [
+        "<p>Gaps of the four small models and the constants refitted to the six large ones. The "
+        "step of the last checkpoint and the loss function of the fit are not stated, so both "
+        "are varied; so is the law whose B, β and E are taken.</p>",
+        table(
+            ["fit", "last step taken", "A", "α", "mean gap, last", "mean gap, best"],
+            [published, *rows],
+        ),
+    ]
+
+
+def _gaps(law: ScalingLaw) -> list[str]:
+    both = (paper_values.final_points(SMALL), paper_values.best_points())
+    return [f"{law.relative_gap(points).mean():.1%}" for points in both]
+
+
+def table_1_found(evals: Evals | None) -> Iterator[str]:
+    names = list(TABLE_1)
+    yield table(names, zip(*([str(v) for v in TABLE_1[name]] for name in names), strict=True))
+    yield (
+        "<p>In the row of the last checkpoint LAMBADA's two numbers stand in each other's columns: "
+        "the published evaluation of step 143,000 has perplexity 38.06 and accuracy 32.8 %.</p>"
+    )
+    rows = next((r for model, r in (evals or {}).items() if _is_160m(model)), None)
+    if rows is None:
+        return
+    kept = ("lambada_openai/ppl", "lambada_openai/acc", "sciq/acc", "arc_easy/acc")
+    best = min((row for row in rows if kept[0] in row), key=lambda row: row[kept[0]])
+    shown = [
+        [f"{int(row['step']):,}", *(_metric(row, key) for key in kept)] for row in (best, rows[-1])
+    ]
+    yield "<p>Published evaluations, at the step of least perplexity and at the last:</p>"
+    yield table(["step", *kept], shown)
+
+
+def _is_160m(model: str) -> bool:
+    return "v0" not in model and model.endswith("pythia-160m")
+
+
+def _metric(row: Row, key: str) -> str:
+    return "–" if key not in row else f"{row[key]:.4g}"
+
+
+def figure_3_found() -> list[str]:
+    rows = [
+        [
+            *(model, f"{v['min']:.1f}", f"{1000 * v['min_step_k']:,}"),
+            *(f"{v['last']:.1f}", f"{v['last'] / v['min'] - 1:.1%}"),
+        ]
+        for model, v in digitised()["fig3_wikitext_word_ppl"].items()
+    ]
+    return [table(["model", "least perplexity", "at step", "at the end", "above"], rows)]
+
+
+def onsets_found() -> list[str]:
+    """When the loss begins to rise beside when singular entropy does."""
+    rows = []
+    for model, curve in digitised()["fig5_singular_entropy"].items():
+        steps = 1000.0 * np.array([int(step) for step in curve])
+        entropy = onset(steps, np.array(list(curve.values())))
+        series, loss = paper_values.figure_1a().get(model), None
+        if series is not None and saturation(series).verdict != "does not saturate":
+            late = late_part(series.steps)
+            loss = onset(series.steps[late], series.loss[late])
+        cap = math.log(PYTHIA[model.lower()][1])
+        values = list(curve.values())
+        rows.append(
+            [model, f"{min(values):.2f}", f"{values[-1]:.2f}", f"{cap:.2f}"]
+            + ["–" if o is None else _steps(o.step, o.low, o.high) for o in (entropy, loss)]
+        )
+    headings = ["model", "least", "last", "ln D", "entropy begins to rise (about 90 %)"]
+    return [table([*headings, "loss begins to rise (about 90 %)"], rows)]
+
+
+def rank_found() -> list[str]:
+    rows = []
+    for model, curve in digitised()["fig6_loss"].items():
+        ranks = np.array([int(r) for r in curve])
+        found = fit_rank_law(ranks, np.array(list(curve.values())))
+        full = curve[str(ranks[-1])]
+        at_1000 = curve.get("1024", math.nan) - full
+        rows.append(
+            [
+                *(model, f"{found.floor:.2f}", f"{found.exponent:.3f}", f"{found.residual:.3f}"),
+                *(f"{curve['512'] - full:+.3f}", f"{at_1000:+.3f}"),
+            ]
+        )
+    return [
+        "<p>There is no knee at 1000: a power of r fits each curve to a few hundredths of a nat, "
+        "down to the full rank.</p>",
+        table(["model", "L∞", "p", "worst misfit", "gap at r = 512", "gap at r = 1024"], rows),
+    ]
+
+
+def flat_found() -> str:
+    kept = {p["r"]: 1 - p["W_error"] ** 2 for p in digitised()["fig8_pythia1b"]}
+    return (
+        f"<p>The head is nearly flat: its first 1,024 of 2,048 directions hold {kept[1024]:.0%} of "
+        f"its squared norm and the first 512 hold {kept[512]:.0%}; all alike, they would hold 50 % "
+        "and 25 %.</p>"
+    )
+
+
+def by_rank(curves: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
+    ranks = sorted({int(rank) for curve in curves.values() for rank in curve})
+    return [
+        [
+            str(rank),
+            *(f"{curve[str(rank)]:g}" if str(rank) in curve else "–" for curve in curves.values()),
+        ]
+        for rank in ranks
+    ]
+
+
+def _steps(*steps: float) -> str:
+    """A step with the ends of its interval, to three digits: no change point is known to more."""
+    best, low, high = (f"{float(f'{step:.3g}'):,.0f}" for step in steps)
+    return f"{best} ({low} to {high})"
+
+
+def _chance(p: float | None) -> str:
+    if p is None:
+        return "–"
+    return "< 0.001" if p < 0.001 else f"{p:.3f}"

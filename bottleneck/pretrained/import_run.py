@@ -1,0 +1,127 @@
+"""A released model as a run folder, so that whatever reads the runs of our own reads it too.
+
+It has a config, its tokenizer and one checkpoint or more, and neither metrics nor a corpus. Several
+steps of one training, each a revision on the hub, go into one folder.
+"""
+
+from __future__ import annotations
+
+import os
+import re
+from pathlib import Path
+
+import jax
+import numpy as np
+
+from bottleneck import config as config_lib
+from bottleneck.config import Config, DataConfig, MeshConfig, ModelConfig, ProbeConfig, TrainConfig
+from bottleneck.errors import UserError
+from bottleneck.model.accounting import count_parameters
+from bottleneck.model.transformer import Params
+from bottleneck.parallel.mesh import make_mesh
+from bottleneck.pretrained.hub import locate
+from bottleneck.pretrained.huggingface import from_pretrained
+from bottleneck.runs import folder as run_folder
+from bottleneck.runs.checkpoints import save_params
+from bottleneck.runs.reading import Run, load_run
+from bottleneck.storage.folders import write_whole
+
+TOKENIZER = "tokenizer.json"
+TOKENIZER_CONFIG = "tokenizer_config.json"  # which tokens it begins and ends texts with
+
+_STEP = re.compile(r"step[-_]?(\d+)")
+
+
+def import_run(
+    path_or_name: str | os.PathLike[str],
+    workdir: str | os.PathLike[str],
+    *,
+    revision: str | None = None,
+    step: int | None = None,
+) -> int:
+    """Writes a released model into a run folder as the checkpoint of a step, which is returned.
+
+    Nothing is written before all of the model has been read.
+
+    Args:
+        path_or_name, revision: as for `from_pretrained`.
+        workdir: a new folder, or one with other steps of the same model.
+        step: None takes the number in a revision or a folder's name like step1000, else 0.
+    Raises:
+        UserError: where the model cannot be read, or the folder holds another one, or this step
+            with other weights.
+    """
+    source, workdir = locate(path_or_name, revision), Path(workdir).expanduser()
+    if step is None:
+        named = _STEP.fullmatch(revision or source.resolve().name)
+        step = int(named[1]) if named else 0
+    old = _run_to_add_to(workdir)
+    here = make_mesh(MeshConfig(fsdp=1), jax.devices("cpu")[:1])
+    model, params = from_pretrained(source, mesh=here)
+    config = _config(model, workdir)
+    if old is not None:
+        _check_same_model(old, config)
+        if step in old.steps:
+            _check_same_weights(old, step, params)
+            return step
+    parameters = count_parameters(model)
+    try:
+        workdir.mkdir(parents=True, exist_ok=True)
+        facts = {
+            "mesh": dict(here.shape),
+            "parameters": {
+                "total": parameters.total,
+                "non_embedding": parameters.non_embedding,
+            },
+            "corpus": None,
+        }
+        # The config first: a folder without one is taken for something else's.
+        run_folder.write_config(workdir, config, facts)
+        for name in (TOKENIZER, TOKENIZER_CONFIG):
+            if (source / name).is_file():
+                write_whole(workdir / name, (source / name).read_bytes())
+        origin = {"imported_from": os.fspath(path_or_name), "revision": revision}
+        save_params(workdir / "checkpoints", step, params, origin)
+    except OSError as error:
+        raise UserError(f"cannot write {workdir}: {error.strerror or error}") from error
+    return step
+
+
+def _config(model: ModelConfig, workdir: Path) -> Config:
+    """The model, its own tokenizer, and windows that it has positions for; the rest as it falls."""
+    length = min(model.max_length, 2048)
+    return Config(
+        data=DataConfig(tokenizer=str(workdir.absolute() / TOKENIZER)),
+        model=model,
+        train=TrainConfig(sequence_length=length),
+        probe=ProbeConfig(tokens=max(length, ProbeConfig().tokens)),
+    )
+
+
+def _run_to_add_to(workdir: Path) -> Run | None:
+    """The imported run in a folder, None where there is nothing; `UserError` for anything else."""
+    if run_folder.is_unused(workdir):
+        return None
+    run = load_run(workdir)
+    if run.trained_on is not None:
+        raise UserError(f"--workdir={workdir} holds a run trained here; choose a new folder")
+    return run
+
+
+def _check_same_model(run: Run, config: Config) -> None:
+    changed = [
+        line for line in config_lib.differences(run.config, config) if line.startswith("model.")
+    ]
+    if changed:
+        raise UserError(
+            f"--workdir={run.path} holds another model ({'; '.join(changed)}); choose a new folder"
+        )
+
+
+def _check_same_weights(run: Run, step: int, params: Params) -> None:
+    pairs = zip(jax.tree.leaves(run.params(step)), jax.tree.leaves(params), strict=True)
+    if not all(np.array_equal(old, new) for old, new in pairs):
+        raise UserError(
+            f"--workdir={run.path} has step {step} already, with other weights; choose another "
+            "with --step"
+        )

@@ -1,0 +1,260 @@
+"""The checkpoints of one model, each put through the probes of training: a series becomes a run.
+
+What comes of it is a run folder without checkpoints, which reports and analyses read like one that
+was trained here. One step is in memory at a time. The steps are gone through from the last to the
+first, so that of steps with the same weights the last is the one that is measured.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import dataclasses
+from collections.abc import Iterator
+from pathlib import Path
+from typing import Any
+
+import jax
+from jax.sharding import Mesh
+
+from bottleneck import config as config_lib
+from bottleneck.config import Config, DataConfig, ModelConfig, check_divides
+from bottleneck.data.batches import held_out
+from bottleneck.data.tokenizer import vocab_size_in_file
+from bottleneck.data.tokens import TokenCache, prepare
+from bottleneck.errors import UserError
+from bottleneck.model.accounting import count_parameters
+from bottleneck.model.transformer import Params
+from bottleneck.parallel.mesh import make_mesh
+from bottleneck.pretrained.import_run import TOKENIZER
+from bottleneck.pretrained.series_audit import AUDIT, Audit
+from bottleneck.pretrained.series_source import Checkpoint, Series
+from bottleneck.probes.prober import Prober
+from bottleneck.runs import folder as run_folder
+from bottleneck.runs.metrics_writer import MetricsWriter
+from bottleneck.runs.reading import load_run
+from bottleneck.storage.folders import write_whole
+from bottleneck.terminal import Progress
+from bottleneck.training.reporter import write_record
+
+# How a model is computed is the config's to say; what it is, the checkpoint's.
+_COMPUTING = ("compute_dtype", "remat", "attention", "loss_chunk")
+
+
+def choose(series: Series, steps: list[int] | None = None, every: int | None = None) -> list[int]:
+    """The steps that are asked for, ascending: those named, multiples of `every`, or all.
+
+    Raises: `UserError` where a named one is not there, or none is left.
+    """
+    known = list(series.checkpoints)
+    for step in steps or ():
+        if step not in series.checkpoints:
+            raise UserError(
+                f"{series.name} has no step {step}; it has {len(known)}, from {known[0]} to "
+                f"{known[-1]}"
+            )
+    chosen = sorted(set(steps)) if steps else [s for s in known if s % (every or 1) == 0]
+    if not chosen:
+        raise UserError(f"{series.name} has no step that is a multiple of --every={every}")
+    return chosen
+
+
+def audit_series(series: Series, steps: list[int], workdir: Path) -> Audit:
+    """Hashes the weights of each step and measures nothing; what was hashed before is not read."""
+    _record(workdir)
+    audit = Audit(workdir, series.name)
+    with Progress("checkpoint", len(steps), unit="items", numbers="reading") as progress:
+        for done, step in enumerate(reversed(steps)):
+            progress.show(done, f"step {step:,}")
+            if not audit.is_settled(step):
+                try:
+                    audit.note(step, series.checkpoints[step].digest())
+                except UserError as error:
+                    audit.note_failure(step, error)
+    return audit
+
+
+def measure_series(config: Config, series: Series, steps: list[int], workdir: Path) -> Audit:
+    """Measures the steps that are not measured yet, into a run folder; returns what it audited.
+
+    Args:
+        config: its data, probe and train sections say what to measure on; the sizes of its model
+            section are not looked at. Without a tokenizer the series's own is taken.
+    Raises:
+        UserError: where folder, data or devices do not fit; not where a step cannot be read, which
+            is in the audit.
+    """
+    record = _record(workdir)
+    audit = Audit(workdir, series.name)
+    mesh = make_mesh(config.mesh)
+    reference = _reference(series, steps, mesh, audit)
+    if reference is None:
+        return audit
+    model = reference.model(mesh)
+    if record is not None:
+        model = config_lib.parse(record["config"]).model
+    data = _with_tokenizer(config.data, model, series, reference, workdir)
+    config = dataclasses.replace(config, data=data, model=_computed_as(config.model, model))
+    check_divides(config, dict(mesh.shape))
+    if record is not None:
+        run_folder.check_continues(workdir, config)
+    cache = prepare(config.data)
+    _check_tokens(config, series, cache)
+    run_folder.check_same_corpus(workdir, cache.digest)
+    windows = held_out(cache, config.probe.tokens, config.train.sequence_length)
+    parameters = count_parameters(config.model)
+    with _writing(workdir):
+        workdir.mkdir(parents=True, exist_ok=True)
+        facts = run_folder.facts(dict(mesh.shape), parameters, cache)
+        run_folder.write_config(workdir, config, facts | {"series": series.name})
+    with jax.set_mesh(mesh):
+        prober = Prober(config, mesh, windows, cache.unigram_counts())
+        _measure(config, series, steps, workdir, mesh, prober, audit)
+    if max(measured_steps(workdir), default=-1) >= config.train.steps:
+        run_folder.write_text(workdir / run_folder.COMPLETE, "")
+    return audit
+
+
+def measured_steps(workdir: Path) -> set[int]:
+    """The steps that are measured: their arrays and both lines of their scalars are there."""
+    run = load_run(workdir)
+    lines = [set(run.split(name)["step"].to_list()) for name in ("eval", "probe")]
+    return set(run.probe_steps).intersection(*lines)
+
+
+def _measure(
+    config: Config,
+    series: Series,
+    steps: list[int],
+    workdir: Path,
+    mesh: Mesh,
+    prober: Prober,
+    audit: Audit,
+) -> None:
+    measured = measured_steps(workdir)
+    left = [s for s in reversed(steps) if s not in measured or not audit.is_settled(s)]
+    with (
+        _writing(workdir),
+        contextlib.closing(MetricsWriter(workdir, start_step=None)) as writer,
+        Progress(
+            "checkpoint", len(steps), len(steps) - len(left), unit="items", numbers="reading"
+        ) as progress,
+    ):
+        for done, step in enumerate(left, start=len(steps) - len(left)):
+            progress.show(done, f"step {step:,}")
+            checkpoint = series.checkpoints[step]
+            try:
+                _check_same_model(checkpoint.model(mesh), config.model)
+                finding = audit.note(step, checkpoint.digest())
+                if finding.same_as is not None:
+                    progress.say(f"step {step:,} has the weights of step {finding.same_as:,}")
+                if finding.same_as is not None or step in measured:
+                    continue
+                params = checkpoint.load(mesh)
+            except UserError as error:
+                audit.note_failure(step, error)
+                progress.say(f"step {step:,} cannot be read: {error}")
+                continue
+            with _deleted_afterwards(params):
+                found = prober.measure(params)
+            write_record(writer, workdir, step, step * config.tokens_per_step, found)
+            progress.say(f"step {step:,}: {found.headline()}")
+        progress.show(len(steps), "")
+
+
+@contextlib.contextmanager
+def _deleted_afterwards(params: Params) -> Iterator[None]:
+    """Frees the parameters at the end, whoever still refers to them."""
+    try:
+        yield
+    finally:
+        for leaf in jax.tree.leaves(params):
+            leaf.delete()
+
+
+@contextlib.contextmanager
+def _writing(workdir: Path) -> Iterator[None]:
+    try:
+        yield
+    except OSError as error:
+        raise UserError(f"cannot write {workdir}: {error.strerror or error}") from error
+
+
+def _record(workdir: Path) -> dict[str, Any] | None:
+    """What a series that is here already wrote down; None in a new folder, or after an audit alone.
+
+    Raises: `UserError` where the folder holds something else.
+    """
+    path = workdir / run_folder.CONFIG
+    if path.is_file():
+        load_run(workdir)  # says so where it is no run
+        record = run_folder.read_config(workdir)
+        if "series" not in record:
+            raise UserError(
+                f"--workdir={workdir} holds a run that is no series; choose a new folder"
+            )
+        return record
+    if not run_folder.is_unused(workdir, known=(AUDIT, TOKENIZER)):
+        raise UserError(
+            f"--workdir={workdir} is not empty and holds no series; choose a new folder"
+        )
+    return None
+
+
+def _reference(series: Series, steps: list[int], mesh: Mesh, audit: Audit) -> Checkpoint | None:
+    """The last checkpoint whose architecture can be read, by which the others are judged."""
+    for step in reversed(steps):
+        try:
+            series.checkpoints[step].model(mesh)
+            return series.checkpoints[step]
+        except UserError as error:
+            audit.note_failure(step, error)
+    return None
+
+
+def _computed_as(given: ModelConfig, model: ModelConfig) -> ModelConfig:
+    return dataclasses.replace(model, **{name: getattr(given, name) for name in _COMPUTING})
+
+
+def _check_same_model(model: ModelConfig, expected: ModelConfig) -> None:
+    model = _computed_as(expected, model)
+    for entry in dataclasses.fields(ModelConfig):
+        found, wanted = getattr(model, entry.name), getattr(expected, entry.name)
+        if found != wanted:
+            raise UserError(f"it is another model: {entry.name} is {found}, not {wanted}")
+
+
+def _with_tokenizer(
+    data: DataConfig, model: ModelConfig, series: Series, checkpoint: Checkpoint, workdir: Path
+) -> DataConfig:
+    """The data with the tokenizer that the model was trained with, a copy of it in the folder."""
+    path = Path(data.tokenizer).expanduser() if data.tokenizer else None
+    if path is None and data.corpus != "known_rank" and series.corpus is None:
+        path = workdir.absolute() / TOKENIZER
+        own = checkpoint.tokenizer()
+        if own is None:
+            raise UserError(
+                f"{series.name} has no {TOKENIZER}; name its tokenizer with "
+                "--config.data.tokenizer=FILE"
+            )
+        if not path.is_file():
+            with _writing(workdir):
+                workdir.mkdir(parents=True, exist_ok=True)
+                write_whole(path, own.read_bytes())
+        data = dataclasses.replace(data, tokenizer=str(path))
+    if path is not None and (size := vocab_size_in_file(path)) > model.vocab_size:
+        raise UserError(
+            f"{path} has {size} tokens, more than the {model.vocab_size} that {series.name} "
+            "knows; name its own with --config.data.tokenizer=FILE"
+        )
+    return data
+
+
+def _check_tokens(config: Config, series: Series, cache: TokenCache) -> None:
+    """A tokenizer that was made of a run's own corpus comes out the same for that corpus alone."""
+    if series.corpus is None or config.data.tokenizer is not None:
+        return
+    if cache.digest != series.corpus.digest:
+        raise UserError(
+            f"{series.name} made its tokenizer of its own corpus, and this is another; name that "
+            "tokenizer, which lies in its token cache, with --config.data.tokenizer=FILE"
+        )

@@ -1,0 +1,312 @@
+"""The figures of a report: one function each, from runs to a matplotlib figure.
+
+A run that lacks what a figure shows is passed over; where that leaves nothing to draw, the function
+raises `NothingToShow`. How to read each figure stands beside it, in `report.EXHIBITS`.
+R: rank of the head; D: hidden width; σ: singular values of the head.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import Any, Literal, Protocol
+
+import numpy as np
+from matplotlib.axes import Axes
+from matplotlib.collections import QuadMesh
+from matplotlib.colors import LogNorm
+from matplotlib.figure import Figure
+from matplotlib.ticker import EngFormatter, MaxNLocator
+
+from bottleneck.drawing.style import (
+    GREY,
+    SMALL,
+    WIDTH,
+    NothingToShow,
+    Style,
+    label_line_ends,
+    legend,
+    log2_ticks,
+    log10_ticks,
+    plain,
+    styled,
+    styles,
+)
+from bottleneck.report.gaps import SMALLEST_GAP
+from bottleneck.report.summary import same_but_for_rank, summary_table
+from bottleneck.runs.reading import Run
+
+_SMALLEST_RATIO = 1e-3  # of singular values; the colours of the heat map end here
+
+
+class Overlay(Protocol):
+    """Published curves to draw beside those of runs, such as `bottleneck.paper.overlay`."""
+
+    def under(
+        self,
+        panel: Axes,
+        runs: Sequence[Run],
+        look: dict[str, Style],
+        quantity: Literal["loss", "singular_entropy", "anisotropy"],
+        x_from: float = 0.0,
+    ) -> None:
+        """Draws curves of a quantity under those of runs; the loss against tokens."""
+
+    def over(self, panel: Axes, run: Run, mesh: QuadMesh) -> None:
+        """Draws dots of σᵢ/σ₀ on a heat map of them, in its colours."""
+
+
+@styled
+def loss(runs: Sequence[Run], overlay: Overlay | None = None) -> Figure:
+    """Loss against training tokens; beside it, enlarged, the held-out loss of the second half.
+
+    Here and below, `overlay` adds published curves.
+    """
+    look = styles(runs)
+    heldout = {run.name: run.series("eval", "tokens", "loss", "loss_se") for run in runs}
+    halfway = max(tokens.max(initial=0) for tokens, *_ in heldout.values()) / 2
+    late = {name: [c[points[0] >= halfway] for c in points] for name, points in heldout.items()}
+    has_detail = any(len(tokens) >= 2 for tokens, *_ in late.values())
+
+    figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
+    widths = [3, 2] if has_detail else [1]
+    panels = figure.subplots(1, len(widths), squeeze=False, width_ratios=widths)[0]
+    ends = []
+    for run in runs:
+        style = look[run.name]
+        train_tokens, train_loss = run.series("train", "tokens", "loss")
+        panels[0].plot(train_tokens, train_loss, color=style.colour, lw=0.8, alpha=0.5)
+        for panel, points in zip(panels, (heldout, late), strict=False):
+            _errorbar(panel, points[run.name], style)
+        tokens, losses = late[run.name][:2] if has_detail else (train_tokens, train_loss)
+        ends += [(tokens[-1], losses[-1], run.name, style)] if len(tokens) else []
+    for entropy in sorted({round(run.corpus.unigram_entropy, 6) for run in runs}):
+        panels[0].axhline(entropy, color=GREY, lw=1, ls=(0, (4, 3)))
+        panels[0].text(
+            *(0.99, entropy, f"unigram entropy {entropy:.2f}"),
+            transform=panels[0].get_yaxis_transform(),
+            **{"ha": "right", "va": "bottom", "color": GREY, "size": SMALL},
+        )
+    # A head of N(0, 1) factors starts at hundreds of nats: such a start is cut off.
+    uniform = math.log(max(run.config.model.padded_vocab_size for run in runs))
+    panels[0].set_ylim(top=min(panels[0].get_ylim()[1], 1.1 * uniform))
+    panels[0].set_title("the whole run: training (thin) and held-out")
+    if has_detail:
+        panels[1].set_title("second half: held-out ± SE")
+    for panel, start in zip(panels, (0.0, halfway), strict=False):
+        if overlay is not None:
+            overlay.under(panel, runs, look, "loss", start)
+        panel.set(xlabel="training tokens", ylabel="loss (nats/token)")
+        panel.xaxis.set_major_formatter(EngFormatter(sep=" "))
+        panel.xaxis.set_major_locator(MaxNLocator(4, steps=[1, 2, 2.5, 5, 10]))
+    label_line_ends(panels[-1], ends)
+    return figure
+
+
+@styled
+def spectrum(runs: Sequence[Run], overlay: Overlay | None = None) -> Figure:
+    """σᵢ/σ₀ over training as a heat map, a panel per run."""
+    shown = [run for run in runs if len(run.probe_steps) >= 2]
+    if not shown:
+        raise NothingToShow("no run has two probes with singular values yet")
+    ratios = {run.name: singular_value_ratios(run) for run in shown}
+    least = min(float(np.nanmin(ratio, initial=0.1)) for ratio in ratios.values())
+    norm = LogNorm(max(_SMALLEST_RATIO, least), 1.0, clip=True)
+
+    n_columns = min(len(shown), 4 if len(shown) == 4 or len(shown) > 6 else 3)
+    n_rows = math.ceil(len(shown) / n_columns)
+    figure = Figure(figsize=(WIDTH, 0.5 + 2.9 * n_rows), layout="constrained")
+    grid = figure.subplots(n_rows, n_columns, squeeze=False).flatten()
+    for panel, run in zip(grid, shown, strict=False):
+        ratio = ratios[run.name]
+        n_values = len(ratio)
+        mesh = panel.pcolormesh(
+            _cell_edges(np.asarray(run.probe_steps, float)),
+            np.arange(n_values + 1) + 0.5,
+            ratio,
+            norm=norm,
+            cmap="viridis",
+            rasterized=True,
+        )
+        panel.set(facecolor="#e4e4e4", xlabel="step")
+        if panel.get_subplotspec().is_first_col():
+            panel.set_ylabel("index i of σᵢ")
+        panel.set(yscale="log", ylim=(n_values + 0.5, 0.5))
+        log2_ticks(panel.yaxis, 1, n_values)
+        if overlay is not None:
+            overlay.over(panel, run, mesh)
+        panel.xaxis.set_major_locator(MaxNLocator(4, integer=True, steps=[1, 2, 5, 10]))
+        panel.grid(False)
+        panel.set_title(plain(run.name))
+        if run.head_rank <= n_values:
+            panel.text(
+                *(0.5, math.sqrt((run.head_rank - 0.5) * (n_values + 0.5))),
+                f"beyond rank {run.head_rank}",
+                transform=panel.get_yaxis_transform(),
+                **{"ha": "center", "va": "center", "color": GREY, "size": SMALL},
+            )
+    for panel in grid[len(shown) :]:
+        panel.remove()
+    bar = figure.colorbar(mesh, ax=figure.axes, label="σᵢ / σ₀", pad=0.02, aspect=18 * n_rows)
+    log10_ticks(bar.ax.yaxis)
+    return figure
+
+
+def singular_value_ratios(run: Run) -> np.ndarray:
+    """σᵢ/σ₀ of every probe: float64 [D−1, probes], i = 1 … D−1; nan from the head's rank on."""
+    values = np.stack([run.probe(step)["singular_values"] for step in run.probe_steps], axis=1)
+    ratios = np.full((run.config.model.d_model - 1, values.shape[1]), np.nan)
+    ratios[: run.head_rank - 1] = values[1 : run.head_rank] / values[0]
+    return ratios
+
+
+@styled
+def singular_entropy(runs: Sequence[Run], overlay: Overlay | None = None) -> Figure:
+    """Singular entropy of the head over training, of W as it is and centred over the vocabulary."""
+    look = styles(runs)
+    shown = [run for run in runs if len(run.series("probe", "singular_entropy")[0])]
+    if not shown:
+        raise NothingToShow("no run has been probed yet")
+    figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    kinds = {"singular_entropy": "W as it is", "singular_entropy_centred": "W centred"}
+    for panel, (column, title) in zip(panels, kinds.items(), strict=True):
+        ends = []
+        for run in shown:
+            style = look[run.name]
+            steps, entropy = run.series("probe", "step", column)
+            _line(panel, steps, entropy, style)
+            ends += [(steps[-1], entropy[-1], run.name, style)] if len(steps) else []
+            if not run.is_full_rank:
+                least = math.log(run.config.model.d_model / run.head_rank)
+                panel.axhline(least, color=style.colour, lw=0.8, ls=":")
+        panel.set(xlabel="step", ylabel="KL(p‖u) (nats)", yscale="log", title=title)
+        panel.xaxis.set_major_locator(MaxNLocator(5, integer=True))
+        panel.label_outer()
+    if overlay is not None:
+        overlay.under(panels[0], shown, look, "singular_entropy")
+    for panel in panels:
+        log10_ticks(panel.yaxis)
+    label_line_ends(panels[1], ends)
+    return figure
+
+
+@styled
+def gap_by_rank(runs: Sequence[Run]) -> Figure:
+    """What truncating each trained head to rank r costs, plain and whitened, at the last probe."""
+    look = styles(runs)
+    shown = [run for run in runs if run.probe_steps]
+    if not shown:
+        raise NothingToShow("no run has been probed yet")
+    figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    titles = {"gap_plain": "truncated SVD of W", "gap_whitened": r"truncated SVD of W C$^{1/2}$"}
+    for panel, (key, title) in zip(panels, titles.items(), strict=True):
+        for run in shown:
+            probe = run.probe()
+            cut = probe["ranks"] < run.head_rank  # the others take nothing away
+            ranks, gap, error = (probe[name][cut] for name in ("ranks", key, f"{key}_se"))
+            _gap_line(panel, ranks, gap, error, look[run.name])
+        panel.set(xscale="log", yscale="log", xlabel="rank r kept", title=title)
+        panel.set_ylabel("gap to the untruncated head (nats/token)")
+        log2_ticks(panel.xaxis, 1, max(run.head_rank for run in shown) - 1)
+        log10_ticks(panel.yaxis)
+        panel.label_outer()
+    legend(figure, {run.name: look[run.name] for run in shown})
+    return figure
+
+
+@styled
+def loss_by_rank(runs: Sequence[Run]) -> Figure:
+    """Final held-out loss of each finished run against the rank of its head."""
+    look = styles(runs)
+    table = {row["run"]: row for row in summary_table(runs).iter_rows(named=True)}
+    shown = [run for run in runs if run.is_complete and table[run.name]["loss"] is not None]
+    if len({run.head_rank for run in shown}) < 2:
+        raise NothingToShow("it takes finished runs with at least two head ranks")
+    shapes = {(run.head_rank, run.config.model.d_model) for run in shown}
+    is_one_curve = all(same_but_for_rank(run, shown[0]) for run in shown)
+    figure = Figure(figsize=(WIDTH, 4.0), layout="constrained")
+    panel = figure.subplots()
+    for run in shown:
+        row, style = table[run.name], look[run.name]
+        alike = [other for other in shown if same_but_for_rank(run, other)]
+        if run is alike[0]:  # one grey line an experiment, through the mean where seeds differ
+            ranks = sorted({other.head_rank for other in alike})
+            losses = [[table[o.name]["loss"] for o in alike if o.head_rank == r] for r in ranks]
+            panel.plot(ranks, [np.mean(at) for at in losses], color="#b8b8b8", lw=1, zorder=1)
+        _errorbar(panel, (run.head_rank, row["loss"], row["loss_se"]), style)
+        note = f"full, D = {row['d_model']}" if run.is_full_rank else ""
+        if row["gap"] is not None and is_one_curve and len(shapes) == len(shown):
+            note = f"{row['gap']:+.3f}"
+        panel.annotate(
+            *(note, (run.head_rank, row["loss"])),
+            **{"xytext": (7, 5), "textcoords": "offset points", "color": style.ink, "size": SMALL},
+        )
+    panel.margins(0.08)
+    panel.set(xscale="log", xlabel="rank R of the head", ylabel="held-out loss (nats/token)")
+    ranks = [run.head_rank for run in shown]
+    log2_ticks(panel.xaxis, min(ranks), max(ranks))
+    if len(shapes) < len(shown):
+        legend(figure, {run.name: look[run.name] for run in shown})
+    return figure
+
+
+@styled
+def anisotropy(runs: Sequence[Run], overlay: Overlay | None = None) -> Figure:
+    """Anisotropy of the hidden states: by layer at the last probe; of the last layer over steps."""
+    look = styles(runs)
+    shown = [run for run in runs if run.probe_steps]
+    if not shown:
+        raise NothingToShow("no run has been probed yet")
+    figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
+    panels = figure.subplots(1, 2, sharey=True)
+    depths = {run.config.model.n_layers for run in shown}
+    ends = []
+    for run in shown:
+        style, n_layers = look[run.name], run.config.model.n_layers
+        layers = np.arange(n_layers + 1) / (1 if len(depths) == 1 else n_layers)
+        _line(panels[0], layers, run.probe()["anisotropy"], style)
+        steps, last = run.series("probe", "step", f"anisotropy/{n_layers}")
+        _line(panels[1], steps, last, style)
+        ends += [(steps[-1], last[-1], run.name, style)] if len(steps) else []
+    if len(depths) == 1:
+        panels[0].xaxis.set_major_locator(MaxNLocator(12, integer=True))
+        where = f"layer (0: embedding, {depths.pop()}: after the final norm)"
+    else:
+        where = "layer / number of layers (0: embedding, 1: after the final norm)"
+    panels[0].set(xlabel=where, ylabel="mean cosine similarity", title="by layer, last probe")
+    panels[1].set(xlabel="step", title="last layer, after the final norm")
+    panels[1].xaxis.set_major_locator(MaxNLocator(5, integer=True))
+    if overlay is not None:
+        overlay.under(panels[1], shown, look, "anisotropy")
+    label_line_ends(panels[1], ends)
+    return figure
+
+
+def _line(panel: Axes, x: np.ndarray, y: np.ndarray, style: Style) -> None:
+    panel.plot(x, y, ms=3, **style.line)
+
+
+def _errorbar(panel: Axes, points: Sequence[Any], style: Style) -> None:
+    """A line through points (x, y, standard error), with bars of one standard error."""
+    x, y, error = points
+    panel.errorbar(x, y, error, ms=3.5, elinewidth=0.9, **style.line)
+
+
+def _gap_line(
+    panel: Axes, ranks: np.ndarray, gap: np.ndarray, error: np.ndarray, style: Style
+) -> None:
+    """Gaps with bars of one standard error; an upper limit where a gap is within two of zero."""
+    measured = gap > np.maximum(2 * error, SMALLEST_GAP)
+    _errorbar(panel, (ranks[measured], gap[measured], error[measured]), style)
+    limit = np.maximum(gap, 0) + 2 * error
+    unclear = ~measured & (limit > SMALLEST_GAP)
+    panel.plot(
+        ranks[unclear], limit[unclear], ls="", marker="v", mfc="none", mec=style.colour, ms=6
+    )
+
+
+def _cell_edges(centres: np.ndarray) -> np.ndarray:
+    """Edges of cells around ascending centres: halfway between them, and at the first and last."""
+    return np.concatenate([centres[:1], (centres[1:] + centres[:-1]) / 2, centres[-1:]])

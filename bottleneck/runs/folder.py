@@ -1,0 +1,208 @@
+"""The folder of a run: what it was asked to do, whether it is finished, who may continue it."""
+
+from __future__ import annotations
+
+import contextlib
+import importlib.metadata
+import re
+import subprocess
+from collections.abc import Collection, Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from bottleneck import config as config_lib
+from bottleneck.storage import json_files
+from bottleneck.config import Config
+from bottleneck.errors import UserError
+from bottleneck.storage.folders import is_remote, locked, write_whole, writing
+
+if TYPE_CHECKING:  # analysis reads run folders without what these import
+    from bottleneck.data.tokens import TokenCache
+    from bottleneck.model.accounting import ParameterCount
+
+CONFIG = "config.json"
+METRICS = "metrics.jsonl"  # in a bucket, metrics-00000.jsonl and so on
+COMPLETE = "COMPLETE"
+LOCK = ".lock"  # held by the process that writes the folder
+
+# Where and how a run is carried out may change between restarts; what it computes may not.
+_FREE_TO_CHANGE = (
+    "mesh.",
+    "compile_cache",
+    "data.cache_dir",
+    "data.tokenizer:",  # a path; `check_same_corpus` sees what is in it
+    "train.log_every",
+    "train.peak_flops",
+    "train.bad_steps",
+    "train.skip_bad_batches",  # so that a run which a batch has ended can go on
+    "checkpoint.",
+)
+
+_VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
+
+
+def check_continues(workdir: Path, config: Config) -> None:
+    """Raises `UserError` where the folder belongs to another experiment, naming the fields."""
+    path = workdir / CONFIG
+    if not path.exists():
+        if not is_unused(workdir):
+            what = "is not empty and holds no run" if workdir.is_dir() else "is a file"
+            raise UserError(f"--workdir={workdir} {what}; choose a new folder")
+        return
+    old = config_lib.parse(read_config(workdir)["config"])
+    changed = [
+        line for line in config_lib.differences(old, config) if not line.startswith(_FREE_TO_CHANGE)
+    ]
+    if changed:
+        raise UserError(
+            f"--workdir={workdir} holds a run of another config ({'; '.join(changed)}); "
+            "choose a new folder, or the old values"
+        )
+
+
+def is_unused(folder: Path, known: Collection[str] = ()) -> bool:
+    """Whether a folder is not there, or as a process leaves it that was killed at its very start.
+
+    That is with its lock, drafts of what it meant to write, and perhaps files of the `known` names.
+    """
+    if not folder.exists():
+        return True
+    return folder.is_dir() and all(
+        path.name in (LOCK, *known) or path.name.endswith(".draft") for path in folder.iterdir()
+    )
+
+
+@contextlib.contextmanager
+def claimed(workdir: Path, flag: str = "--workdir") -> Iterator[None]:
+    """This process alone writes the folder in the block, which makes it if it is not there.
+
+    A folder that the block leaves empty is removed. In a bucket there is no such thing as a lock,
+    and nothing is held.
+
+    Args:
+        flag: by which the user named the folder.
+    Raises: `UserError` where another process has the folder.
+    """
+    if is_remote(workdir):
+        yield
+        return
+
+    def refuse(holder: str) -> None:
+        raise UserError(
+            f"{flag}={workdir} is in use by {holder}; stop that one, or choose another folder"
+        )
+
+    is_new = not workdir.exists()
+    with contextlib.ExitStack() as stack:
+        with writing(workdir):
+            workdir.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(workdir / LOCK, refuse))
+        try:
+            yield
+        finally:
+            if is_new and [path.name for path in workdir.iterdir()] == [LOCK]:
+                (workdir / LOCK).unlink()
+                workdir.rmdir()
+
+
+def check_same_corpus(workdir: Path, digest: str) -> None:
+    """Raises `UserError` where the run was begun on other tokens."""
+    if (workdir / CONFIG).exists() and read_config(workdir)["corpus"]["digest"] != digest:
+        raise UserError(
+            f"--workdir={workdir} holds a run on other tokens, though its config is the same: the "
+            "corpus or its tokenizer has changed; choose a new folder"
+        )
+
+
+def is_complete(workdir: Path) -> bool:
+    return (workdir / COMPLETE).exists()
+
+
+def write_config(workdir: Path, config: Config, facts: dict[str, Any]) -> None:
+    """Writes config.json: the config, the libraries' versions, the git revision, other facts."""
+    description = {
+        "config": config_lib.to_dict(config),
+        "versions": {name: importlib.metadata.version(name) for name in _VERSIONED},
+        "git_revision": _git_revision(),
+        **facts,
+    }
+    json_files.write(workdir / CONFIG, description)
+
+
+def read_config(workdir: Path) -> dict[str, Any]:
+    """What `write_config` wrote; `UserError` where that is not there, or is damaged."""
+    return json_files.read(workdir / CONFIG, "restore it from a copy, or take a new folder")
+
+
+def facts(
+    mesh_sizes: dict[str, int], parameters: ParameterCount, cache: TokenCache
+) -> dict[str, Any]:
+    """What a run writes down beside its config when it begins."""
+    return {
+        "mesh": mesh_sizes,
+        "parameters": {
+            "total": parameters.total,
+            "non_embedding": parameters.non_embedding,
+        },
+        "corpus": {
+            "digest": cache.digest,
+            "train_tokens": cache.n_tokens("train"),
+            "heldout_tokens": cache.n_tokens("heldout"),
+            "unigram_entropy": cache.unigram_entropy,
+            "bytes_per_token": cache.bytes_per_token,
+        },
+    }
+
+
+def saved_steps(checkpoints: Path) -> list[int]:
+    """Steps that have a checkpoint in a run's folder of them, damaged or not, ascending."""
+    if not checkpoints.is_dir():
+        return []
+    found = (p for p in checkpoints.iterdir() if re.fullmatch("0|[1-9][0-9]{0,17}", p.name))
+    # In a bucket, where nothing can be renamed, one that is being written has its name already.
+    return sorted(
+        int(path.name)
+        for path in found
+        if not is_remote(path) or (path / "commit_success.txt").exists()
+    )
+
+
+def write_text(path: Path, text: str) -> None:
+    """Writes a file that is there whole or not at all."""
+    write_whole(path, text.encode())
+
+
+def part_name(number: int) -> str:
+    """Of the parts that stand for metrics.jsonl in a bucket."""
+    return f"metrics-{number:05}.jsonl"
+
+
+def metric_parts(workdir: Path) -> dict[int, Path]:
+    """The parts of a run's metrics by number, ascending; none where there is one file."""
+    found = {}
+    for path in workdir.iterdir() if workdir.is_dir() else ():
+        match = re.fullmatch(r"metrics-(\d{5,})\.jsonl", path.name)
+        if match and path.name == part_name(int(match[1])):
+            found[int(match[1])] = path
+    return dict(sorted(found.items()))
+
+
+def metric_files(workdir: Path) -> list[Path]:
+    """The files that hold a run's metrics, in the order in which they were written; maybe none."""
+    whole = workdir / METRICS
+    return [whole] if whole.is_file() else [*metric_parts(workdir).values()]
+
+
+def _git_revision() -> str | None:
+    """The commit this package was run from, or None where it is not in a git checkout."""
+    try:
+        answer = subprocess.run(
+            ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],  # noqa: S607
+            capture_output=True,
+            text=True,
+            timeout=5,
+            check=True,
+        )
+    except (OSError, subprocess.SubprocessError):
+        return None
+    return answer.stdout.strip()

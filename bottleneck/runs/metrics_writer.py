@@ -1,0 +1,139 @@
+"""Scalars of a run: metrics.jsonl, TensorBoard, and what a person watching sees.
+
+metrics.jsonl is only ever appended to; in a bucket, `metric_parts` stand for it. What a line is,
+and how they are read, is in `metric_lines`.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+
+from bottleneck.storage.folders import is_remote, writing
+from bottleneck.runs import metrics as metric_lines
+from bottleneck.runs.folder import METRICS
+from bottleneck.runs.tensorboard import TensorBoard
+import time
+from collections.abc import Callable
+from pathlib import Path
+from bottleneck.storage.folders import write_whole
+from bottleneck.runs.folder import metric_parts, part_name
+
+
+class MetricsWriter:
+    """Appends scalars to metrics.jsonl, each line whole when it is there, and to TensorBoard."""
+
+    def __init__(self, workdir: Path, start_step: int | None):
+        """`start_step` is where a run begins or continues; None: steps come in any order, which
+        TensorBoard cannot show, and it gets nothing."""
+        self._lines: _Lines | MetricParts
+        with writing(workdir / METRICS):
+            self._lines = MetricParts(workdir) if is_remote(workdir) else _Lines(workdir / METRICS)
+        board = workdir / "tensorboard"
+        with writing(board):
+            self._board = None if start_step is None else TensorBoard(board, start_step)
+        self._workdir = workdir
+
+    def write(self, step: int, split: str, scalars: dict[str, float]) -> None:
+        with writing(self._workdir / METRICS):
+            self._lines.write(metric_lines.written(step, split, scalars))
+        if self._board is not None:
+            with writing(self._workdir / "tensorboard"):
+                self._board.add(step, split, scalars)
+
+    def flush(self) -> None:
+        """Returns when everything written is on the disk, or in the bucket."""
+        with writing(self._workdir / METRICS):
+            self._lines.flush()
+        if self._board is not None:
+            with writing(self._workdir / "tensorboard"):
+                self._board.flush()
+
+    def close(self) -> None:
+        with writing(self._workdir):
+            self._lines.close()
+            if self._board is not None:
+                self._board.close()
+
+
+class _Lines:
+    """A file of lines, opened for appending, which is never rewritten."""
+
+    def __init__(self, path: Path):
+        _drop_torn_line(path)
+        self._file = path.open("ab", buffering=0)  # what a full disk refuses is not tried again
+
+    def write(self, line: str) -> None:
+        left = memoryview(line.encode())
+        while left:
+            left = left[self._file.write(left) :]
+
+    def flush(self) -> None:
+        os.fsync(self._file.fileno())
+
+    def close(self) -> None:
+        self._file.close()
+
+
+def _drop_torn_line(path: Path) -> None:
+    """Cuts off what a kill left of a line, so that the next one starts on its own."""
+    if not path.exists():
+        return
+    content = path.read_bytes()
+    whole = content.rfind(b"\n") + 1
+    if whole < len(content):
+        with path.open("r+b") as file:
+            file.truncate(whole)
+
+
+class Stopwatch:
+    """Books wall time under a reason: "train", "probe", "checkpoint", …"""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def booked(self, reason: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[reason] += time.perf_counter() - start
+
+
+FLUSH_SECONDS = 30.0
+PART_BYTES = 2**20
+
+
+class MetricParts:
+    """A file of lines, opened for appending."""
+
+    def __init__(self, workdir: Path, clock: Callable[[], float] = time.monotonic):
+        self._workdir, self._clock = workdir, clock
+        parts = metric_parts(workdir)
+        self._number = 1 + max(parts) if parts else 0
+        self._lines: list[str] = []
+        self._n_written, self._last_flush = 0, clock()
+
+    def write(self, line: str) -> None:
+        self._lines.append(line)
+        if self._clock() - self._last_flush >= FLUSH_SECONDS:
+            self.flush()
+
+    def flush(self) -> None:
+        """Returns when every line is in the bucket."""
+        self._last_flush = self._clock()
+        if self._n_written == len(self._lines):
+            return
+        content = "".join(self._lines).encode()
+        write_whole(self._workdir / part_name(self._number), content)
+        self._n_written = len(self._lines)
+        if len(content) >= PART_BYTES:
+            self._number, self._lines, self._n_written = self._number + 1, [], 0
+
+    def close(self) -> None:
+        self.flush()

@@ -1,0 +1,316 @@
+"""A run folder, read back: its config, its metrics, its probes and the parameters it saved.
+
+Reading metrics imports neither jax nor orbax; only `Run.params` does, when it is called.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import os
+import re
+import typing
+from collections.abc import Iterable
+from dataclasses import dataclass
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import polars as pl
+import polars.selectors as cs
+
+from bottleneck.storage.arrays import Arrays, read_arrays
+from bottleneck.config import Config, parse
+from bottleneck.errors import UserError
+from bottleneck.storage.folders import absolute, as_path
+from bottleneck.sections import flatten
+from bottleneck.runs import metrics as metric_lines
+from bottleneck.runs.seals import damage
+from bottleneck.runs.folder import CONFIG, is_complete, read_config, saved_steps
+
+_PROBE = "{:08d}.npz"
+
+
+@dataclass(frozen=True)
+class Corpus:
+    """What the run's text is like, as counted when it was tokenised."""
+
+    digest: str  # the same for the same tokens
+    train_tokens: int
+    heldout_tokens: int
+    unigram_entropy: float  # nats per token
+    bytes_per_token: float
+
+
+@dataclass(frozen=True)
+class Run:
+    """One run folder. `load_run` makes it; it holds what was there at that time."""
+
+    path: Path
+    name: str  # the folder's name, or enough of its path to tell it from the runs beside it
+    config: Config
+    metrics: pl.DataFrame  # one row per (step, split), ascending; null where not measured
+    n_params: int  # N, total
+    n_params_non_embedding: int
+    trained_on: Corpus | None  # None: imported, not trained here; of a series, what it is read on
+    versions: dict[str, str]
+    mesh: dict[str, int]
+    git_revision: str | None
+    series_of: str | None = None  # where its checkpoints lie, for a run that others trained
+
+    @property
+    def corpus(self) -> Corpus:
+        """What it was trained on; `UserError` for imported weights."""
+        if self.trained_on is None:
+            raise UserError(f"{self.path} was imported: what it was trained on is not known")
+        return self.trained_on
+
+    @property
+    def is_complete(self) -> bool:
+        return is_complete(self.path)
+
+    @property
+    def head_rank(self) -> int:
+        """R, which is D for a full head."""
+        return self.config.model.head_rank or self.config.model.d_model
+
+    @property
+    def is_full_rank(self) -> bool:
+        return self.head_rank == self.config.model.d_model
+
+    @property
+    def steps(self) -> list[int]:
+        """Steps with a checkpoint, ascending."""
+        return saved_steps(self.path / "checkpoints")
+
+    @property
+    def probe_steps(self) -> list[int]:
+        """Steps with arrays of a probe, ascending."""
+        return _numbered(self.path / "probes", _PROBE)
+
+    def split(self, name: str) -> pl.DataFrame:
+        """The rows of one split ("train", "eval" or "probe") and the columns that it has."""
+        rows = self.metrics.filter(pl.col("split") == name)
+        return rows.select([c for c in rows.columns if rows[c].null_count() < max(rows.height, 1)])
+
+    def series(self, split: str, *columns: str) -> list[np.ndarray]:
+        """Columns of a split as float64 arrays of one length, empty where the run lacks one."""
+        rows = self.split(split)
+        if not set(columns) <= set(rows.columns):
+            return [np.empty(0) for _ in columns]
+        rows = rows.drop_nulls(columns)
+        return [rows[column].cast(pl.Float64).to_numpy() for column in columns]
+
+    def probe(self, step: int | None = None) -> Arrays:
+        """The arrays of the probe at a step (None: the last).
+
+        Raises: `UserError` if it was not probed, and where the file is damaged; it is named.
+        """
+        step = self._known(step, self.probe_steps, "probe")
+        return read_arrays(self.path / "probes" / _PROBE.format(step))
+
+    def params(self, step: int | None = None) -> dict[str, Any]:
+        """The parameters at a step (None: the last), whatever mesh saved them.
+
+        jax starts every platform it finds; JAX_PLATFORMS=cpu leaves a busy accelerator alone.
+
+        Returns: nested dicts of jax arrays, each whole, on the first CPU device.
+        Raises: `UserError` where the step has no checkpoint, naming those that have, and where it
+            cannot be read.
+        """
+        step = self._known(step, self.steps, "checkpoint")
+        problem = damage(self.path / "checkpoints" / str(step) / "params")
+        if problem is not None:
+            raise UserError(f"the checkpoint of step {step} is damaged: {problem}")
+        try:
+            return self._restored(step)
+        except Exception as error:  # orbax raises what its layers do
+            reason = " ".join(str(error).split()) or type(error).__name__
+            raise UserError(
+                f"{self.path}: the checkpoint of step {step} cannot be read: {reason}"
+            ) from error
+
+    def _restored(self, step: int) -> dict[str, Any]:
+        import jax
+        import orbax.checkpoint as ocp
+
+        from bottleneck.runs.checkpoints import handlers
+
+        # Without a target orbax asks for the devices of the mesh that saved the arrays; hence one
+        # is built from the checkpoint's own metadata, with every array on one device here.
+        here = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
+        with ocp.CheckpointManager(
+            absolute(self.path / "checkpoints"),
+            options=ocp.CheckpointManagerOptions(create=False),
+            handler_registry=handlers(),
+        ) as manager:
+            saved = manager.item_metadata(step)["params"].tree
+            target = jax.tree.map(
+                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), saved
+            )
+            items = ocp.args.Composite(params=ocp.args.StandardRestore(target))
+            return manager.restore(step, args=items)["params"]
+
+    def _known(self, step: int | None, known: list[int], what: str) -> int:
+        if not known:
+            raise UserError(f"{self.path} has no {what} yet")
+        if step is not None and step not in known:
+            steps = ", ".join(map(str, known))
+            raise UserError(f"{self.path} has no {what} of step {step}; it has those of {steps}")
+        return known[-1] if step is None else step
+
+
+def load_run(workdir: str | os.PathLike[str]) -> Run:
+    """The run in a folder; `UserError` where it is not a run folder or has no metrics yet.
+
+    Of one that was imported, and of a series that others trained, none are asked.
+    """
+    path = as_path(workdir)
+    if not _is_run(path):
+        raise UserError(f"{path} is not a run folder: it has no {CONFIG}")
+    record = read_config(path)
+    is_imported = "corpus" in record and record["corpus"] is None
+    metrics = _read_metrics(path, may_be_empty=is_imported or "series" in record)
+    try:
+        return Run(
+            path=path,
+            name=absolute(path).name,
+            config=parse(record["config"]),
+            metrics=metrics,
+            n_params=_checked(record["parameters"]["total"], int),
+            n_params_non_embedding=_checked(record["parameters"]["non_embedding"], int),
+            trained_on=None if is_imported else _corpus(record["corpus"]),
+            versions={name: _checked(v, str) for name, v in record["versions"].items()},
+            mesh={axis: _checked(n, int) for axis, n in record["mesh"].items()},
+            git_revision=_checked(record["git_revision"], str | None),
+            series_of=_checked(record.get("series"), str | None),
+        )
+    except (KeyError, TypeError, AttributeError, ValueError, UserError) as error:
+        what = f"it has no {error}" if isinstance(error, KeyError) else error
+        raise UserError(f"{path / CONFIG} is not one that a run writes: {what}") from error
+
+
+def find_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
+    """The run folders among paths, each once; a path is a run folder or a folder of run folders."""
+    found: dict[Path, Path] = {}  # resolved → as given
+    for path in map(as_path, paths):
+        if not path.is_dir():
+            raise UserError(f"{path} is not a folder")
+        inside = [path] if _is_run(path) else [p for p in sorted(path.iterdir()) if _is_run(p)]
+        if not inside:
+            raise UserError(f"{path} is neither a run folder nor a folder of run folders")
+        found |= {absolute(p): p for p in inside if absolute(p) not in found}
+    return list(found.values())
+
+
+def load_runs(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Run], list[str]]:
+    """The runs among paths (see `find_runs`) that can be read, and why each other one cannot.
+
+    The runs come by width, then rank, then name, and no two have the same name. `UserError` where
+    none can be read.
+    """
+    runs, problems = _readable(paths)
+    return runs, [str(problem) for problem in problems]
+
+
+class _NoMetrics(UserError):
+    """A run of which there is nothing to show yet."""
+
+
+def _readable(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Run], list[UserError]]:
+    runs, problems = [], list[UserError]()
+    for path in find_runs(paths):
+        try:
+            run = load_run(path)
+            if run.metrics.is_empty():
+                why = "was imported and has no metrics"
+                raise _NoMetrics(f"{path} {why if run.series_of is None else 'has no metrics yet'}")
+            runs.append(run)
+        except UserError as error:
+            problems.append(error)
+    if not runs:
+        raise problems[0]
+    if len({run.name for run in runs}) < len(runs):
+        places = [str(absolute(run.path)) for run in runs]
+        common = os.path.commonpath(places)
+        runs = [
+            dataclasses.replace(run, name=os.path.relpath(place, common))
+            for run, place in zip(runs, places, strict=True)
+        ]
+    runs.sort(key=lambda run: (run.config.model.d_model, run.head_rank, run.name))
+    return runs, problems
+
+
+def load_sweep(root: str | os.PathLike[str]) -> pl.DataFrame:
+    """All that the runs in a folder measured: one row per run, split and step, in that order.
+
+    Columns: `run`; `is_complete`; `n_params`, `n_params_non_embedding`, `d_model`, `head_rank`; the
+    fields of the config in which the runs differ, by their dotted names, lists as text; then those
+    of `Run.metrics`, null where a run lacks one. Runs without metrics yet are left out. So
+
+        load_sweep(root).filter(pl.col("split") == "eval").group_by("run").last()
+
+    has the last held-out loss of each. Raises: `UserError` where no run can be read, or one is
+    damaged.
+    """
+    runs, problems = _readable([root])
+    for problem in problems:
+        if not isinstance(problem, _NoMetrics):
+            raise problem
+    configs = [flatten(run.config) for run in runs]
+    differing = [key for key in configs[0] if len({config[key] for config in configs}) > 1]
+    parts = []
+    for run, config in zip(runs, configs, strict=True):
+        described = {
+            "run": run.name,
+            "is_complete": run.is_complete,
+            "n_params": run.n_params,
+            "n_params_non_embedding": run.n_params_non_embedding,
+            "d_model": run.config.model.d_model,
+            "head_rank": run.head_rank,
+            **{key: _scalar(config[key]) for key in differing},
+        }
+        columns = [pl.lit(value).alias(name) for name, value in described.items()]
+        parts.append(run.metrics.sort("split", "step").select(*columns, pl.all()))
+    return pl.concat(parts, how="diagonal_relaxed")
+
+
+def _scalar(value: Any) -> Any:
+    return ", ".join(map(str, value)) if isinstance(value, tuple) else value
+
+
+def _is_run(path: Path) -> bool:
+    return (path / CONFIG).is_file()
+
+
+def _corpus(record: dict[str, Any]) -> Corpus:
+    corpus = Corpus(**record)
+    for entry in dataclasses.fields(Corpus):
+        _checked(getattr(corpus, entry.name), typing.get_type_hints(Corpus)[entry.name])
+    return corpus
+
+
+def _checked(value: Any, kind: Any) -> Any:
+    """The value, if it is of a kind; `ValueError` else."""
+    if not isinstance(value, kind) or isinstance(value, bool):
+        raise ValueError(f"it has {value!r:.40} where {getattr(kind, '__name__', kind)} belongs")
+    return value
+
+
+def _read_metrics(workdir: Path, *, may_be_empty: bool) -> pl.DataFrame:
+    """One row per (step, split): a run that was killed and continued says some things twice."""
+    rows = {(row["step"], row["split"]): row for row in metric_lines.read(workdir)}
+    if not rows and may_be_empty:
+        return pl.DataFrame(schema={"step": pl.Int64, "split": pl.String})
+    if not rows:
+        raise _NoMetrics(f"{workdir} has no metrics yet")
+    # JSON does not tell 3.0 from 3, so counts are told from measurements by their names.
+    measured = cs.numeric() - cs.by_name("step", "tokens", require_all=False)
+    table = pl.DataFrame(list(rows.values()), infer_schema_length=None)
+    return table.with_columns(measured.cast(pl.Float64)).sort("step", "split")
+
+
+def _numbered(folder: Path, form: str) -> list[int]:
+    """The numbers among the names in a folder; what is still being written has other names."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    numbers = {int(digits[0]) for name in names if (digits := re.match("[0-9]{1,18}", name))}
+    return sorted(number for number in numbers if form.format(number) in names)

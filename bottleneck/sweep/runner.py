@@ -1,0 +1,226 @@
+"""Training the cells of a sweep: one in this process, or all of them in processes of their own.
+
+Beside the run folders, ROOT/logs/ has for each cell NAME.log, what its process printed; NAME.lock,
+held while a process trains it, so that it is never trained twice at once; and NAME.failed, why it
+last ended with an error. A cell that was killed left none of that: it just continues. Where ROOT is
+in a bucket, logs and locks are on this machine, which then knows nothing of other machines' locks.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import signal
+import subprocess
+import time
+from collections import deque
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass
+from pathlib import Path
+from types import FrameType
+from typing import Literal, NoReturn
+from urllib.parse import quote
+
+from bottleneck.errors import UserError
+from bottleneck.parallel import preemption
+from bottleneck.runs import folder as run_folder
+from bottleneck.storage.folders import is_remote, locked, writing
+from bottleneck.sweep.cells import Cell
+from bottleneck.terminal import console
+
+State = Literal["complete", "failed", "running", "begun", "not begun"]
+
+_POLL_SECONDS = 0.1
+_GPUS = "CUDA_VISIBLE_DEVICES"
+
+
+@dataclass(frozen=True)
+class Places:
+    """Where a cell's files are in the folder of its sweep."""
+
+    root: Path
+    name: str
+
+    @property
+    def workdir(self) -> Path:
+        return self.root / self.name
+
+    @property
+    def log(self) -> Path:
+        return self._on_this_machine / f"{self.name}.log"
+
+    @property
+    def lock(self) -> Path:
+        return self._on_this_machine / f"{self.name}.lock"
+
+    @property
+    def _on_this_machine(self) -> Path:
+        if not is_remote(self.root):
+            return self.root / "logs"
+        return Path("~/.cache/bottleneck/sweeps").expanduser() / quote(str(self.root), safe="")
+
+    @property
+    def failure(self) -> Path:
+        return self.root / "logs" / f"{self.name}.failed"
+
+
+def state_of(places: Places) -> State:
+    """What has become of a cell; "begun" is one that was stopped and will continue."""
+    if run_folder.is_complete(places.workdir):
+        return "complete"
+    if _is_locked(places.lock):
+        return "running"
+    if places.failure.exists():
+        return "failed"
+    return "begun" if (places.workdir / run_folder.CONFIG).exists() else "not begun"
+
+
+@contextlib.contextmanager
+def alone(places: Places) -> Iterator[None]:
+    """Waits until no other process trains the cell; the lock dies with the process that has it."""
+
+    def wait(holder: str) -> None:
+        console.print(f"{places.name}: waiting for {holder}, which trains it", markup=False)
+
+    with contextlib.ExitStack() as stack:
+        with writing(places.lock):
+            places.lock.parent.mkdir(parents=True, exist_ok=True)
+            stack.enter_context(locked(places.lock, wait))
+        yield
+
+
+@contextlib.contextmanager
+def failure_recorded(places: Places) -> Iterator[None]:
+    """Writes why the block ended with an error, if it does, and forgets an earlier reason."""
+    places.failure.unlink(missing_ok=True)
+    try:
+        yield
+    except Exception as error:
+        reason = " ".join(str(error).split()) or "no message"
+        kind = "" if isinstance(error, UserError) else f"{type(error).__name__}: "
+        places.failure.parent.mkdir(parents=True, exist_ok=True)
+        run_folder.write_text(places.failure, f"{kind}{reason}\n")
+        raise
+
+
+def _is_locked(path: Path) -> bool:
+    if not path.exists():
+        return False
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False
+
+
+def run_all(
+    cells: Sequence[Cell],
+    root: Path,
+    command: Callable[[Cell], Sequence[str]],
+    *,
+    parallel: int,
+    retry: bool,
+) -> bool:
+    """Trains the cells that are not complete, `parallel` at a time; whether all are complete then.
+
+    Each process gets its share of the GPUs in CUDA_VISIBLE_DEVICES, where that is set. If this
+    process is stopped, so are they; if it is killed, whoever runs the sweep next waits for them.
+
+    Args:
+        command: what trains a cell in a process of its own.
+        retry: whether cells that ended with an error are tried again.
+    """
+    waiting: deque[Cell] = deque()
+    for cell in cells:
+        places = Places(root, cell.name)
+        state = state_of(places)
+        if state == "failed" and not retry:
+            _say(cell, len(cells), f"failed before: {_reason(places)}; --retry tries it again")
+        elif state != "complete":
+            waiting.append(cell)
+    n_complete = sum(state_of(Places(root, cell.name)) == "complete" for cell in cells)
+    if n_complete:
+        console.print(f"{n_complete} of {len(cells)} cells are complete already")
+    slots = _shares(os.environ.get(_GPUS), parallel)
+    running: dict[subprocess.Popen[bytes], tuple[Cell, dict[str, str], float]] = {}
+    with _stopped_as_by_keyboard():
+        try:
+            while waiting or running:
+                while waiting and slots:
+                    cell, slot = waiting.popleft(), slots.pop(0)
+                    process = _start(command(cell), Places(root, cell.name), slot)
+                    running[process] = (cell, slot, time.monotonic())
+                    _say(cell, len(cells), "started")
+                time.sleep(_POLL_SECONDS)
+                for process in [p for p in running if p.poll() is not None]:
+                    cell, slot, started = running.pop(process)
+                    slots.append(slot)
+                    places, seconds = Places(root, cell.name), time.monotonic() - started
+                    if run_folder.is_complete(places.workdir):
+                        _say(cell, len(cells), f"complete after {seconds:,.0f} s")
+                    else:
+                        _say(cell, len(cells), f"failed: {_reason(places, process.returncode)}")
+        finally:
+            for process in running:
+                process.terminate()
+            for process in running:
+                process.wait()
+    return all(run_folder.is_complete(root / cell.name) for cell in cells)
+
+
+def _start(
+    command: Sequence[str], places: Places, environment: dict[str, str]
+) -> subprocess.Popen[bytes]:
+    places.log.parent.mkdir(parents=True, exist_ok=True)
+    with places.log.open("ab") as log:
+        return subprocess.Popen(
+            command,
+            stdin=subprocess.DEVNULL,
+            stdout=log,
+            stderr=subprocess.STDOUT,
+            env=os.environ | environment,
+        )
+
+
+def _shares(gpus: str | None, n: int) -> list[dict[str, str]]:
+    """For each of n processes, what its environment adds: an even part of the GPUs, in order."""
+    if not gpus:
+        return [{} for _ in range(n)]
+    names = gpus.split(",")
+    if len(names) % n:
+        raise UserError(
+            f"--parallel={n} is not allowed; it must divide the {len(names)} GPUs of {_GPUS}={gpus}"
+        )
+    share = len(names) // n
+    return [{_GPUS: ",".join(names[i * share : (i + 1) * share])} for i in range(n)]
+
+
+def _reason(places: Places, code: int | None = None) -> str:
+    if places.failure.exists():
+        return f"{places.failure.read_text(encoding='utf-8').strip()} (see {places.log})"
+    if code in preemption.EXIT_CODES.values():
+        return "stopped and saved; run the sweep again to continue it"
+    if code is not None and code < 0:
+        return f"killed by {signal.Signals(-code).name}; run the sweep again to continue it"
+    return f"exit code {code} (see {places.log})"
+
+
+def _say(cell: Cell, n_cells: int, what: str) -> None:
+    console.print(f"[{cell.index}/{n_cells}] {cell.name}: {what}")
+
+
+@contextlib.contextmanager
+def _stopped_as_by_keyboard() -> Iterator[None]:
+    """SIGTERM ends the block as Ctrl-C does, so that what it started is ended too; the exception
+    then has its number."""
+
+    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
+        raise KeyboardInterrupt(number)
+
+    before = signal.signal(signal.SIGTERM, interrupt)
+    try:
+        yield
+    finally:
+        signal.signal(signal.SIGTERM, before)

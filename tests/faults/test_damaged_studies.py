@@ -1,0 +1,247 @@
+"""What analyses keep in folders of their own and read again: as written, or refused in one line."""
+
+import dataclasses
+import json
+
+import jax.numpy as jnp
+import numpy as np
+import pytest
+
+from bottleneck.errors import UserError
+from bottleneck.frozen.features import FeatureWriter, Manifest, load_features
+from bottleneck.frozen.figures import laws, read_probe
+from bottleneck.frozen.results import load_results
+from bottleneck.model.head import HeadFactors
+from bottleneck.ngrams import counts as ngram_counts
+from bottleneck.ngrams.counts import count
+from bottleneck.ngrams.spectrum import Spectrum, spectrum
+from bottleneck.ngrams.windows import Windows
+from bottleneck.paper.evals import loss_series, read_evals
+from bottleneck.pretrained.series_audit import Audit, left_out_steps
+from bottleneck.storage import json_files
+
+WINDOWS = Windows(3, 300)
+
+
+@pytest.fixture
+def tokens():
+    return np.minimum(np.random.default_rng(0).zipf(1.3, 8000), 299)
+
+
+def flip(path, byte, bit=0):
+    content = bytearray(path.read_bytes())
+    content[byte] ^= 1 << bit
+    path.write_bytes(content)
+
+
+def same(one, other):
+    return all(np.array_equal(getattr(one, k), getattr(other, k)) for k in ngram_counts.TABLE)
+
+
+@pytest.mark.parametrize("memory", [2e9, 120_000], ids=["one run", "many parts"])
+@pytest.mark.parametrize("name", ["starts.bin", "tokens.bin", "counts.bin"])
+def test_damaged_counts_are_not_read_again(tmp_path, tokens, name, memory):
+    first = count(tokens, WINDOWS, tmp_path, memory=memory)
+    assert same(count(tokens, WINDOWS, tmp_path, memory=memory), first)
+    path = tmp_path / name
+    content = path.read_bytes()
+    for byte in (0, len(content) // 2, -1):
+        flip(path, byte)
+        with pytest.raises(UserError, match=rf"{name} is damaged: its checksum .* counted again"):
+            count(tokens, WINDOWS, tmp_path, memory=memory)
+        path.write_bytes(content)
+    path.write_bytes(content[:-4])
+    with pytest.raises(UserError, match=rf"{name} is damaged: it has [\d,]+ bytes instead of"):
+        count(tokens, WINDOWS, tmp_path, memory=memory)
+    path.unlink()
+    with pytest.raises(UserError, match=rf"{name} is damaged: it has 0 bytes instead of"):
+        count(tokens, WINDOWS, tmp_path, memory=memory)
+
+
+def test_counts_of_an_older_version_are_read_by_their_sizes(tmp_path, tokens):
+    first = count(tokens, WINDOWS, tmp_path)
+    state = json.loads((tmp_path / "state.json").read_text())
+    older = {k: v for k, v in state.items() if k not in ("crc32", "run_crc", "table_crc")}
+    (tmp_path / "state.json").write_text(json.dumps(older))
+    assert same(count(tokens, WINDOWS, tmp_path), first)
+
+
+@pytest.mark.parametrize("content", ["", "{", "[]", '{"made_of": {}, "other": 1}', "\0" * 9])
+def test_a_state_that_no_count_wrote_is_named(tmp_path, tokens, content):
+    count(tokens, WINDOWS, tmp_path)
+    (tmp_path / "state.json").write_text(content)
+    with pytest.raises(UserError, match=r"state\.json is .*counted again") as error:
+        count(tokens, WINDOWS, tmp_path)
+    assert "\n" not in str(error.value)
+
+
+def test_a_count_that_was_killed_does_not_go_on_from_damaged_records(tmp_path, tokens, monkeypatch):
+    monkeypatch.setattr(ngram_counts, "_merge", lambda *_: 1 / 0)
+    with pytest.raises(ZeroDivisionError):
+        count(tokens, WINDOWS, tmp_path, memory=120_000)
+    monkeypatch.undo()
+    path = tmp_path / "runs" / "0003.bin"
+    flip(path, 17)
+    with pytest.raises(UserError, match=r"0003\.bin is damaged: its records are not those"):
+        count(tokens, WINDOWS, tmp_path, memory=120_000)
+    path.write_bytes(path.read_bytes()[:-20])
+    with pytest.raises(UserError, match=r"0003\.bin is damaged: its records are not those"):
+        count(tokens, WINDOWS, tmp_path, memory=120_000)
+
+
+def test_a_damaged_curve_is_named(tmp_path, tokens):
+    path = tmp_path / "curve.npz"
+    found = spectrum(tokens, 3, dimensions=20)
+    found.save(path)
+    np.testing.assert_array_equal(Spectrum.load(path).w_error, found.w_error)
+    flip(path, 400)
+    with pytest.raises(UserError, match=r"curve\.npz is not a whole .*computed again"):
+        Spectrum.load(path)
+    np.savez(path, w_error=found.w_error)
+    with pytest.raises(UserError, match=r"curve\.npz has no array facts; it has w_error"):
+        Spectrum.load(path)
+
+
+@pytest.fixture
+def features(tmp_path):
+    rng = np.random.default_rng(0)
+    tokens = {"train": 60, "heldout": 20}
+    manifest = Manifest("made up", 2, 2, 4, 9, 16, "float32", "abc", tokens, 0.0)
+    head = HeadFactors(jnp.float32(rng.standard_normal((9, 4))), None)
+    writer = FeatureWriter(tmp_path / "set", manifest, head)
+    for part, n in tokens.items():
+        writer.begin(part, np.arange(n, dtype=np.int32) % 9, np.int32(np.arange(n) // 5))
+        writer.append(part, np.float32(rng.standard_normal((n, 4))), np.ones((3, 7)))
+    return writer.finish()
+
+
+def read_all(path):
+    features = load_features(path)
+    parts = [features.part(name) for name in ("train", "heldout")]
+    sums = [features.layer_sums(name) for name in ("train", "heldout")]
+    return parts, sums
+
+
+@pytest.mark.parametrize(
+    "name",
+    [
+        *(
+            f"{part}/{name}"
+            for part in ("train", "heldout")
+            for name in ("hidden.bin", "layers.bin")
+        ),
+        *("train/tokens.npz", "head.npz", "manifest.json", "COMPLETE"),
+    ],
+)
+def test_a_flip_in_any_file_of_a_feature_set_is_found(features, name):
+    read_all(features.path)
+    path = features.path / name
+    content = path.read_bytes()
+    for byte in (30, len(content) // 2) if name.endswith("npz") else (9, len(content) // 2, -9):
+        flip(path, byte, bit=1)
+        with pytest.raises(UserError, match=rf"{path.name} .*delete the folder") as error:
+            read_all(features.path)
+        assert "\n" not in str(error.value)
+        path.write_bytes(content)
+    read_all(features.path)
+    path.unlink()
+    with pytest.raises(UserError, match=path.name if path.suffix else "is not finished"):
+        read_all(features.path)
+
+
+def test_a_finished_set_is_not_sealed_again_as_it_is_now(features):
+    flip(features.path / "train" / "hidden.bin", 5)
+    again = FeatureWriter(features.path, features.manifest, features.head).finish()
+    with pytest.raises(UserError, match=r"hidden\.bin is damaged: its checksum"):
+        again.part("train")
+
+
+def test_a_feature_set_of_an_older_version_is_read_by_its_sizes(features):
+    (features.path / "COMPLETE").write_text("")
+    manifest = json.dumps(dataclasses.asdict(features.manifest))
+    (features.path / "manifest.json").write_text(manifest)
+    parts, _ = read_all(features.path)
+    assert [len(part.targets) for part in parts] == [60, 20]
+
+
+def test_tokens_of_another_length_are_refused(features):
+    heldout = features.path / "heldout" / "tokens.npz"
+    heldout.write_bytes((features.path / "train" / "tokens.npz").read_bytes())
+    with pytest.raises(UserError, match=r"tokens\.npz has not the 20 tokens of heldout"):
+        features.part("heldout")
+
+
+def test_damaged_results_of_frozen_heads_are_named(write_frozen_heads, tmp_path):
+    folder = tmp_path / "frozen_heads"
+    write_frozen_heads(folder)
+    json_files.write(folder / "results.json", load_results(folder))
+    assert laws(folder).keys() == {"whitened", "normal"}
+    flip(folder / "documents.npz", 500)
+    with pytest.raises(UserError, match=r"documents\.npz is not a whole .*makes them anew"):
+        laws(folder)
+    flip(folder / "results.json", 200)
+    with pytest.raises(UserError, match=r"results\.json is damaged: .*makes it anew"):
+        laws(folder)
+    (folder / "results.json").write_text('{"cells": []}')
+    with pytest.raises(UserError, match=r"results\.json is not what `frozen_heads` writes"):
+        laws(folder)
+
+
+def test_a_damaged_probe_of_features_is_named(tmp_path):
+    with pytest.raises(UserError, match=r"it has no probe\.json"):
+        read_probe(tmp_path)
+    json_files.write(tmp_path / "probe.json", {"model": "m", "anisotropy": [0.25, 0.5]})
+    assert read_probe(tmp_path) == {"model": "m", "anisotropy": [0.25, 0.5]}
+    path = tmp_path / "probe.json"
+    path.write_text(path.read_text().replace("0.25", "0.35"))
+    with pytest.raises(UserError, match=r"probe\.json is damaged: its checksum"):
+        read_probe(tmp_path)
+
+
+def test_a_damaged_audit_is_named(tmp_path):
+    audit = Audit(tmp_path, "a model")
+    audit.note(10, "ab12")
+    audit.note(20, "cd34")
+    audit.note_failure(30, UserError("no such file"))
+    assert left_out_steps(tmp_path) == [30]
+    path = tmp_path / "audit.json"
+    path.write_text(path.read_text().replace("cd34", "ab12"))
+    for read in (lambda: Audit(tmp_path, "a model"), lambda: left_out_steps(tmp_path)):
+        with pytest.raises(
+            UserError, match=r"audit\.json is damaged: its checksum .* audits again"
+        ):
+            read()
+    for content in ("{}", '{"source": "a model", "steps": 3}', '{"source": 1, "steps": {"x": {}}}'):
+        path.write_text(content)
+        with pytest.raises(UserError, match=r"audit\.json is not an audit"):
+            left_out_steps(tmp_path)
+
+
+@pytest.mark.parametrize(
+    "content",
+    [
+        '{"zero_shot": []}',
+        '{"zero_shot": {"m": 5}}',
+        '{"zero_shot": {"m": [5]}}',
+        '{"zero_shot": {"m": [{"step": "ten"}]}}',
+        '{"zero_shot": {"m": [{"step": NaN}]}}',
+        '{"zero_shot": {"m": [{"step": 1e400}]}}',
+        '{"zero_shot": {"m": [{"step": null}]}}',
+        "[" * 100_000,
+        "\xff",
+        "",
+    ],
+)
+def test_a_summary_of_evaluations_of_another_shape_is_one_line(tmp_path, content):
+    path = tmp_path / "summary.json"
+    path.write_bytes(content.encode("latin-1"))
+    with pytest.raises(UserError, match=r"summary\.json") as error:
+        read_evals(path)
+    assert "\n" not in str(error.value)
+
+
+@pytest.mark.parametrize("value", ["38.06", None, 0, -1.0, float("nan"), float("inf"), [2.0]])
+def test_a_perplexity_that_is_none_is_named(value):
+    rows = [{"step": 10, "lambada_openai/ppl": value}]
+    with pytest.raises(UserError, match=r"have .*/ppl=.* at step 10, which is no perpl"):
+        loss_series("160m", rows)

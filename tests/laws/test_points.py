@@ -1,0 +1,86 @@
+"""What a run folder says to a scaling law: its size, its tokens, its loss, counted as asked."""
+
+import dataclasses
+
+import numpy as np
+import pytest
+
+from bottleneck.commands.fit import main
+from bottleneck.errors import UserError
+from bottleneck.laws.points import FLOP_CONVENTIONS, N_CONVENTIONS, from_runs
+from bottleneck.runs.reading import load_runs
+
+
+@pytest.fixture
+def runs(make_run, tmp_path):
+    make_run("low", d_model=64, head_rank=8)
+    make_run("full", d_model=64)
+    make_run("begun", d_model=32, stop=100)
+    return load_runs([tmp_path])[0]
+
+
+def test_each_finished_run_is_a_point_of_its_last_held_out_loss(runs):
+    measured = from_runs(runs)
+    points = measured.points
+    assert measured.names == ("low", "full")
+    np.testing.assert_array_equal(points.rank, [8, 64])
+    np.testing.assert_array_equal(points.width, [64, 64])
+    np.testing.assert_array_equal(points.n_tokens, [400 * 32 * 256] * 2)
+    losses = [run.split("eval")["loss"][-1] for run in runs if run.is_complete]
+    np.testing.assert_array_equal(points.loss, losses)
+    least = [min(run.split("eval")["loss"]) for run in runs if run.is_complete]
+    np.testing.assert_array_equal(measured.best.loss, least)
+    assert np.all(measured.best.n_tokens <= points.n_tokens)
+
+
+def test_conventions_count_embedding_and_head_or_do_not(runs):
+    # Pythia's way: L(12D² + 13D) + 2D inside, a table of V·D before, a head after.
+    V, D, inside = 8192, 64, 4 * (12 * 64**2 + 13 * 64) + 2 * 64
+    full = next(i for i, name in enumerate(from_runs(runs).names) if name == "full")
+    sizes = {n: from_runs(runs, n).points.n_params[full] for n in N_CONVENTIONS}
+    assert sizes == {"total": inside + 2 * V * D, "non_embedding": inside}
+    tokens = 400 * 32 * 256
+    flops = {c: from_runs(runs, "total", c).flops[full] / tokens / 6 for c in FLOP_CONVENTIONS}
+    assert flops == {"total": inside + 2 * V * D, "with_head": inside + V * D} | {
+        "without_head": inside
+    }
+    low = from_runs(runs, "total", "with_head").flops[1 - full] / tokens / 6
+    assert low == inside + 8 * (V + D)
+
+
+def test_runs_on_different_text_make_no_law(runs):
+    low, full = (run for run in runs if run.is_complete)
+    elsewhere = dataclasses.replace(low.corpus, digest="1" * 64)
+    with pytest.raises(UserError, match="different text"):
+        from_runs([dataclasses.replace(low, trained_on=elsewhere), full])
+
+
+def test_unfinished_runs_make_no_points(make_run, tmp_path):
+    make_run("begun", stop=100)
+    with pytest.raises(UserError, match="no run is finished"):
+        from_runs(load_runs([tmp_path])[0])
+
+
+@pytest.fixture
+def grid_of_runs(make_run, tmp_path):
+    for width in (32, 64, 128):
+        for rank in (4, 16, None):
+            make_run(f"runs/{width}-{rank}", d_model=width, head_rank=rank, steps=100)
+    return str(tmp_path / "runs")
+
+
+FIXED = "--fixed=beta=0.28,B=410.7,E=1.69,A=119.09"  # so that the grids of starts are small
+
+
+def test_fit_reads_runs_with_their_ranks(grid_of_runs, tmp_path, capsys):
+    assert main([grid_of_runs, FIXED, "--bootstrap=0", "--form=effective_width"]) == 0
+    assert "gamma" in capsys.readouterr().out
+    assert (tmp_path / "runs" / "law" / "law.json").is_file()
+
+
+@pytest.mark.slow
+def test_fit_compares_the_laws_where_ranks_differ(grid_of_runs, capsys):
+    assert main([grid_of_runs, FIXED, "--bootstrap=0"]) == 0
+    printed = capsys.readouterr().out
+    for form in ("chinchilla", "additive", "effective_width", "effective_data"):
+        assert form in printed

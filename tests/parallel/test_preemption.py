@@ -1,0 +1,83 @@
+"""Signals, as they reach a program in the middle of a step: real ones, to real processes."""
+
+import contextlib
+import signal
+import subprocess
+import sys
+import time
+
+import pytest
+
+from bottleneck.parallel import preemption
+
+# Waits as long as it was told to, whatever signals come meanwhile.
+PROGRAM = """
+import sys, time
+from bottleneck.parallel.preemption import EXIT_CODES, Notice
+with Notice(lambda line: print(line, flush=True)) as notice:
+    print("ready", flush=True)
+    for _ in range(50):
+        time.sleep(float(sys.argv[1]))
+        if notice.has_come(1):
+            print("saved", flush=True)
+            sys.exit(EXIT_CODES[notice.signal])
+"""
+
+
+def start(step_seconds=0.1):
+    process = subprocess.Popen(
+        [sys.executable, "-c", PROGRAM, str(step_seconds)],
+        stdout=subprocess.PIPE,
+        stderr=subprocess.STDOUT,
+        text=True,
+    )
+    assert process.stdout.readline() == "ready\n"
+    return process
+
+
+@pytest.mark.parametrize(
+    ("number", "code", "says"),
+    [(signal.SIGTERM, 143, ""), (signal.SIGINT, 130, "saving after this step")],
+)
+def test_one_signal_lets_the_program_save(number, code, says):
+    process = start()
+    process.send_signal(number)
+    output, _ = process.communicate(timeout=30)
+    assert process.returncode == code
+    assert says in output and output.endswith("saved\n")
+
+
+def test_a_second_ctrl_c_does_not_wait_for_the_device():
+    process = start(step_seconds=20)
+    process.send_signal(signal.SIGINT)
+    # Two that come before the process is given a core are one to the kernel.
+    assert "saving after this step" in process.stdout.readline()
+    process.send_signal(signal.SIGINT)
+    output, _ = process.communicate(timeout=10)
+    assert process.returncode == 130
+    assert "stopped at once" in output and "saved" not in output
+
+
+def test_what_a_signal_did_before_it_does_again_afterwards():
+    from bottleneck.parallel.preemption import Notice
+
+    before = {number: signal.getsignal(number) for number in (signal.SIGTERM, signal.SIGINT)}
+    with Notice() as notice:
+        assert not notice.has_come(1)
+        signal.raise_signal(signal.SIGTERM)
+        deadline = time.monotonic() + 5
+        while not notice.has_come(1):
+            assert time.monotonic() < deadline
+    assert {number: signal.getsignal(number) for number in before} == before
+
+
+def test_a_ctrl_c_that_a_library_swallows_is_raised_when_the_notice_begins():
+    before = signal.getsignal(signal.SIGINT)  # ignored, where the tests run in the background
+    with preemption.remembered():
+        with contextlib.suppress(KeyboardInterrupt):
+            signal.raise_signal(signal.SIGINT)
+        with pytest.raises(KeyboardInterrupt), preemption.Notice():
+            pytest.fail("it went on")
+    with preemption.Notice() as notice:  # and not once more
+        assert not notice.has_come(1)
+    assert signal.getsignal(signal.SIGINT) is before
