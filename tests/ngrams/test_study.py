@@ -15,11 +15,12 @@ from bottleneck.commands.ngrams import main
 from bottleneck.errors import UserError
 from bottleneck.ngrams import spectrum as ngrams
 from bottleneck.ngrams import study as ngram_study
-from bottleneck.ngrams.figure import PAPER, PAPER_D, figure_7
+from bottleneck.ngrams.figure import figure_7
 from bottleneck.ngrams.rows import Estimate
 from bottleneck.ngrams.spectrum import Spectrum, spectrum
 from bottleneck.ngrams.study import Study, carry_out, summary
 from bottleneck.ngrams.windows import Windows
+from bottleneck.paper.curves import w_errors
 
 
 @pytest.fixture
@@ -90,22 +91,15 @@ def test_figure_7_draws_each_curve_its_null_and_what_is_left_without_chance(toke
         spectrum(tokens, 2, vocab_size=121, split_half=True),
         spectrum(tokens, 3, vocab_size=121),
     ]
-    left, right = figure_7(spectra, paper).axes
-    published = sum(len(corpora) for corpora in PAPER.values()) if paper else 0
+    curves = w_errors() if paper else {}
+    left, right = figure_7(spectra, curves).axes
+    published = len(curves)
     # Two curves, two nulls, one of halves, and the line at a half.
     assert len(left.lines) == published + 6 and len(right.lines) == 3
     curve = left.lines[published]
     d = curve.get_xdata().astype(int)
     np.testing.assert_array_equal(curve.get_ydata(), spectra[0].w_error[d])
     assert d[0] == 0 and d[-1] == len(spectra[0].w_error) - 1
-
-
-def test_the_published_curves_fall_from_one_to_nothing():
-    for corpora in PAPER.values():
-        for values in corpora.values():
-            known = [value for value in values if value is not None]
-            assert len(values) == len(PAPER_D) and 0.5 < known[0] < 0.7 and known[-1] < 0.1
-            assert known == sorted(known, reverse=True)
 
 
 def test_the_command_writes_curves_a_manifest_and_a_figure(tokens, tmp_path, capsys):

@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bottleneck.commands.paper import main
-from bottleneck.paper.curves import MODELS, curve
+from bottleneck.paper.curves import MODELS, curve, w_errors
 from bottleneck.paper.overlay import PaperOverlay
 from bottleneck.report import figures
 from bottleneck.report.page import write_report
@@ -126,3 +126,11 @@ def test_the_report_says_what_is_the_papers_where_it_is_asked_for(
     assert "Godey" not in write_report([run], tmp_path / "plain").read_text()
     assert main([str(run.path), f"--output={tmp_path / 'paper'}"]) == 0
     assert "Read off the figures of Godey" in (tmp_path / "paper" / "report.html").read_text()
+
+
+def test_the_published_curves_fall_from_one_to_nothing():
+    curves = w_errors()
+    assert len(curves) == 6
+    for errors in curves.values():
+        assert list(errors) == sorted(errors) and 0.5 < errors[512] < 0.7 and errors[13_000] < 0.1
+        assert list(errors.values()) == sorted(errors.values(), reverse=True)

@@ -7,13 +7,13 @@ import subprocess
 import numpy as np
 import polars as pl
 import pytest
-from bottleneck.drawing.sorting import SCRIPT
-from bottleneck.report.w_error import gap_by_w_error
 from scipy.optimize import curve_fit
 
+from bottleneck.drawing.html import SORTING_SCRIPT
 from bottleneck.drawing.style import NothingToShow
 from bottleneck.laws.rank import RankLaw, fit_rank_law
 from bottleneck.probes.spectral_metrics import w_error
+from bottleneck.report.gaps import gap_by_w_error
 from bottleneck.report.rank_law import rank_law
 from bottleneck.runs.reading import load_run, load_sweep
 
@@ -145,7 +145,7 @@ def test_a_column_is_sorted_by_its_numbers_with_their_units_and_gaps_last():
         "1,234",
         "name",
     ]
-    program = f"{SCRIPT}\nconst cells = {json.dumps(cells)};"
+    program = f"{SORTING_SCRIPT}\nconst cells = {json.dumps(cells)};"
     program += "const sorted = sign => [...cells].sort((a, b) => compareCells(a, b, sign));"
     program += "console.log(JSON.stringify([sorted(1), sorted(-1)]))"
     result = subprocess.run([node, "-e", program], capture_output=True, text=True, check=True)

@@ -8,7 +8,6 @@ from rich.console import Console
 
 from bottleneck.report.summary import (
     MEASURES,
-    count,
     full_rank_reference,
     print_summary,
     summary_table,
@@ -127,13 +126,6 @@ def test_errors_are_written_to_two_digits_and_values_to_as_many():
     assert with_error(-0.25, 0.0, sign="+") == "-0.250"
     assert with_error(math.nan, math.nan) == "nan"
     assert with_error(None, None) == "–"
-
-
-def test_counts_have_three_digits_and_a_unit():
-    numbers = (0, 999, 1000, 98_765, 3_276_800, 999_999, 1e12, None)
-    assert [count(n) for n in numbers] == [
-        *("0", "999", "1.00 k", "98.8 k", "3.28 M", "1.00 M", "1.00 T", "–")
-    ]
 
 
 def test_summary_fits_a_terminal_of_80_columns(make_run):
