@@ -11,9 +11,9 @@ from scipy.optimize import minimize
 from scipy.special import huber, logsumexp
 
 from bottleneck.laws import comparison as law_bootstrap
-from bottleneck.laws import fit as scaling_law
-from bottleneck.laws.fit import DELTA, Points
+from bottleneck.laws import scaling_law
 from bottleneck.laws.forms import CHINCHILLA
+from bottleneck.laws.scaling_law import DELTA, Points
 
 SOME = 20  # starts of scipy's; it would take minutes for all
 

@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bottleneck.errors import UserError
-from bottleneck.laws.fit import Points
+from bottleneck.laws.scaling_law import Points
 
 _SAME_BUDGET = 0.1  # of log C; points closer than this to their neighbour share a budget
 _FEWEST_ON_PARABOLA = 4  # three fit any parabola and leave nothing to judge it by

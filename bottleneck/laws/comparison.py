@@ -13,8 +13,8 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import erf
 
-from bottleneck.laws.fit import Points, ScalingLaw, fit, log_prediction, refit
 from bottleneck.laws.forms import Form
+from bottleneck.laws.scaling_law import Points, ScalingLaw, fit, log_prediction, refit
 
 _FOLDS = 10
 _LARGEST_SHARE = 0.1  # of the points, by N, that extrapolation leaves out

@@ -18,7 +18,7 @@ import numpy as np
 import polars as pl
 
 from bottleneck.errors import UserError
-from bottleneck.laws.fit import Points
+from bottleneck.laws.scaling_law import Points
 from bottleneck.model.accounting import count_parameters
 from bottleneck.runs.reading import Run
 

@@ -13,9 +13,9 @@ import numpy as np
 from bottleneck.errors import UserError
 from bottleneck.laws.budgets import FlopsPerToken, IsoFlop, compute_optimal, isoflop
 from bottleneck.laws.comparison import Bootstrap, Candidate, bootstrap, compare, middle
-from bottleneck.laws.fit import Points, ScalingLaw
 from bottleneck.laws.forms import CHINCHILLA, FORMS, Form
 from bottleneck.laws.points import Measured
+from bottleneck.laws.scaling_law import Points, ScalingLaw
 from bottleneck.terminal import count
 
 _BEYOND = (1.0, 10.0, 100.0)  # times the largest budget of the points, for which N and T are said

@@ -16,7 +16,7 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
 from bottleneck.drawing.style import DISTINCT, GREY, SMALL, WIDTH, Style, plain, styled
-from bottleneck.ngrams.spectrum import Spectrum
+from bottleneck.ngrams.spectra import Spectrum
 
 _LAST = 25_000  # d, where the paper's figure ends
 _POINTS = 1500  # drawn of a curve

@@ -22,7 +22,7 @@ from bottleneck.ngrams.counts import Table, count, plan
 from bottleneck.ngrams.figure import Published, figure_7
 from bottleneck.ngrams.halves import check_comparable
 from bottleneck.ngrams.rows import Estimate
-from bottleneck.ngrams.spectrum import Spectrum, spectrum_of
+from bottleneck.ngrams.spectra import Spectrum, spectrum_of
 from bottleneck.ngrams.windows import Tokens, Windows
 from bottleneck.storage import json_files
 

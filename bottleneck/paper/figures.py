@@ -23,9 +23,9 @@ from bottleneck.drawing.style import (
     log10_ticks,
     styled,
 )
-from bottleneck.laws.fit import ScalingLaw
 from bottleneck.laws.rank import fit_rank_law
 from bottleneck.laws.saturation import late_part
+from bottleneck.laws.scaling_law import ScalingLaw
 from bottleneck.model.family import PYTHIA
 from bottleneck.paper.curves import digitised
 from bottleneck.paper.values import (

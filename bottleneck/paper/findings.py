@@ -12,7 +12,6 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from bottleneck.drawing.html import table
-from bottleneck.laws.fit import ScalingLaw, fit
 from bottleneck.laws.onset import onset
 from bottleneck.laws.rank import fit_rank_law
 from bottleneck.laws.saturation import (
@@ -24,6 +23,7 @@ from bottleneck.laws.saturation import (
     saturation,
     series_of_run,
 )
+from bottleneck.laws.scaling_law import ScalingLaw, fit
 from bottleneck.model.family import PYTHIA
 from bottleneck.paper import evals as published_evals
 from bottleneck.paper import values as paper_values

@@ -14,7 +14,7 @@ from pathlib import Path
 from matplotlib.figure import Figure
 
 from bottleneck.drawing.html import STYLE, picture, table, text
-from bottleneck.laws.fit import fit
+from bottleneck.laws.scaling_law import fit
 from bottleneck.paper import figures as paper_figures
 from bottleneck.paper import findings as found
 from bottleneck.paper import values as paper_values

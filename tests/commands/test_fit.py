@@ -7,8 +7,8 @@ import pytest
 
 from bottleneck.commands.fit import main
 from bottleneck.errors import UserError
-from bottleneck.laws.fit import ScalingLaw
 from bottleneck.laws.points import from_table
+from bottleneck.laws.scaling_law import ScalingLaw
 
 LAW = ScalingLaw(E=1.69, A=119.09, alpha=0.246, B=410.7, beta=0.28)
 

@@ -14,7 +14,7 @@ from bottleneck.frozen.results import load_results
 from bottleneck.model.head import HeadFactors
 from bottleneck.ngrams import counts as ngram_counts
 from bottleneck.ngrams.counts import count
-from bottleneck.ngrams.spectrum import Spectrum, spectrum
+from bottleneck.ngrams.spectra import Spectrum, spectrum
 from bottleneck.ngrams.windows import Windows
 from bottleneck.paper.evals import loss_series, read_evals
 from bottleneck.pretrained.series_audit import Audit, left_out_steps

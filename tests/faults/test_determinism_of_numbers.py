@@ -13,8 +13,8 @@ import sys
 
 import numpy as np
 
-from bottleneck.ngrams import spectrum as ngrams
-from bottleneck.laws.fit import ScalingLaw, fit
+from bottleneck.ngrams import spectra as ngrams
+from bottleneck.laws.scaling_law import ScalingLaw, fit
 
 source = np.random.default_rng(0)
 tokens = (600 * source.random(100_000) ** 3).astype(np.int32)

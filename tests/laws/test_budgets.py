@@ -6,7 +6,7 @@ from scipy.optimize import minimize_scalar
 
 from bottleneck.errors import UserError
 from bottleneck.laws.budgets import FlopsPerToken, compute_optimal, isoflop
-from bottleneck.laws.fit import Points, ScalingLaw
+from bottleneck.laws.scaling_law import Points, ScalingLaw
 
 LAW = ScalingLaw(E=1.69, A=406.4, B=410.7, alpha=0.34, beta=0.28)
 

@@ -6,8 +6,8 @@ from scipy.integrate import quad
 from scipy.stats import norm
 
 from bottleneck.laws.comparison import compare, extrapolation_error, log_likelihood
-from bottleneck.laws.fit import Points, ScalingLaw, fit
 from bottleneck.laws.forms import ADDITIVE, CHINCHILLA, EFFECTIVE_DATA, EFFECTIVE_WIDTH
+from bottleneck.laws.scaling_law import Points, ScalingLaw, fit
 
 BASE = {"E": 1.7, "A": 400.0, "B": 900.0, "alpha": 0.34, "beta": 0.32}
 WITH_RANK = {

@@ -13,11 +13,11 @@ import pytest
 from bottleneck.__main__ import main as run_program
 from bottleneck.commands.ngrams import main
 from bottleneck.errors import UserError
-from bottleneck.ngrams import spectrum as ngrams
+from bottleneck.ngrams import spectra as ngrams
 from bottleneck.ngrams import study as ngram_study
 from bottleneck.ngrams.figure import figure_7
 from bottleneck.ngrams.rows import Estimate
-from bottleneck.ngrams.spectrum import Spectrum, spectrum
+from bottleneck.ngrams.spectra import Spectrum, spectrum
 from bottleneck.ngrams.study import Study, carry_out, summary
 from bottleneck.ngrams.windows import Windows
 from bottleneck.paper.curves import w_errors

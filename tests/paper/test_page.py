@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from bottleneck.__main__ import verbs
-from bottleneck.laws.fit import fit
 from bottleneck.laws.rank import fit_rank_law
+from bottleneck.laws.scaling_law import fit
 from bottleneck.paper import values as paper_values
 from bottleneck.paper.curves import digitised
 from bottleneck.paper.findings import evals_found

@@ -11,7 +11,6 @@ from scipy.special import logsumexp
 from bottleneck.errors import UserError
 from bottleneck.laws.comparison import bootstrap
 from bottleneck.laws.descent import huber
-from bottleneck.laws.fit import Points, ScalingLaw, fit, refit
 from bottleneck.laws.forms import (
     ADDITIVE,
     CHINCHILLA,
@@ -20,6 +19,7 @@ from bottleneck.laws.forms import (
     FORMS,
     log_quantities,
 )
+from bottleneck.laws.scaling_law import Points, ScalingLaw, fit, refit
 
 # Besiroglu et al. 2024, of the 245 points that they read off figure 4 of Hoffmann et al. 2022.
 TRUE = {"E": 1.8169, "A": 482.01, "B": 2085.43, "alpha": 0.3478, "beta": 0.3659}

@@ -13,7 +13,7 @@ from bottleneck.ngrams.eigenvalues import eigenvalues, w_error_of
 from bottleneck.ngrams.gram import Gram
 from bottleneck.ngrams.halves import compare_halves
 from bottleneck.ngrams.rows import Estimate, rows
-from bottleneck.ngrams.spectrum import Spectrum, spectrum
+from bottleneck.ngrams.spectra import Spectrum, spectrum
 from bottleneck.ngrams.windows import Windows
 
 PROBABILITY = Estimate()
