@@ -43,10 +43,13 @@ def main(argv: list[str]) -> int:
         "--layer", type=whole(0), metavar="K", help="0 is the embedding (default: last)"
     )
     parser.add_argument(
-        "--length", type=whole(1), metavar="L", help="of a sequence (default: as trained, or 1024)"
+        "--sequence_length",
+        type=whole(1),
+        metavar="L",
+        help="of a sequence (default: as trained, or 1024)",
     )
     parser.add_argument(
-        "--batch",
+        "--batch_size",
         type=whole(1, 2**16),
         default=8,
         metavar="B",
@@ -96,10 +99,10 @@ def main(argv: list[str]) -> int:
         length = run.config.train.sequence_length
     request = features.Request(
         tokens={"train": flags.tokens, "heldout": flags.heldout_tokens},
-        sequence_length=flags.length or length,
+        sequence_length=flags.sequence_length or length,
         layer=source.n_layers if flags.layer is None else flags.layer,
         dtype=flags.dtype,
-        batch_size=flags.batch,
+        batch_size=flags.batch_size,
     )
     with claimed(flags.output, "--output"):
         made = features.make_features(source, data, request, flags.output)

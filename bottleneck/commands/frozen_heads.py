@@ -53,7 +53,7 @@ def main(argv: list[str]) -> int:
         help="standard deviation, in nats, of the prior on logits; inf for none (default: 5)",
     )
     parser.add_argument(
-        "--chunk",
+        "--loss_chunk",
         type=whole(1, 2**24),
         default=256,
         metavar="N",
@@ -84,7 +84,7 @@ def main(argv: list[str]) -> int:
         else flags.search_steps,
         batch_tokens=flags.batch_tokens,
         logit_sd=flags.logit_sd,
-        chunk=flags.chunk,
+        loss_chunk=flags.loss_chunk,
         seed=flags.seed,
     )
     folder = flags.output or flags.features / "frozen_heads"

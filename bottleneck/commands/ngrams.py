@@ -27,7 +27,7 @@ _HASHED = 2**24  # tokens at a time
 def main(argv: list[str]) -> int:
     """Returns the exit code; raises `UserError` where there is no text, or a flag is wrong."""
     parser = _parser()
-    if any(argument.split("=")[0] == "--tokens" for argument in argv):
+    if any(argument.split("=")[0] == "--ids" for argument in argv):
         flags, config = parser.parse_args(argv), None
     else:
         flags, config = parse_command(parser, argv)
@@ -36,7 +36,7 @@ def main(argv: list[str]) -> int:
             f"--memory={flags.memory:g} is not allowed; give more than {2 * _LIBRARIES:g} GB"
         )
     if flags.end_of_text is not None and config is not None:
-        raise UserError("--end_of_text belongs to --tokens; a config's tokenizer has its own")
+        raise UserError("--end_of_text belongs to --ids; a config's tokenizer has its own")
 
     # Imported here, as they take seconds that `--help` need not wait for.
     from bottleneck.ngrams import study as ngram_study
@@ -56,7 +56,7 @@ def main(argv: list[str]) -> int:
     ]
     tokens: Tokens
     if config is None:
-        tokens, identity = _stored(flags.tokens)
+        tokens, identity = _stored(flags.ids)
         vocab_size, end_of_text = largest_id(tokens) + 1, flags.end_of_text
     else:
         from bottleneck.data.tokens import prepare
@@ -89,7 +89,7 @@ def _parser() -> argparse.ArgumentParser:
     parser = Parser("python -m bottleneck ngrams", description=__doc__, allow_abbrev=False)
     parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="its folder")
     text = parser.add_argument_group("instead of --config")
-    text.add_argument("--tokens", type=Path, metavar="FILE.npy", help="ids, one-dimensional")
+    text.add_argument("--ids", type=Path, metavar="FILE.npy", help="ids, one-dimensional")
     text.add_argument("--end_of_text", type=whole(0), metavar="ID", help="ends its documents")
 
     table = parser.add_argument_group("what is counted")
@@ -151,9 +151,9 @@ def _stored(path: Path) -> tuple[Tokens, str]:
     except (OSError, ValueError, EOFError, SyntaxError, tokenize.TokenError) as error:
         # The header of a .npy file is Python's own text for a dict.
         reason = " ".join(str(error).split())
-        raise UserError(f"--tokens={path} is no .npy file of token ids: {reason}") from error
+        raise UserError(f"--ids={path} is no .npy file of token ids: {reason}") from error
     if not isinstance(tokens, np.ndarray) or tokens.ndim != 1 or tokens.dtype.kind not in "iu":
-        raise UserError(f"--tokens={path} must hold integers in one dimension")
+        raise UserError(f"--ids={path} must hold integers in one dimension")
     digest = hashlib.sha256(str(tokens.dtype).encode())
     for start in range(0, len(tokens), _HASHED):
         digest.update(np.ascontiguousarray(tokens[start : start + _HASHED]).data)

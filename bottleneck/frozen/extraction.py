@@ -112,7 +112,7 @@ def plan(
         )
     if request.sequence_length > source.max_length:
         raise UserError(
-            f"--length={request.sequence_length} is more than the {source.max_length} positions "
+            f"--sequence_length={request.sequence_length} is more than the {source.max_length} positions "
             f"of {source.name}"
         )
     if cache.vocab_size > source.vocab_size:

@@ -65,7 +65,7 @@ class Plan:
     search_steps: int
     batch_tokens: int
     logit_sd: float  # nats: of the prior on logits that keeps rare tokens from −∞
-    chunk: int
+    loss_chunk: int
     seed: int
 
     def check(self, width: int) -> None:
@@ -78,7 +78,7 @@ class Plan:
             ("steps", self.steps >= _STEPS_TOGETHER, f"at least {_STEPS_TOGETHER}"),
             ("search_steps", self.search_steps >= 1, "at least 1"),
             ("batch_tokens", self.batch_tokens >= 1, "at least 1"),
-            ("chunk", self.chunk >= 1, "at least 1"),
+            ("loss_chunk", self.loss_chunk >= 1, "at least 1"),
             ("seed", self.seed >= 0, "at least 0"),
             ("logit_sd", self.logit_sd > 0, "above 0"),
         ):
@@ -116,7 +116,7 @@ class Study:
         moment = _second_moment(self._train.hidden)
         self._training = Training(
             features.manifest.vocab_size,
-            plan.chunk,
+            plan.loss_chunk,
             jnp.float32(moment),
             1 / (len(self._train.targets) * plan.logit_sd**2),
         )

@@ -17,7 +17,7 @@ NEEDED = {
     "fit": ["--table={table}", "--output={new}"],
     "frozen_heads": ["{run}"],
     "import_hf": ["{run}", "--workdir={new}"],
-    "ngrams": ["--tokens={tokens}", "--output={new}"],
+    "ngrams": ["--ids={tokens}", "--output={new}"],
     "paper": ["--out={new}"],
     "prepare": [NANO],
     "series": ["{run}", "--workdir={new}", NANO],
@@ -124,7 +124,7 @@ MISTAKES = [
     ("ngrams", [*NEEDED["ngrams"], "--memory=inf"]),
     ("ngrams", [*NEEDED["ngrams"], "--output=/dev/null/x"]),
     *(
-        ("ngrams", [f"--tokens={path}", "--output={new}"])
+        ("ngrams", [f"--ids={path}", "--output={new}"])
         for path in ("", "absent", "{run}", "{table}", LONG, "a\0b", "/dev/null")
     ),
     ("import_hf", ["{run}", "--workdir={new}"]),

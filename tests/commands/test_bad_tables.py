@@ -133,7 +133,7 @@ class Bomb:
 def test_a_file_of_no_token_ids_is_one_line(tmp_path, content):
     path = tmp_path / "tokens.npy"
     path.write_bytes(content)
-    with pytest.raises(UserError, match=r"--tokens=.*tokens\.npy (is no|must hold)") as error:
+    with pytest.raises(UserError, match=r"--ids=.*tokens\.npy (is no|must hold)") as error:
         _stored(path)
     one_line(error.value)
 

@@ -168,7 +168,7 @@ def ngrams(jobs, lab):
         return "1 run, part or curve" if unfinished else None
 
     program = lab.program(
-        *("ngrams", f"--tokens={tokens}", "--output={folder}"),
+        *("ngrams", f"--ids={tokens}", "--output={folder}"),
         *("--n=3", "--memory=1.02", "--contexts=500,1000", "--min_count=2", "--end_of_text=7"),
     )
     return make(
@@ -189,7 +189,7 @@ def features(jobs, lab, undisturbed):
         return "1 batch" if unfinished else None
 
     program = lab.program(
-        *("features", f"{undisturbed}", "--output={folder}", "--batch=1"),
+        *("features", f"{undisturbed}", "--output={folder}", "--batch_size=1"),
         *("--tokens=6000", "--heldout_tokens=2000"),
     )
     return make(

@@ -241,7 +241,7 @@ def test_the_mismatch_of_a_head_is_measured(source, data, monkeypatch):
     ("changes", "message"),
     [
         ({"layer": 3}, r"--layer=3 is not allowed; .* has 0 to 2"),
-        ({"sequence_length": 17}, r"--length=17 is more than the 16 positions"),
+        ({"sequence_length": 17}, r"--sequence_length=17 is more than the 16 positions"),
     ],
 )
 def test_a_request_that_cannot_be_met_is_one_line(made, changes, message, tmp_path):

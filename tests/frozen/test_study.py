@@ -37,7 +37,7 @@ PLAN = Plan(
     search_steps=100,
     batch_tokens=1024,
     logit_sd=5.0,
-    chunk=256,
+    loss_chunk=256,
     seed=0,
 )
 
@@ -249,7 +249,7 @@ def test_a_killed_study_goes_on_to_the_same_results(features, tmp_path, monkeypa
         ({"logit_sd": -1.0}, "--logit_sd"),
         ({"starts": ("normal", "normal")}, "each named once"),
         ({"search_steps": -5}, "--search_steps=-5 is not allowed; it must be at least 1"),
-        ({"chunk": 0}, "--chunk=0"),
+        ({"loss_chunk": 0}, "--loss_chunk=0"),
         ({"seed": -1}, "--seed=-1"),
     ],
 )

@@ -104,7 +104,7 @@ def test_figure_7_draws_each_curve_its_null_and_what_is_left_without_chance(toke
 
 def test_the_command_writes_curves_a_manifest_and_a_figure(tokens, tmp_path, capsys):
     np.save(tmp_path / "tokens.npy", tokens)
-    arguments = [f"--tokens={tmp_path}/tokens.npy", f"--output={tmp_path}/out", "--n=2,3"]
+    arguments = [f"--ids={tmp_path}/tokens.npy", f"--output={tmp_path}/out", "--n=2,3"]
     arguments += ["--contexts=50,100", "--split_half", "--paper", "--memory=1.5"]
     assert main(arguments) == 0
     captured = capsys.readouterr()
@@ -152,7 +152,7 @@ def test_a_mistake_is_one_line(tmp_path, capsys, contents, arguments, message):
     if contents is not None:
         dtype = float if contents and contents[0] == 0.5 else int
         np.save(tmp_path / "tokens.npy", np.array(contents, dtype))
-    fixed = ["ngrams", f"--tokens={tmp_path}/tokens.npy", f"--output={tmp_path}/out"]
+    fixed = ["ngrams", f"--ids={tmp_path}/tokens.npy", f"--output={tmp_path}/out"]
     assert run_program([*fixed, *arguments]) == 2
     error = capsys.readouterr().err.splitlines()[-1]
     assert error.startswith("error: ") and message in error
@@ -167,7 +167,7 @@ def test_ten_million_tokens_take_ten_minutes_and_four_gigabytes_at_most(tmp_path
     drawn, follows = (rng.choice(vocab_size, size, p=p / p.sum()) for size in (n, vocab_size))
     tokens = np.where(rng.random(n) < 0.7, follows[np.roll(drawn, 1)], drawn)
     np.save(tmp_path / "tokens.npy", tokens.astype(np.uint16))
-    program = [sys.executable, "-m", "bottleneck", "ngrams", f"--tokens={tmp_path}/tokens.npy"]
+    program = [sys.executable, "-m", "bottleneck", "ngrams", f"--ids={tmp_path}/tokens.npy"]
     started = time.monotonic()
     subprocess.run([*program, f"--output={tmp_path}/out"], check=True)
     assert time.monotonic() - started < 600
