@@ -112,8 +112,8 @@ def plan(
         )
     if request.sequence_length > source.max_length:
         raise UserError(
-            f"--sequence_length={request.sequence_length} is more than the {source.max_length} positions "
-            f"of {source.name}"
+            f"--sequence_length={request.sequence_length} is more than the {source.max_length} "
+            f"positions of {source.name}"
         )
     if cache.vocab_size > source.vocab_size:
         raise UserError(
