@@ -1,6 +1,8 @@
 """Every test, and every program that a test starts, runs on the CPU unless told otherwise.
 
-The CPU poses as four devices, so that a mesh can be tested; what needs one device takes the first.
+The CPU poses as four devices, so that a mesh can be tested; tests that need one device take the
+first. Compiled programs are kept in .pytest_cache: jax finds them by a hash of the program itself,
+so changed sources are compiled again.
 """
 
 import os
@@ -10,11 +12,20 @@ from pathlib import Path
 import made_up_runs
 import pytest
 
+PROGRAMS = Path(__file__).parents[1] / ".pytest_cache" / "programs"
+
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
-# Of programs that an earlier test run compiled none says what these sources do.
-os.environ.setdefault("JAX_ENABLE_COMPILATION_CACHE", "false")
+os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(PROGRAMS))
 if os.environ["JAX_PLATFORMS"] == "cpu":
     os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+
+
+def pytest_sessionstart(session: pytest.Session) -> None:
+    """Opens the store of programs, in every process but one that only hands tests to workers."""
+    if hasattr(session.config, "workerinput") or not session.config.getoption("numprocesses", 0):
+        from bottleneck.parallel import compile_cache
+
+        compile_cache.use()
 
 
 @pytest.fixture(scope="session")

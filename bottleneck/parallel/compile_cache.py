@@ -101,30 +101,29 @@ class Store:
 
 
 def use(config: Config | None = None) -> None:
-    """Has this process keep its compiled programs where the config says, and take them from there.
+    """Makes this process keep its compiled programs on disk, and load them from there.
 
-    JAX_COMPILATION_CACHE_DIR and JAX_ENABLE_COMPILATION_CACHE come first where they are set. Must
-    come after the processes have joined: only process 0 writes, so that many processes need a
-    folder that all see. Else one would load what the others compile together, and keep them
-    waiting; so they have none unless one is given.
+    JAX_COMPILATION_CACHE_DIR names the folder if it is set, else the config does;
+    JAX_ENABLE_COMPILATION_CACHE=false keeps nothing. Call it after the processes have joined: only
+    process 0 writes, so many processes need a folder that all see. Otherwise one would load what
+    the others compile together, and keep them waiting; so they have none unless one is named.
 
     Args:
         config: None for a verb that has no config: that is the default.
     """
     config = config or Config()
-    folder = config.compile_cache
+    options: Any = jax.config
+    folder = options.jax_compilation_cache_dir or config.compile_cache
     if folder == "auto":
         folder = None if jax.distributed.is_initialized() else f"{config.data.cache_dir}/compiled"
-    options: Any = jax.config
-    is_decided = options.jax_compilation_cache_dir or not options.jax_enable_compilation_cache
-    if folder is None or is_decided:
+    if folder is None or not options.jax_enable_compilation_cache:
         return
     store = Store(as_path(folder) / _machine())
     from jax._src import compilation_cache
 
     hook: Any = compilation_cache
     hook.get_file_cache = lambda path: (store, path)
-    jax.config.update("jax_compilation_cache_dir", str(store._path))
+    jax.config.update("jax_compilation_cache_dir", str(folder))
     # Of a hundred small programs each costs tens of milliseconds to compile, and one to load.
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
