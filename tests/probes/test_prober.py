@@ -1,6 +1,7 @@
 """A whole probe against float64 numpy written out plainly, from the same hidden states."""
 
 import dataclasses
+import itertools
 
 import jax
 import numpy as np
@@ -10,7 +11,6 @@ from flax import nnx
 from bottleneck.config import Config, DataConfig, MeshConfig, ModelConfig, ProbeConfig, TrainConfig
 from bottleneck.model import transformer
 from bottleneck.parallel.mesh import make_mesh
-from bottleneck.probes.gap import frequency_classes
 from bottleneck.probes.prober import Prober
 
 D, VOCAB, RANKS = 32, 300, (1, 4, 16, 32)
@@ -22,7 +22,11 @@ CONFIG = Config(
     train=TrainConfig(batch_size=4, sequence_length=16),
     probe=ProbeConfig(tokens=160, ranks=RANKS),
 )
-COUNTS = np.random.default_rng(1).zipf(1.5, VOCAB).clip(max=10_000)
+COUNTS = np.random.default_rng(1).permutation(VOCAB)
+BIAS = np.linspace(0.2, 0.9, D)  # of the final norm
+MICRO_BATCHES = [slice(first, None, 3) for first in range(3)]  # of ten windows, four at a time
+# Of float32 sums; of the logits' own rounding, where a gap is the difference of two losses.
+RTOL, ATOL = 1e-4, 5e-6
 
 
 def held_out():
@@ -32,6 +36,7 @@ def held_out():
     weights = np.ones((10, 16), np.float32)
     weights[-1, 5:] = 0
     documents = np.sort(source.integers(0, 7, (10, 16)).reshape(-1)).reshape(10, 16)
+    documents[weights == 0] = 0
     return {
         "inputs": windows[:, :-1],
         "targets": windows[:, 1:],
@@ -40,16 +45,42 @@ def held_out():
     }
 
 
+@dataclasses.dataclass(frozen=True)
+class Probed:
+    """A record and what it was made from, in float64; `hidden` and on: tokens that count, [n]."""
+
+    record: object
+    W: np.ndarray  # [VOCAB, D]
+    rank: int  # of W
+    depths: np.ndarray  # [3, 10, 16, D]
+    tokens: dict
+
+    def counted(self, array, rows=slice(None)):
+        """The entries of an array [10, 16, ...] whose token counts."""
+        return array[rows][self.tokens["weights"][rows] > 0]
+
+    @property
+    def hidden(self):
+        return self.counted(self.depths[-1])
+
+    @property
+    def targets(self):
+        return self.counted(self.tokens["targets"])
+
+
 @pytest.fixture(scope="module", params=[None, 6], ids=["full", "rank 6"])
 def probed(request):
-    """(record, W [VOCAB, D], hidden states of each depth, held-out tokens), arrays in float64."""
-    config = dataclasses.replace(
-        CONFIG, model=dataclasses.replace(CONFIG.model, head_rank=request.param)
-    )
+    model = dataclasses.replace(CONFIG.model, head_rank=request.param)
+    config = dataclasses.replace(CONFIG, model=model)
     params = jax.jit(lambda: transformer.init_params(config.model, jax.random.key(1)))()
     # A mean row and a strong direction, as trained heads have; centring must matter.
-    params["head"]["rows"] = params["head"]["rows"] + 0.3
-    params["final_norm"]["bias"] = params["final_norm"]["bias"] + 0.5
+    rows = params["head"]["rows"] + 0.1
+    if request.param is None:  # one singular value that float32 cannot resolve
+        rows = rows.at[:, 1].set(rows[:, 0])
+    params["head"]["rows"] = rows
+    # Under a plain layer norm every hidden state would have the same length.
+    params["final_norm"]["scale"] = np.linspace(0.3, 2, D, dtype=np.float32)
+    params["final_norm"]["bias"] = np.float32(BIAS)
     mesh = make_mesh(config.mesh, jax.devices()[:1])
     tokens = held_out()
     with jax.set_mesh(mesh):
@@ -60,170 +91,209 @@ def probed(request):
     W = np.asarray(factors.rows, np.float64)
     if factors.basis is not None:
         W = W @ np.asarray(factors.basis, np.float64)
-    return record, W[:VOCAB], np.asarray(depths, np.float64), tokens
+    return Probed(record, W[:VOCAB], request.param or D - 1, np.asarray(depths, np.float64), tokens)
+
+
+def log_softmax(logits):
+    shifted = logits - logits.max(axis=1, keepdims=True)
+    return shifted - np.log(np.exp(shifted).sum(axis=1, keepdims=True))
 
 
 def cross_entropies(logits, targets):
-    top = logits.max(axis=1, keepdims=True)
-    lse = np.log(np.exp(logits - top).sum(axis=1)) + top[:, 0]
-    return lse - logits[np.arange(len(targets)), targets]
+    return -log_softmax(logits)[np.arange(len(targets)), targets]
 
 
-def counted(tokens, array):
-    """The rows of an array [10, 16, ...] whose token counts."""
-    return array[tokens["weights"] > 0]
+def best_of_rank(matrix, r):
+    left, sigma, right = np.linalg.svd(matrix, full_matrices=False)
+    return (left[:, :r] * sigma[:r]) @ right[:r]
 
 
-def test_singular_values_and_what_is_made_of_them(probed):
-    record, W, _, _ = probed
-    rank = np.linalg.matrix_rank(W)
-    for suffix, matrix in (("", W), ("_centred", W - W.mean(axis=0))):
-        sigma = np.linalg.svd(matrix, compute_uv=False)
-        found = record.arrays[f"singular_values{suffix}"]
-        np.testing.assert_allclose(found[:rank], sigma[:rank], rtol=1e-5)
-        np.testing.assert_allclose(found[rank:], 0, atol=1e-6 * sigma[0])
-        p = sigma[:rank] ** 2 / (sigma**2).sum()
-        entropy = np.log(D) + (p * np.log(p)).sum()
-        assert record.scalars[f"singular_entropy{suffix}"] == pytest.approx(entropy, rel=1e-5)
-    sigma = np.linalg.svd(W, compute_uv=False)[:rank]
-    q = sigma / sigma.sum()
-    assert record.scalars["effective_rank"] == pytest.approx(
-        np.exp(-(q * np.log(q)).sum()), rel=1e-5
-    )
-    assert record.scalars["stable_rank"] == pytest.approx(
-        (sigma**2).sum() / sigma[0] ** 2, rel=1e-5
-    )
-    for r in RANKS:
-        error = np.sqrt((sigma[r:] ** 2).sum() / (sigma**2).sum())
-        assert record.scalars[f"w_error/{r}"] == pytest.approx(error, rel=1e-5, abs=1e-6)
+def tail_exponent(values):
+    """The slope over the middle of a spectrum, each value of weight 1/i."""
+    values = values[values > 0]
+    middle = [i for i in range(1, len(values) + 1) if len(values) < 8 * i <= 6 * len(values)]
+    x, y = np.log(middle), np.log([values[i - 1] for i in middle])
+    weights = 1 / np.array(middle)
+    x, y = (a - (weights * a).sum() / weights.sum() for a in (x, y))
+    return -(weights * x * y).sum() / (weights * x * x).sum()
 
 
-def test_losses_of_the_truncated_heads(probed):
-    record, W, depths, tokens = probed
-    hidden, targets = counted(tokens, depths[-1]), counted(tokens, tokens["targets"])
-    full = cross_entropies(hidden @ W.T, targets)
-    assert record.evaluation["loss"] == pytest.approx(full.mean(), rel=1e-6)
-    left, sigma, right = np.linalg.svd(W, full_matrices=False)
-    for i, r in enumerate(RANKS):
-        truncated = (left[:, :r] * sigma[:r]) @ right[:r]
-        losses = cross_entropies(hidden @ truncated.T, targets)
-        assert record.arrays["loss_at_rank"][i] == pytest.approx(losses.mean(), rel=1e-5)
-        gap = (losses - full).mean()
-        assert record.scalars[f"gap/plain/{r}"] == pytest.approx(gap, rel=1e-5, abs=2e-6)
+def expected_of_head(probed):
+    W, arrays, rank = probed.W, probed.record.arrays, probed.rank
+    spectra = {}
+    for name, matrix in (("", W), ("_centred", W - W.mean(axis=0))):
+        # From the rank on there are zeros, or a bound where float32 cannot tell, which counts.
+        tail = arrays[f"singular_values{name}"][rank:]
+        np.testing.assert_allclose(tail, 0, atol=1e-3)
+        exact = np.linalg.svd(matrix, compute_uv=False)[:rank]
+        spectra[f"singular_values{name}"] = np.append(exact, tail)
+    values, centred = spectra.values()
 
+    def entropy(masses):
+        p = masses[masses > 0] / masses.sum()
+        return np.log(D) + (p * np.log(p)).sum()
 
-def test_the_whitened_truncation_is_the_best_in_mean_square_and_its_losses_are_right(probed):
-    record, W, depths, tokens = probed
-    hidden, targets = counted(tokens, depths[-1]), counted(tokens, tokens["targets"])
-    # Independently: the best rank-r approximation of the matrix of logits itself.
-    left, sigma, right = np.linalg.svd(hidden @ W.T, full_matrices=False)
-    full = cross_entropies(hidden @ W.T, targets)
-    for r in RANKS:
-        losses = cross_entropies((left[:, :r] * sigma[:r]) @ right[:r], targets)
-        gap = (losses - full).mean()
-        assert record.scalars[f"gap/whitened/{r}"] == pytest.approx(gap, rel=1e-4, abs=5e-6)
-
-
-def test_the_gap_at_full_rank_is_zero(probed):
-    record = probed[0]
-    for kind in ("plain", "whitened"):
-        assert abs(record.scalars[f"gap/{kind}/{D}"]) < 1e-6
-
-
-def test_standard_errors_are_those_of_document_means(probed):
-    record, W, depths, tokens = probed
-    hidden, targets = counted(tokens, depths[-1]), counted(tokens, tokens["targets"])
-    documents = counted(tokens, tokens["documents"])
-    losses = cross_entropies(hidden @ W.T, targets)
-    residuals = losses - losses.mean()
-    sums = np.array([residuals[documents == d].sum() for d in np.unique(documents)])
-    variance = len(sums) / (len(sums) - 1) * (sums**2).sum()
-    assert record.evaluation["loss_se"] == pytest.approx(variance**0.5 / len(losses), rel=1e-5)
-
-
-def test_what_the_theory_needs_is_measured(probed):
-    record, W, depths, tokens = probed
-    hidden = counted(tokens, depths[-1])
-    norms = np.linalg.norm(hidden, axis=1)
-    assert record.arrays["mean_hidden_norm"] == pytest.approx(norms.mean(), rel=1e-6)
-    # σ(W_centred C^{1/2})² are the eigenvalues of W_centred C W_centredᵀ, and C = HᵀH/n.
-    logits = hidden @ (W - W.mean(axis=0)).T / len(hidden) ** 0.5
-    sigma = np.linalg.svd(logits, compute_uv=False)[:D]
-    found = record.arrays["whitened_singular_values"]
-    np.testing.assert_allclose(found, sigma, rtol=1e-4, atol=1e-5 * sigma[0])
+    squares, linear = entropy(values**2), entropy(values)
+    scores = probed.hidden @ (W - W.mean(axis=0)).T / len(probed.hidden) ** 0.5
+    scalars = {
+        "singular_entropy": squares,
+        "singular_entropy_normalised": squares / np.log(D),
+        "singular_entropy_linear": linear,
+        "singular_entropy_linear_normalised": linear / np.log(D),
+        "singular_entropy_centred": entropy(centred**2),
+        "effective_rank": D / np.exp(linear),
+        "stable_rank": np.sum(W**2) / np.linalg.norm(W, 2) ** 2,
+        "participation_ratio": np.sum(W**2) ** 2 / np.sum((W.T @ W) ** 2),
+        "top_share": np.linalg.norm(W, 2) ** 2 / np.sum(W**2),
+        "tail_exponent": tail_exponent(values),
+        **{
+            f"w_error/{r}": np.linalg.norm(W - best_of_rank(W, r)) / np.linalg.norm(W)
+            for r in RANKS
+        },
+    }
+    return scalars, spectra | {
+        "first_bounded_index": D - 1 if rank == D - 1 else D,
+        # σ(W_centred C^{1/2}), for C = HᵀH/n.
+        "whitened_singular_values": np.linalg.svd(scores, compute_uv=False)[:D],
+    }
 
 
 def cosines_of(hidden):
     """(sum of the cosines of all pairs, number of pairs)."""
     units = hidden / np.linalg.norm(hidden, axis=1, keepdims=True)
     cosines = units @ units.T
-    return cosines.sum() - np.trace(cosines), len(units) * (len(units) - 1)
+    return np.array([cosines.sum() - np.trace(cosines), len(units) * (len(units) - 1)])
 
 
-def test_anisotropy_of_every_depth_is_the_mean_cosine(probed):
-    record, _, depths, tokens = probed
-    assert len(depths) == 3
-    for depth, hidden in enumerate(depths):
-        total, number = cosines_of(counted(tokens, hidden))
-        found = record.scalars[f"anisotropy/{depth}"]
-        assert found == pytest.approx(total / number, rel=1e-5, abs=1e-7)
-        # Centred, it is of pairs within a micro-batch; of ten windows those are every third.
-        total = number = 0
-        for first in range(3):
-            rows = slice(first, None, 3)
-            states = hidden[rows][tokens["weights"][rows] > 0]
-            sums = cosines_of(states - states.mean(axis=0))
-            total, number = total + sums[0], number + sums[1]
-        found = record.scalars[f"anisotropy_centred/{depth}"]
-        assert found == pytest.approx(total / number, rel=1e-4, abs=1e-6)
+def expected_of_hidden_states(probed):
+    hidden = probed.hidden
+    anisotropy, centred = [], []
+    for states in probed.depths:
+        total, number = cosines_of(probed.counted(states))
+        anisotropy.append(total / number)
+        # Centred, it is of pairs within a micro-batch.
+        batches = [probed.counted(states, rows) for rows in MICRO_BATCHES]
+        total, number = sum(cosines_of(batch - batch.mean(axis=0)) for batch in batches)
+        centred.append(total / number)
+    total, number = cosines_of(hidden - BIAS)
+    covariance = np.cov(hidden.T, bias=True)
+    # Rudman et al. 2022, section 4, with its intermediate quantities eliminated.
+    evenness = np.trace(covariance) ** 2 / np.sum(covariance**2)
+    moments = np.linalg.svd(hidden, compute_uv=False) ** 2 / len(hidden)
+    scalars = {
+        **{f"anisotropy/{depth}": value for depth, value in enumerate(anisotropy)},
+        **{f"anisotropy_centred/{depth}": value for depth, value in enumerate(centred)},
+        "anisotropy_without_bias": total / number,
+        "iso_score": (evenness - 1) / (D - 1),
+        "hidden_top_share": moments[0] / moments.sum(),
+    }
+    return scalars, {
+        "anisotropy": anisotropy,
+        "anisotropy_centred": centred,
+        "hidden_eigenvalues": moments,
+        "mean_hidden_norm": np.sqrt((hidden**2).sum(axis=1)).mean(),
+    }
 
 
-def test_geometry_of_the_last_hidden_states(probed):
-    record, _, depths, tokens = probed
-    hidden = counted(tokens, depths[-1])
-    total, number = cosines_of(hidden - 0.5)  # the bias that the fixture gave the final norm
-    found = record.scalars["anisotropy_without_bias"]
-    assert found == pytest.approx(total / number, rel=1e-4, abs=1e-6)
-    eigenvalues = np.linalg.eigvalsh(hidden.T @ hidden / len(hidden))[::-1]
-    np.testing.assert_allclose(record.arrays["hidden_eigenvalues"], eigenvalues, rtol=1e-4)
-    share = eigenvalues[0] / eigenvalues.sum()
-    assert record.scalars["hidden_top_share"] == pytest.approx(share, rel=1e-5)
-    assert 0 < record.scalars["iso_score"] < 1
+def clustered_error(values, documents):
+    residuals = values - values.mean(axis=0)
+    sums = np.array([residuals[documents == d].sum(axis=0) for d in np.unique(documents)])
+    return np.sqrt(len(sums) / (len(sums) - 1) * (sums**2).sum(axis=0)) / len(values)
 
 
-def test_the_anatomy_of_the_gap(probed):
-    record, W, depths, tokens = probed
-    hidden, targets = counted(tokens, depths[-1]), counted(tokens, tokens["targets"])
+def expected_of_sweep(probed, kind):
+    """Of a head whose logits of each rank are the best copies of W, or of the logits themselves."""
+    hidden, W, targets = probed.hidden, probed.W, probed.targets
+    documents, n = probed.counted(probed.tokens["documents"]), len(hidden)
     z = hidden @ W.T
-    p = np.exp(z - z.max(axis=1, keepdims=True))
-    p /= p.sum(axis=1, keepdims=True)
-    left, sigma, right = np.linalg.svd(W, full_matrices=False)
-    rare = frequency_classes(np.arange(VOCAB), COUNTS)[targets] == 0
-    for i, r in enumerate(RANKS):
-        z_r = hidden @ ((left[:, :r] * sigma[:r]) @ right[:r]).T
+    log_p, full = log_softmax(z), cross_entropies(z, targets)
+    p = np.exp(log_p)
+    by_token = {name: [] for name in ("loss", "first", "second", "kl", "agreement")}
+    for r in RANKS:
+        z_r = hidden @ best_of_rank(W, r).T if kind == "plain" else best_of_rank(z, r)
         change = z_r - z
         mean = (p * change).sum(axis=1)
-        first = mean - change[np.arange(len(targets)), targets]
-        second = (p * (change - mean[:, None]) ** 2).sum(axis=1) / 2
-        predicted = (first + second).mean()
-        found = record.scalars[f"gap/predicted/{r}"]
-        assert found == pytest.approx(predicted, rel=1e-4, abs=5e-6)
-        agreement = (z_r.argmax(axis=1) == z.argmax(axis=1)).mean()
-        assert record.arrays["agreement_plain"][i] == pytest.approx(agreement)
-        gaps = cross_entropies(z_r, targets) - cross_entropies(z, targets)
-        of_rare = gaps[rare].sum() / len(gaps)
-        found = record.arrays["gap_plain_rare"][i]
-        assert found == pytest.approx(of_rare, rel=1e-4, abs=5e-6)
+        by_token["loss"].append(cross_entropies(z_r, targets))
+        by_token["first"].append(mean - change[np.arange(n), targets])
+        by_token["second"].append((p * change**2).sum(axis=1) / 2 - mean**2 / 2)
+        by_token["kl"].append((p * (log_p - log_softmax(z_r))).sum(axis=1))
+        by_token["agreement"].append(z_r.argmax(axis=1) == z.argmax(axis=1))
+    by_token = {name: np.array(values).T for name, values in by_token.items()}
+    means = {name: values.mean(axis=0) for name, values in by_token.items()}
+    gaps = by_token["loss"] - full[:, None]
+    rarer = np.array([COUNTS[count > COUNTS].sum() for count in COUNTS])  # text of rarer tokens
+    thirds = (3 * rarer // COUNTS.sum())[targets]
+    gap = gaps.mean(axis=0)
+    scalars = {f"gap/{kind}/{r}": value for r, value in zip(RANKS, gap, strict=True)}
+    arrays = {
+        "loss_at_rank" if kind == "plain" else "loss_at_rank_whitened": means["loss"],
+        f"gap_{kind}": gap,
+        f"gap_{kind}_se": clustered_error(gaps, documents),
+        f"gap_{kind}_token_se": gaps.std(axis=0, ddof=1) / n**0.5,
+        f"gap_{kind}_first_order": means["first"],
+        f"gap_{kind}_second_order": means["second"],
+        f"kl_{kind}": means["kl"],
+        f"agreement_{kind}": means["agreement"],
+        f"gap_{kind}_rare": gaps[thirds == 0].sum(axis=0) / n,
+        f"gap_{kind}_middle": gaps[thirds == 1].sum(axis=0) / n,
+        f"gap_{kind}_frequent": gaps[thirds == 2].sum(axis=0) / n,
+    }
+    if kind == "plain":
+        predicted = means["first"] + means["second"]
+        scalars |= {f"gap/predicted/{r}": value for r, value in zip(RANKS, predicted, strict=True)}
+        numbers = np.unique(documents)
+        arrays |= {
+            "ranks": RANKS,
+            "document_losses": [full[documents == d].sum() for d in numbers],
+            "document_tokens": [(documents == d).sum() for d in numbers],
+        }
+    return scalars, arrays
 
 
-def test_the_share_of_the_gradient_that_survives(probed):
-    record, W, depths, tokens = probed
-    rows = slice(0, None, 3)  # the first micro-batch
-    counts = tokens["weights"][rows] > 0
-    hidden, targets = depths[-1][rows][counts], tokens["targets"][rows][counts]
-    z = hidden @ W.T
-    p = np.exp(z - z.max(axis=1, keepdims=True))
-    g = p / p.sum(axis=1, keepdims=True) - np.eye(VOCAB)[targets]
-    columns = np.linalg.svd(W, full_matrices=False)[0][:, : np.linalg.matrix_rank(W)]
-    survival = np.sqrt(((g @ columns) ** 2).sum() / (g**2).sum())
-    assert record.scalars["gradient_survival"] == pytest.approx(survival, rel=1e-4)
+def expected_survival(probed):
+    rows = MICRO_BATCHES[0]
+    hidden, targets = (
+        probed.counted(a, rows) for a in (probed.depths[-1], probed.tokens["targets"])
+    )
+    g = np.exp(log_softmax(hidden @ probed.W.T)) - np.eye(VOCAB)[targets]
+    columns = np.linalg.svd(probed.W, full_matrices=False)[0][:, : probed.rank]
+    return np.linalg.norm(g @ columns) / np.linalg.norm(g)
+
+
+def test_every_entry_of_the_record_by_its_name(probed):
+    parts = [
+        expected_of_head(probed),
+        expected_of_hidden_states(probed),
+        expected_of_sweep(probed, "plain"),
+        expected_of_sweep(probed, "whitened"),
+        ({"gradient_survival": expected_survival(probed)}, {}),
+    ]
+    losses = cross_entropies(probed.hidden @ probed.W.T, probed.targets)
+    error = clustered_error(losses, probed.counted(probed.tokens["documents"]))
+    expected = {
+        "evaluation": {"loss": losses.mean(), "loss_se": error},
+        "scalars": {name: value for scalars, _ in parts for name, value in scalars.items()},
+        "arrays": {name: value for _, arrays in parts for name, value in arrays.items()},
+    }
+    for kind, entries in expected.items():
+        found = getattr(probed.record, kind)
+        assert found.keys() == entries.keys()
+        for name, value in entries.items():
+            # The least of them are what float32 leaves of zero.
+            atol = 1e-4 if name == "whitened_singular_values" else ATOL
+            np.testing.assert_allclose(found[name], value, rtol=RTOL, atol=atol, err_msg=name)
+
+
+def test_no_entry_can_be_taken_for_another(probed):
+    """Else the test before this one could not tell whether two have changed places."""
+    record = probed.record
+    scalars = {n: v for n, v in (record.scalars | record.evaluation).items() if abs(v) > ATOL}
+    for values in (scalars, record.arrays):
+        for (name, one), (other, two) in itertools.combinations(values.items(), 2):
+            is_same = np.shape(one) == np.shape(two) and np.allclose(one, two, RTOL, 2 * ATOL)
+            assert not is_same, f"{name} and {other}"
+
+
+def test_the_gap_at_full_rank_is_zero(probed):
+    for kind in ("plain", "whitened"):
+        assert abs(probed.record.scalars[f"gap/{kind}/{D}"]) < 1e-6
