@@ -32,24 +32,24 @@ def inputs(seed=0, dtype=jnp.float32):
     return hidden, targets, weights, {"full": full, "factored": factored}
 
 
-def reference(factors, hidden, targets, weights, z_loss=Z_LOSS):
+def reference(factors, hidden, targets, weights, z_loss=Z_LOSS, vocab_size=VOCAB):
     """In float64: objective, loss, per-token losses, and the gradients by hidden, rows, basis."""
     A = np.asarray(factors.rows, np.float64)
     basis = np.eye(D) if factors.basis is None else np.asarray(factors.basis, np.float64)
     h = np.asarray(hidden, np.float64).reshape(-1, D)
     y, w = np.asarray(targets).reshape(-1), np.asarray(weights, np.float64).reshape(-1)
-    logits = h @ basis.T @ A[:VOCAB].T
+    logits = h @ basis.T @ A[:vocab_size].T
     top = logits.max(1, keepdims=True)
     lse = np.log(np.exp(logits - top).sum(1)) + top[:, 0]
     losses = lse - logits[np.arange(len(y)), y]
     p = np.exp(logits - lse[:, None])
-    dz = w[:, None] * (p * (1 + 2 * z_loss * lse[:, None]) - np.eye(VOCAB)[y])
+    dz = w[:, None] * (p * (1 + 2 * z_loss * lse[:, None]) - np.eye(vocab_size)[y])
     dA = np.zeros_like(A)
-    dA[:VOCAB] = dz.T @ (h @ basis.T)
+    dA[:vocab_size] = dz.T @ (h @ basis.T)
     gradients = {
-        "hidden": (dz @ A[:VOCAB] @ basis).reshape(B, L, D),
+        "hidden": (dz @ A[:vocab_size] @ basis).reshape(hidden.shape),
         "rows": dA,
-        "basis": A[:VOCAB].T @ dz.T @ h,
+        "basis": A[:vocab_size].T @ dz.T @ h,
     }
     return (w * (losses + z_loss * lse**2)).sum(), (w * losses).sum(), losses, gradients
 
@@ -179,6 +179,42 @@ def test_large_logits_neither_overflow_nor_become_nan():
     _, expected, _, _ = reference(heads["full"], 1e3 * hidden, targets, weights, z_loss=0.0)
     assert_close(value, expected, 1e-5)
     assert np.all(np.isfinite(gradient))
+
+
+@pytest.mark.parametrize(  # two devices can split six columns, not five
+    ("sizes", "rank"), [((1, 2, 2), None), ((2, 2, 1), None), ((1, 2, 2), 5), ((2, 2, 1), 6)]
+)
+def test_on_a_mesh_that_no_block_of_rows_divides_it_is_the_plain_loss(sizes, rank):
+    # 549 or 1,098 rows of a device in blocks of 256, the last row of all a padded one.
+    n_rows, vocab_size = 1098, 1097
+    source = np.random.default_rng(0)
+    hidden = jnp.float32(source.standard_normal((4, 16, D)))
+    targets = jnp.int32(source.integers(0, vocab_size, (4, 16)))
+    weights = jnp.float32(source.uniform(size=(4, 16)))
+    rows = jnp.float32(source.standard_normal((n_rows, rank or D)))
+    basis = None if rank is None else jnp.float32(source.standard_normal((rank, D)))
+    factors = HeadFactors(rows, basis)
+    expected, expected_loss, losses, gradients = reference(
+        factors, hidden, targets, weights, vocab_size=vocab_size
+    )
+
+    def objective(factors, hidden):
+        return cross_entropy(
+            factors, hidden, targets, weights, vocab_size=vocab_size, chunk=8, z_loss=Z_LOSS
+        )
+
+    with jax.set_mesh(make_mesh(MeshConfig(*sizes), jax.devices()[:4])):
+        gradient = jax.jit(jax.value_and_grad(objective, argnums=(0, 1), has_aux=True))
+        (value, loss), (by_head, by_hidden) = gradient(factors, hidden)
+        of_tokens = jax.jit(
+            lambda factors: token_losses(factors, hidden, targets, vocab_size=vocab_size, chunk=8)
+        )(factors)
+    assert_close([value, loss], [expected, expected_loss], 2e-6)
+    assert_close(of_tokens.ravel(), losses, 2e-6)
+    assert_close(by_hidden, gradients["hidden"], 3e-6)
+    assert_close(by_head.rows, gradients["rows"], 3e-6)
+    if rank is not None:
+        assert_close(by_head.basis, gradients["basis"], 3e-6)
 
 
 @pytest.mark.parametrize("n_devices", [1, 2])

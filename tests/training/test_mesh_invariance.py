@@ -20,16 +20,26 @@ from bottleneck.probes.prober import Prober
 from bottleneck.training.step import make_train_program
 
 STEPS = 20
+VOCAB = 1097
 MESHES = [(1, 4, 1), (1, 2, 2), (2, 2, 1)]
 
 
 def experiment(rank, n_micro=1):
-    # 1,100 rows in 256-row blocks: with fsdp > 1 the loss goes through several of them.
+    # 1,098 rows, the last one padding, 549 of them on a device where tensor = 2. Four do not divide
+    # them, nor do 256-row blocks: with fsdp > 1 the loss goes through several, the last in part.
+    model = ModelConfig(
+        vocab_size=VOCAB,
+        vocab_multiple=2,
+        d_model=32,
+        n_heads=4,
+        n_layers=2,
+        head_rank=rank,
+        loss_chunk=8,
+    )
+    assert model.padded_vocab_size == VOCAB + 1
     return Config(
-        data=DataConfig(tokenizer_vocab_size=1000),
-        model=ModelConfig(
-            vocab_size=1000, d_model=32, n_heads=4, n_layers=2, head_rank=rank, loss_chunk=32
-        ),
+        data=DataConfig(tokenizer_vocab_size=VOCAB),
+        model=model,
         train=TrainConfig(
             steps=STEPS, batch_size=8, sequence_length=16, accumulation_steps=n_micro
         ),
@@ -41,7 +51,7 @@ def experiment(rank, n_micro=1):
 def tokens(seed, n_rows):
     """Batches from a skewed distribution, so that there is something to learn."""
     source = np.random.default_rng(seed)
-    windows = (1000 * source.random((n_rows, 17)) ** 3).astype(np.int32)
+    windows = (VOCAB * source.random((n_rows, 17)) ** 3).astype(np.int32)
     return {
         "inputs": windows[:, :-1],
         "targets": windows[:, 1:],
@@ -65,7 +75,7 @@ def run(config, sizes):
             batch = jax.device_put(tokens(step, 8), train_step.input_shardings[0][2])
             params, opt_state, metrics = train_step(params, opt_state, batch)
             losses.append(float(metrics["loss"]))
-        prober = Prober(config, mesh, held_out, token_counts=np.arange(1000)[::-1])
+        prober = Prober(config, mesh, held_out, token_counts=np.arange(VOCAB)[::-1])
         prober.compile(program.abstract_state[0])
         record = prober.measure(params)
     return losses, {**record.scalars, **record.evaluation}, jax.tree.map(np.asarray, params)
