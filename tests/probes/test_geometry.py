@@ -37,6 +37,26 @@ def test_means_and_cosines_of_the_tokens_that_count(states):
     np.testing.assert_allclose(covariance, np.cov(counted.T, bias=True), rtol=1e-4, atol=1e-5)
 
 
+def test_the_mean_norm_is_of_the_tokens_that_count(states):
+    hidden, weights = states
+    norms = np.sqrt(np.sum(np.asarray(hidden, np.float64)[np.asarray(weights) > 0] ** 2, axis=1))
+    assert norms.std() > 0.1 * norms.mean()
+    assert geometry.mean_norm(hidden, weights) == pytest.approx(norms.mean(), rel=1e-6)
+
+
+def test_one_array_has_the_sums_of_a_layer(states):
+    hidden, weights = states
+    hidden = hidden.at[0, 0].set(0.0)  # without a direction: counts, and adds none
+    counted = np.asarray(hidden, np.float64)[np.asarray(weights) > 0]
+    norms = np.linalg.norm(counted, axis=1, keepdims=True)
+    units = counted / np.where(norms > 0, norms, 1.0)
+    n, centred = len(counted), counted - counted.mean(axis=0)
+    pairs = n * (n - 1)
+    expected = [*units.sum(axis=0), n, pairs * mean_cosine(centred), pairs]
+    found = geometry.layer_sums(hidden, np.asarray(weights))
+    np.testing.assert_allclose(found, expected, rtol=1e-4, atol=1e-4)
+
+
 def test_a_batch_in_which_nothing_counts_leaves_no_trace(states):
     hidden, weights = states
     pairs = geometry.centred_pairs(hidden, 0 * weights)

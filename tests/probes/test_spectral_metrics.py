@@ -56,6 +56,19 @@ def test_a_power_law_with_outliers_and_noise():
     assert metrics.tail_exponent(np.append(values, np.zeros(3000))) == metrics.tail_exponent(values)
 
 
+@pytest.mark.parametrize("n", [4, 16, 29])
+def test_the_tail_exponent_is_a_weighted_fit_to_the_middle_alone(n):
+    # Of 16 values it is the third to the twelfth: an eighth and three quarters of 16 are 2 and 12.
+    values = np.sort(np.random.default_rng(n).uniform(1, 5, n))[::-1]
+    middle = {4: range(1, 4), 16: range(3, 13), 29: range(4, 22)}[n]
+    x, y = np.log(middle), np.log([values[i - 1] for i in middle])
+    weights = 1 / np.array(middle)  # even in log i
+    x, y = (a - (weights * a).sum() / weights.sum() for a in (x, y))
+    slope = (weights * x * y).sum() / (weights * x * x).sum()
+    assert metrics.tail_exponent(values) == pytest.approx(-slope)
+    assert np.isnan(metrics.tail_exponent(values[:3]))  # of three values the middle has two
+
+
 def test_w_error_is_what_is_cut_away():
     values = np.array([4.0, 2.0, 1.0, 0.5])
     expected = [np.sqrt(np.sum(values[r:] ** 2) / np.sum(values**2)) for r in (1, 2, 3, 4)]

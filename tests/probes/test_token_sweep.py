@@ -14,6 +14,7 @@ from bottleneck.model.head import HeadFactors
 from bottleneck.model.loss import token_losses
 from bottleneck.parallel.mesh import make_mesh, partition_spec
 from bottleneck.probes import truncation
+from bottleneck.probes.document_sums import DocumentSums
 from bottleneck.probes.gap import frequency_classes, rank_sweep
 from bottleneck.probes.token_sweep import token_sweep
 
@@ -164,6 +165,64 @@ def test_means_are_those_of_separate_float64_evaluations_to_1e_6(kind, rank):
         atol=1e-6,
     )
     np.testing.assert_allclose(found.gap_by_frequency.sum(axis=0), found.gap, atol=1e-12)
+
+
+@pytest.mark.parametrize("kind", ["plain", "whitened"])
+def test_only_tokens_that_count_are_in_any_mean_and_documents_may_be_unequal(kind):
+    factors, hidden, targets, W = problem()
+    source = np.random.default_rng(4)
+    weights = source.integers(0, 2, (B, L))
+    hidden = jnp.where(weights[..., None] > 0, hidden, 3 * hidden[..., ::-1])
+    targets = jnp.where(weights > 0, targets, 7)  # the most frequent token, if it counted
+    documents = np.sort(source.choice(9, B * L, p=np.arange(9) / 36)).reshape(B, L)
+    counts = weights > 0
+    states = np.asarray(hidden, np.float64)[counts]
+    cut = truncation.plain(W)
+    if kind == "whitened":
+        cut = truncation.whitened(W, states.T @ states / len(states))
+    expected = {n: v[counts] for n, v in reference(W, hidden, targets, cut).items()}
+    found = rank_sweep(
+        factors,
+        hidden,
+        targets,
+        RANKS[:-1],
+        kind,
+        vocab_size=VOCAB,
+        weights_BxL=weights,
+        documents_BxL=documents,
+    )
+    full = expected["loss"][:, -1]
+    gaps, y, of = expected["loss"] - full[:, None], np.asarray(targets)[counts], documents[counts]
+    occurrences = np.bincount(y, minlength=VOCAB)
+    order = sorted(range(VOCAB), key=lambda token: (occurrences[token], token))
+    rarer = {token: occurrences[order[:i]].sum() for i, token in enumerate(order)}
+    thirds = np.array([3 * rarer[token] // len(y) for token in y])
+
+    def clustered_error(values):
+        residuals = values - values.mean(axis=0)
+        sums = np.array([residuals[of == d].sum(axis=0) for d in set(of)])
+        return np.sqrt(len(sums) / (len(sums) - 1) * (sums**2).sum(axis=0)) / len(values)
+
+    means = {name: values.mean(axis=0) for name, values in expected.items()}
+    close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
+    assert found.ranks.tolist() == list(RANKS)
+    close(found.loss, means["loss"])
+    close(found.gap, gaps.mean(axis=0))
+    close(found.gap_se, clustered_error(gaps))
+    close(found.gap_token_se, gaps.std(axis=0, ddof=1) / len(gaps) ** 0.5)
+    close([found.full_loss, found.full_loss_se], [full.mean(), clustered_error(full)])
+    close(found.full_document_losses, [full[of == d].sum() for d in np.unique(of)])
+    close(found.document_tokens, [(of == d).sum() for d in np.unique(of)])
+    close(found.gap_by_frequency, [gaps[thirds == i].sum(axis=0) / len(gaps) for i in range(3)])
+    close(found.anatomy.first_order, means["first_order"])
+    close(found.anatomy.second_order, means["second_order"])
+    close(found.anatomy.kl, means["kl"])
+    close(found.anatomy.agreement, means["agrees"])
+
+
+def test_one_document_has_no_standard_error():
+    sums = DocumentSums.of(np.array([[1.0], [2.0]]), np.array([5, 5]))
+    assert sums.means() == [1.5] and np.isnan(sums.standard_errors()).all()
 
 
 def test_the_first_and_second_order_predict_small_gaps():
