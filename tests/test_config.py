@@ -6,7 +6,7 @@ import json
 import pytest
 
 from bottleneck import config as config_lib
-from bottleneck.config import Config, ModelConfig, TrainConfig
+from bottleneck.config import CheckpointConfig, Config, ModelConfig, TrainConfig
 from bottleneck.errors import UserError
 
 
@@ -124,3 +124,49 @@ def test_probe_ranks_end_with_the_width():
 def test_padded_vocabulary_is_the_next_multiple():
     assert ModelConfig(vocab_size=8193).padded_vocab_size == 8320
     assert ModelConfig(vocab_size=8192).padded_vocab_size == 8192
+
+
+def test_checkpoints_are_due_at_multiples_but_0_and_at_the_steps_that_are_named():
+    due = CheckpointConfig(every=4).is_due
+    assert [step for step in range(13) if due(step)] == [4, 8, 12]
+    due = CheckpointConfig(every=4, steps=(0, 5, 8)).is_due
+    assert [step for step in range(13) if due(step)] == [0, 4, 5, 8, 12]
+
+
+def test_skipping_bad_batches_needs_room_for_two():
+    with pytest.raises(UserError, match=r"config\.train\.bad_steps=1 .* at least 2"):
+        parse_with(train__skip_bad_batches=True)
+    parse_with(train__skip_bad_batches=True, train__bad_steps=2)
+
+
+@pytest.mark.parametrize(
+    "changes",
+    [
+        {"model__head_rank": 256},
+        {"optimizer__warmup_steps": 1000},
+        {"train__sequence_length": 2048},
+        {"probe__tokens": 256},
+        {"probe__ranks": [1, 256]},
+        {"model__vocab_size": 8192},
+        {"optimizer__beta1": 1.0, "optimizer__beta2": 0.0},
+        {"data__heldout_fraction": 0.5},
+        {"data__corpus": "known_rank", "data__language_rank": 127},
+    ],
+)
+def test_a_bound_itself_is_allowed(changes):
+    parse_with(**changes)
+
+
+def test_tokens_per_step_are_those_of_all_sequences():
+    assert Config(train=TrainConfig(batch_size=6, sequence_length=10)).tokens_per_step == 60
+
+
+def test_what_a_model_leaves_open_follows_from_its_width():
+    model = ModelConfig(d_model=100, n_heads=5, n_layers=8, rotary_fraction=0.5)
+    assert (model.mlp_width, model.kv_heads, model.head_size, model.rotary_size) == (400, 5, 20, 10)
+    # GPT-NeoX: small_init and wang_init.
+    assert model.weight_std == pytest.approx((2 / 500) ** 0.5)
+    assert model.output_weight_std == pytest.approx(2 / 8 / 10)
+    given = ModelConfig(d_ff=7, n_kv_heads=2, init_std=0.3, output_init_std=0.0)
+    assert (given.mlp_width, given.kv_heads) == (7, 2)
+    assert (given.weight_std, given.output_weight_std) == (0.3, 0.0)

@@ -58,6 +58,48 @@ def files(folder):
     return sorted(path for path in folder.rglob("*") if path.is_file())
 
 
+@pytest.mark.parametrize(
+    ("config", "kept"),
+    [
+        (CheckpointConfig(keep_last=1), [9]),
+        (CheckpointConfig(keep_last=3), [7, 8, 9]),
+        (CheckpointConfig(keep_last=1, keep_every=4), [0, 4, 8, 9]),
+        (CheckpointConfig(keep_last=1, steps=(0, 3, 7)), [0, 3, 7, 9]),
+        (CheckpointConfig(keep_last=2, keep_every=3, steps=(1,)), [0, 1, 3, 6, 8, 9]),
+    ],
+)
+def test_of_ten_steps_those_stay_that_the_config_names(tmp_path, config, kept):
+    with Checkpointer(tmp_path / "checkpoints", config) as checkpointer:
+        for step in range(10):
+            checkpointer.save(step, *state(step))
+    assert saved_steps(tmp_path / "checkpoints") == kept
+
+
+def test_a_step_that_is_saved_already_is_left_as_it_is(copy):
+    with Checkpointer(copy, CheckpointConfig()) as checkpointer:
+        checkpointer.save(2, *state(3))
+        checkpointer.wait()
+    assert restored(copy) == 2
+
+
+def test_the_parts_of_several_processes_are_all_files_of_an_item_once(saved, monkeypatch):
+    item, read = saved / "2" / "params", []
+    facts = checkpoint_seal._facts
+    monkeypatch.setattr(checkpoint_seal, "_facts", lambda path: read.append(path) or facts(path))
+    for part in range(3):
+        before = len(read)
+        assert checkpoint_seal.damage(item, part, 3) is None
+        assert len(read) > before
+    assert sorted(read) == [
+        path for path in files(item) if str(path.relative_to(item)) in named(item)
+    ]
+
+
+def named(item):
+    """The files that the seal of an item names."""
+    return set(json.loads((item / checkpoint_seal.SEAL).read_text())["files"])
+
+
 def test_every_file_of_an_item_is_sealed(saved):
     for item in ("params", "opt_state", "meta"):
         folder = saved / "2" / item

@@ -54,6 +54,15 @@ def test_an_update_is_adam_with_decay_on_matrices_alone_after_clipping():
             np.testing.assert_allclose(params[name], expected[name], rtol=1e-5)
 
 
+def test_without_clipping_a_large_gradient_stays_large():
+    # ε far above the gradient makes the first update the gradient over ε.
+    config = OptimizerConfig(learning_rate=0.1, clip_norm=None, epsilon=1e6, weight_decay=0.0)
+    optimizer = make_optimizer(config, 10, {"w": ("embed", "mlp")})
+    params = {"w": jnp.zeros((1, 2))}
+    updates, _ = optimizer.update({"w": jnp.array([[30.0, -40.0]])}, optimizer.init(params), params)
+    np.testing.assert_allclose(updates["w"], -0.1 * np.array([[30, -40]]) / 1e6, rtol=1e-4)
+
+
 def test_no_bias_or_norm_of_the_model_decays_and_every_matrix_does():
     config = ModelConfig(vocab_size=300, d_model=32, n_heads=4, n_layers=3, head_rank=4)
     axes = transformer.logical_axes(config)
