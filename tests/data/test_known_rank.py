@@ -175,3 +175,18 @@ def test_the_model_must_have_a_row_for_every_token():
     fields.model.vocab_size = 99
     with pytest.raises(UserError, match=r"at least data\.language_tokens=100"):
         parse(fields)
+
+
+def test_a_seed_has_a_language_and_documents_of_its_own():
+    first, again, other = (
+        open_corpus(language_data(language_documents=50, language_seed=seed)) for seed in (0, 0, 1)
+    )
+    texts, same, others = ([d.text for d in c.documents()] for c in (first, again, other))
+    assert texts == same and texts != others
+    assert first.description == again.description != other.description
+    one, two = (make_language(20, 3, seed).transitions for seed in (0, 1))
+    assert np.abs(one - two).max() > 0.01
+    # Another seed draws other documents of one language, too.
+    language = make_language(20, 3, 0)
+    drawn = ([d.text for d in known_rank.documents(language, 50, seed)] for seed in (0, 1))
+    assert next(drawn) != next(drawn)

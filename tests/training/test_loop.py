@@ -37,7 +37,7 @@ QUICKLY = "jax_disable_most_optimizations"  # compiling takes longer than what i
 
 @pytest.fixture(scope="module")
 def run(tmp_path_factory):
-    """(folder of the run, its config)."""
+    """(folder of the run, its config, parameters and batch → `mean_cross_entropy`)."""
     folder = tmp_path_factory.mktemp("loop")
     config = load_config(str(write_experiment(folder, SETTINGS)), {})
     jax.config.update(QUICKLY, True)
@@ -45,21 +45,27 @@ def run(tmp_path_factory):
         train(config, folder / "run")
     finally:
         jax.config.update(QUICKLY, False)
-    return folder / "run", config
+    model = jax.jit(
+        lambda params, inputs: nnx.merge(transformer.graph(config.model), params)(inputs)[0]
+    )
+
+    def loss(params, tokens):
+        head = nnx.merge(transformer.graph(config.model), params).head.factors()
+        logits = head.logits(model(params, tokens["inputs"]))[..., :300]
+        return mean_cross_entropy(np.asarray(logits, np.float64), tokens)
+
+    return folder / "run", config, loss
 
 
-def mean_cross_entropy(config, params, tokens):
-    """Over the targets that count, in float64 from the logits."""
-    model = nnx.merge(transformer.graph(config.model), params)
-    logits = model.head.factors().logits(jax.jit(model)(tokens["inputs"])[0])
-    logits = np.asarray(logits, np.float64)[..., : config.model.vocab_size]
+def mean_cross_entropy(logits, tokens):
+    """Over the targets that count."""
     found = np.take_along_axis(logits, tokens["targets"][..., None], axis=-1)[..., 0]
     losses = np.log(np.exp(logits).sum(axis=-1)) - found
     return (losses * tokens["weights"]).sum() / tokens["weights"].sum()
 
 
 def test_each_thing_happens_at_the_steps_that_its_field_names(run):
-    workdir, _ = run
+    workdir = run[0]
     happened = {
         split: sorted(step for step, found in metrics(workdir) if found == split)
         for split in ("train", "eval", "probe", "time")
@@ -76,25 +82,25 @@ def test_each_thing_happens_at_the_steps_that_its_field_names(run):
 
 
 def test_a_step_trains_on_the_batch_of_its_number(run):
-    workdir, config = run
+    workdir, config, loss_of = run
     batches = Batches(prepare(config.data), batch_size=4, sequence_length=32, seed=3)
     for saved in (2, 5, 8):
-        loss = mean_cross_entropy(config, load_run(workdir).params(saved), batches.batch(saved))
+        loss = loss_of(load_run(workdir).params(saved), batches.batch(saved))
         # float32 losses of some 5 nats; another batch differs by some 1e-2.
         assert metrics(workdir)[saved + 1, "train"]["loss"] == pytest.approx(loss, rel=1e-5)
 
 
 def test_a_probe_measures_the_parameters_of_its_step_on_the_tokens_held_out(run):
-    workdir, config = run
+    workdir, config, loss_of = run
     tokens = held_out(prepare(config.data), 300, 32)
     assert tokens["weights"].sum() == 9 * 32
     for step in (0, 10):
-        loss = mean_cross_entropy(config, load_run(workdir).params(step), tokens)
+        loss = loss_of(load_run(workdir).params(step), tokens)
         assert metrics(workdir)[step, "eval"]["loss"] == pytest.approx(loss, rel=1e-5)
 
 
 def test_utilisation_is_of_the_peak_of_all_devices(run):
-    workdir, _ = run
+    workdir = run[0]
     layers, head = 12 * 32 * 32, 6 * (32 + 384)  # 300 tokens, padded
     attention = 2 * 2 * 32 * 32 / 2
     flops = 3 * (2 * layers + 2 * head + attention)

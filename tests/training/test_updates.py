@@ -65,7 +65,7 @@ def program():
 
 def take(program, state, batch):
     """One step: (its new state, its metrics), on the host; the state that it consumes is kept."""
-    made, step = program
+    step = program[1]
     shardings = step.input_shardings[0]
     *new, metrics = step(*jax.device_put((*state, batch), shardings))
     return jax.tree.map(np.array, tuple(new)), jax.tree.map(np.array, metrics)
