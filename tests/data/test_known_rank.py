@@ -189,3 +189,11 @@ def test_the_seed_decides_the_language_and_its_documents():
     assert [document.text for document in first.documents()] == drawn[0]
     assert [document.text for document in other.documents()] == drawn[3]
     assert first.description != other.description
+
+
+def test_no_block_of_documents_repeats_another(monkeypatch):
+    monkeypatch.setattr(known_rank, "_BLOCK", 16)
+    drawn = known_rank.documents(make_language(20, 3, 0), 64, 0)
+    symbols = [document.text.partition(" ")[2] for document in drawn]
+    blocks = {tuple(symbols[start : start + 16]) for start in range(0, 64, 16)}
+    assert len(blocks) == 4
