@@ -3,6 +3,7 @@
 import numpy as np
 import pytest
 from scipy.optimize import minimize_scalar
+from scipy.stats import gmean, linregress
 
 from bottleneck.errors import UserError
 from bottleneck.laws.budgets import FlopsPerToken, compute_optimal, isoflop
@@ -87,3 +88,91 @@ def test_budgets_whose_best_size_is_not_between_others_say_nothing():
     nothing = np.empty(0)
     with pytest.raises(UserError, match="four sizes of model"):
         isoflop(Points(nothing, nothing, nothing), nothing)
+
+
+def parabola(sizes, centre, noise=(), curvature=0.04, floor=3.0):
+    """Losses whose logarithms lie on a parabola of log N, beside their noise."""
+    noise = np.asarray(noise) if len(noise) else np.zeros(len(sizes))
+    return np.exp(np.log(floor) + curvature * np.log(sizes / centre) ** 2 + noise)
+
+
+def test_errors_of_the_best_size_are_those_of_polyfit_and_its_derivatives():
+    sizes = np.geomspace(2e7, 1e9, 6)
+    noise = 0.004 * np.random.default_rng(2).standard_normal(6)
+    losses = parabola(sizes, 3e8, noise)
+    flops = 1e19 * np.array([0.98, 1.0, 1.01, 1.02, 0.99, 1.03])
+    found = isoflop(Points(sizes, flops / 6 / sizes, losses), flops)
+    x, y = np.log(sizes) - 19, np.log(losses)
+    coefficients, covariance = np.polyfit(x, y, 2, cov=True)  # over n − 3
+
+    def best(abc):
+        return -abc[1] / (2 * abc[0])
+
+    steps = 1e-6 * np.eye(3)
+    slope = [(best(coefficients + s) - best(coefficients - s)) / 2e-6 for s in steps]
+    assert np.log(found.n_params[0]) == pytest.approx(best(coefficients) + 19, abs=1e-9)
+    assert found.n_params_se[0] == pytest.approx(np.sqrt(slope @ covariance @ slope), rel=1e-5)
+    lowest = np.polyval(coefficients, best(coefficients))
+    assert found.loss[0] == pytest.approx(np.exp(lowest), rel=1e-9)
+    assert found.flops[0] == pytest.approx(gmean(flops), rel=1e-12)
+    assert found.n_tokens[0] == pytest.approx(found.flops[0] / 6 / found.n_params[0], rel=1e-9)
+
+
+def test_the_exponent_and_its_error_are_those_of_a_regression():
+    rng = np.random.default_rng(3)
+    budgets = np.array([1e18, 1e19, 1e20, 3e21])
+    best = 2 * budgets**0.45 * np.exp(0.2 * rng.standard_normal(4))
+
+    def found(n_budgets):
+        sizes = (best[:n_budgets, None] * np.geomspace(0.3, 3, 5)).ravel()
+        flops = np.repeat(budgets[:n_budgets], 5)
+        losses = parabola(sizes, np.repeat(best[:n_budgets], 5))
+        return isoflop(Points(sizes, flops / 6 / sizes, losses), flops)
+
+    for n_budgets in (3, 4):
+        line = linregress(np.log(budgets[:n_budgets]), np.log(best[:n_budgets]))
+        fitted = found(n_budgets)
+        assert fitted.exponent == pytest.approx(line.slope, rel=1e-6)
+        assert fitted.exponent_se == pytest.approx(line.stderr, rel=1e-6)
+    two = found(2)  # a line through two points leaves no error
+    slope = np.log(best[1] / best[0]) / np.log(budgets[1] / budgets[0])
+    assert two.exponent == pytest.approx(slope, rel=1e-6) and np.isnan(two.exponent_se)
+    assert np.isnan(found(1).exponent) and np.isnan(found(1).exponent_se)
+
+
+def test_four_different_sizes_make_a_parabola_and_three_do_not():
+    for sizes in (np.geomspace(1e7, 1e9, 4), np.geomspace(1e7, 1e9, 5)):
+        flops = np.full(len(sizes), 1e20)
+        found = isoflop(Points(sizes, flops / 6 / sizes, parabola(sizes, 1e8)), flops)
+        assert found.n_params == pytest.approx([1e8], rel=1e-6)
+    for sizes in (np.geomspace(1e7, 1e9, 3), np.repeat(np.geomspace(1e7, 1e9, 3), 2)):
+        flops = np.full(len(sizes), 1e20)
+        with pytest.raises(UserError, match="four sizes of model"):
+            isoflop(Points(sizes, flops / 6 / sizes, parabola(sizes, 1e8)), flops)
+
+
+@pytest.mark.parametrize(
+    ("centre", "curvature"),
+    [(5e6, 0.04), (2e9, 0.04), (1e8, -0.04)],
+    ids=["below", "above", "hill"],
+)
+def test_a_parabola_without_a_lowest_point_between_the_sizes_is_passed_over(centre, curvature):
+    sizes = np.tile(np.geomspace(1e7, 1e9, 6), 2)
+    flops = np.repeat([1e19, 1e21], 6)
+    losses = np.append(parabola(sizes[:6], centre, (), curvature), parabola(sizes[6:], 1e8))
+    found = isoflop(Points(sizes, flops / 6 / sizes, losses), flops)
+    assert found.flops == pytest.approx([1e21]) and found.n_params == pytest.approx([1e8])
+
+
+@pytest.mark.parametrize(("gap", "n_budgets"), [(0.09, 1), (0.11, 2)])
+def test_budgets_part_where_neighbours_are_a_tenth_apart(gap, n_budgets):
+    sizes = np.repeat(np.geomspace(1e7, 1e9, 4), 2)
+    flops = 1e20 * np.exp(np.tile([0.0, gap], 4))
+    found = isoflop(Points(sizes, flops / 6 / sizes, parabola(sizes, 1e8)), flops)
+    assert len(found.flops) == n_budgets
+
+
+def test_models_of_one_size_have_six_flops_or_what_else_they_took_per_parameter():
+    points = Points(np.full(2, 1e8), np.array([1e9, 2e9]), np.full(2, 3.0))
+    found = FlopsPerToken.of_points(points, 1e8 * points.n_tokens * np.array([6.0, 7.26]))
+    assert found == FlopsPerToken(pytest.approx(6.6, rel=1e-12), 1.0, 0.0)  # √(6 × 7.26)

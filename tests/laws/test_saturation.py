@@ -1,6 +1,5 @@
 """The test of saturation: on the paper's curves, on published evaluations, on made-up noise."""
 
-import os
 from pathlib import Path
 
 import numpy as np
@@ -9,7 +8,9 @@ import pytest
 from bottleneck.laws.saturation import (
     FALSE_POSITIVES,
     LossSeries,
+    Saturation,
     end_and_rise,
+    late_part,
     saturation,
     series_of_run,
 )
@@ -18,16 +19,7 @@ from bottleneck.paper.values import figure_1a
 from bottleneck.runs.reading import load_run
 
 STEPS = 5000 * np.arange(1, 29)
-
-
-def reference(name: str) -> Path:
-    """A file of shared/reference/, beside the repository or above it; skips where it is absent."""
-    places = [Path(p) for p in [os.environ.get("BOTTLENECK_REFERENCE")] if p]
-    places += [parent / "shared" / "reference" for parent in Path(__file__).resolve().parents]
-    found = [place / name for place in places if (place / name).is_file()]
-    if not found:
-        pytest.skip(f"shared/reference/{name} is not there")
-    return found[0]
+EVALS = Path(__file__).parent / "data" / "pythia_evals.json"
 
 
 def judged(loss, steps=STEPS):
@@ -58,7 +50,7 @@ def test_verdicts_on_figure_1a(model, verdict):
 
 
 def test_verdicts_on_the_published_evaluations():
-    evals = read_evals(reference("pythia_evals.json"))
+    evals = read_evals(EVALS)
     verdicts = {
         model: saturation(loss_series(model, rows)).verdict for model, rows in evals.items()
     }
@@ -176,6 +168,86 @@ def test_the_interval_is_paired_by_document_and_agrees_with_the_jackknife():
     assert low < saturation(series).relative < high
 
 
+def by_hand(loss):
+    """The two statistics as the docstring of `end_and_rise` has them, one part after another."""
+    n = len(loss)
+    width = max(3, round(n / 4))
+    level = {i: np.sort(loss[i : i + width]) for i in range(n - width + 1)}
+    level = {i: (part[(width - 1) // 2] + part[width // 2]) / 2 for i, part in level.items()}
+    above = [level[j] - level[i] for j in level for i in level if i + width <= j]
+    last = n - width
+    end = max(level[last] - level[i] for i in level if i + width <= last)
+    distances = []
+    for i in range(2, n - 2):
+        distances.append(abs(loss[i] - (loss[i - 2] + loss[i - 1] + loss[i + 1] + loss[i + 2]) / 4))
+    kept = sorted(distances)[: len(distances) - len(distances) // 5]
+    return end / np.mean(kept), max(above) / np.mean(kept)
+
+
+@pytest.mark.parametrize("n", [8, 9, 12, 13, 16, 27, 28, 100])
+def test_the_statistics_are_those_of_their_definition(n):
+    rng = np.random.default_rng(n)
+    loss = 3 + 0.1 * np.cumsum(rng.standard_normal((5, n)), axis=1) + rng.standard_normal((5, n))
+    found = np.stack(end_and_rise(loss), axis=1)
+    np.testing.assert_allclose(found, [by_hand(one) for one in loss], rtol=1e-12)
+
+
+def test_both_chances_are_those_of_noise_simulated_apart():
+    rng = np.random.default_rng(11)
+    fresh = rng.standard_normal((3000, 28))
+    noise = fresh.copy()
+    for i in range(1, 28):
+        noise[:, i] = 0.2 * noise[:, i - 1] + np.sqrt(1 - 0.2**2) * fresh[:, i]
+    null = np.array([by_hand(one) for one in noise])
+    for seed in range(6):
+        loss = 3 + 0.01 * np.random.default_rng(seed).standard_normal(28)
+        found = judged(loss, steps=STEPS + STEPS[-1])  # none is of the first tenth
+        expected = (null >= by_hand(loss)).mean(axis=0)
+        # Four standard errors of a share of 3,000 beside one of 10,000.
+        error = 4 * np.sqrt(expected * (1 - expected) * (1 / 3000 + 1 / 10_000))
+        assert np.all(np.abs([found.p_end, found.p_rise] - expected) <= error)
+
+
+@pytest.mark.parametrize(
+    ("p_end", "p_rise", "verdict"),
+    [
+        (0.049, 0.9, "saturates"),
+        (0.05, 0.049, "rises and recovers"),
+        (0.05, 0.05, "does not saturate"),
+        (None, 0.01, None),
+        (0.01, None, None),
+    ],
+)
+def test_verdicts_are_at_5_percent(p_end, p_rise, verdict):
+    assert Saturation(1, 2.0, 2, 2.1, None, p_end, p_rise).verdict == verdict
+
+
+def test_the_test_looks_at_the_last_nine_tenths():
+    steps = np.array([0, 99, 100, 101, 1000])
+    assert late_part(steps).tolist() == [False, False, True, True, True]
+
+
+def test_eight_late_checkpoints_are_enough():
+    assert judged(decay()[-8:]).verdict == "does not saturate"
+
+
+def test_without_noise_any_rise_is_one_and_a_constant_has_none():
+    assert judged(np.full(28, 3.0)).verdict == "does not saturate"
+    assert judged(3.0 + 0.5 * (np.arange(28) > 14)).verdict == "saturates"
+    assert judged(np.linspace(3.0, 3.1, 28)).verdict == "saturates"
+
+
+def test_the_interval_ends_at_the_quantiles_of_another_resampling():
+    series = with_documents(np.random.default_rng(8), rise=0.05)
+    drawn = np.random.default_rng(1).integers(60, size=(20_000, 60))
+    sums, tokens = series.document_losses[:, drawn].sum(-1), series.document_tokens[drawn].sum(-1)
+    least, last = sums[1] / tokens, sums[2] / tokens
+    resampled = np.sort((last - least) / least)
+    expected, spread = resampled[[500, -501]], resampled.std()
+    # A quantile of 2.5 % of 2,000 is sure to 0.06 of the spread; 5 % is 0.3 of it away.
+    np.testing.assert_allclose(saturation(series).interval, expected, atol=0.2 * spread)
+
+
 def test_intervals_hold_the_true_rise_as_often_as_they_say():
     inside = 0
     for seed in range(100):
@@ -199,3 +271,8 @@ def test_a_run_is_read_as_a_series(make_run):
     series = series_of_run(load_run(run.path))
     assert series.document_losses.shape == (9, 4)
     np.testing.assert_array_equal(series.document_losses[:, 0], series.steps + 1.0)
+    # An evaluation whose documents were not kept leaves the series with its means alone.
+    path = run.path / "probes" / f"{run.probe_steps[3]:08d}.npz"
+    arrays = {name: array for name, array in np.load(path).items() if name != "document_losses"}
+    np.savez(path, **arrays)
+    assert series_of_run(load_run(run.path)).document_losses is None
