@@ -1,13 +1,18 @@
 """Which law the ranks follow: on points made by one law, that law is the one chosen."""
 
+import dataclasses
+
 import numpy as np
 import pytest
 from scipy.integrate import quad
+from scipy.optimize import minimize_scalar
+from scipy.special import huber as scipy_huber
 from scipy.stats import norm
 
-from bottleneck.laws.comparison import compare, extrapolation_error, log_likelihood
+from bottleneck.laws import comparison as law_comparison
+from bottleneck.laws.comparison import compare, extrapolation_error, held_out_error, judge, log_likelihood
 from bottleneck.laws.forms import ADDITIVE, CHINCHILLA, EFFECTIVE_DATA, EFFECTIVE_WIDTH
-from bottleneck.laws.scaling_law import Points, ScalingLaw, fit
+from bottleneck.laws.scaling_law import Points, ScalingLaw, fit, refit
 
 BASE = {"E": 1.7, "A": 400.0, "B": 900.0, "alpha": 0.34, "beta": 0.32}
 WITH_RANK = {
@@ -88,3 +93,96 @@ def test_without_a_delta_the_likelihood_is_the_normal_distributions():
     residuals = np.random.default_rng(1).normal(0, 0.01, 100)
     expected = norm.logpdf(residuals, scale=np.sqrt(np.mean(residuals**2))).sum()
     assert log_likelihood(residuals, np.inf) == pytest.approx(expected, rel=1e-6)
+
+
+def constant_law(points: Points) -> ScalingLaw:
+    """Least squares with E alone to be fitted and terms of no weight: L̂ is the geometric mean."""
+    fixed = {"A": 1e-40, "B": 1e-40, "alpha": 0.3, "beta": 0.3}
+    return fit(points.n_params, points.n_tokens, points.loss, fixed, delta=np.inf)
+
+
+def scattered(n: int, seed: int = 0) -> Points:
+    rng = np.random.default_rng(seed)
+    loss = np.exp(1 + 0.1 * rng.standard_normal(n))
+    return Points(rng.permutation(1e7 * np.arange(1.0, n + 1)), np.full(n, 1e10), loss)
+
+
+@pytest.mark.parametrize("n", [3, 4, 40])
+def test_criteria_of_least_squares_are_those_of_the_normal_distribution(n):
+    points = scattered(n)
+    candidate = judge(constant_law(points), points)
+    log_l = np.log(points.loss)
+    likelihood = norm.logpdf(log_l, log_l.mean(), log_l.std()).sum()
+    # Burnham and Anderson 2002 of k = 2, E and the spread: −2 log L + 2k + 2k(k + 1)/(n − k − 1).
+    assert candidate.bic == pytest.approx(2 * np.log(n) - 2 * likelihood, rel=1e-6)
+    correction = {3: np.inf, 4: 12, 40: 12 / 37}[n]
+    assert candidate.aicc == pytest.approx(4 - 2 * likelihood + correction, rel=1e-6)
+
+
+def test_the_criteria_are_of_the_fits_own_delta():
+    points = scattered(30)
+    law = constant_law(points)
+    huber = dataclasses.replace(law, delta=1e-2)
+    residuals = np.log(points.loss) - np.log(law.E)
+    expected = 2 * np.log(30) - 2 * log_likelihood(residuals, 1e-2)
+    assert judge(huber, points).bic == pytest.approx(expected, rel=1e-9)
+
+
+def test_a_few_points_are_held_out_one_by_one():
+    points = scattered(7)
+    log_l = np.log(points.loss)
+    expected = [abs(np.delete(log_l, i).mean() - log_l[i]) for i in range(7)]
+    assert held_out_error(constant_law(points), points) == pytest.approx(np.mean(expected))
+
+
+@pytest.mark.parametrize("n", [20, 33])
+def test_each_point_is_predicted_once_from_the_other_nine_tenths(n, monkeypatch):
+    points, weights = scattered(n), []
+
+    def seen(law, points, weights_Sxn):
+        weights.append(weights_Sxn)
+        return refit(law, points, weights_Sxn)
+
+    monkeypatch.setattr(law_comparison, "refit", seen)
+    found = held_out_error(constant_law(points), points)
+    (kept,) = weights
+    assert kept.shape == (10, n) and set(np.unique(kept)) == {0, 1}
+    assert np.all((kept == 0).sum(axis=0) == 1)
+    assert set((kept == 0).sum(axis=1)) <= {n // 10, -(-n // 10)}
+    # Drawn, not by turns, as tables are often in an order.
+    assert not np.array_equal(np.argmin(kept, axis=0), np.arange(n) % 10)
+    log_l = np.log(points.loss)
+    errors = [abs(log_l[i] - log_l[kept[np.argmin(kept[:, i])] == 1].mean()) for i in range(n)]
+    assert found == pytest.approx(np.mean(errors))
+
+
+def test_errors_are_not_known_where_fewer_points_are_left_than_constants():
+    four = sweep(WITH_RANK["chinchilla"]).take(np.array([3, 15, 27, 39]))  # four sizes
+    three = four.take(np.arange(3))
+    law = fit(four.n_params, four.n_tokens, four.loss, {"alpha": 0.34, "beta": 0.32})
+    for error in (held_out_error, extrapolation_error):
+        assert np.isfinite(error(law, four)) and np.isnan(error(law, three))
+
+
+def test_extrapolation_is_over_the_tenth_with_the_largest_sizes():
+    points = scattered(30)
+    log_l, largest = np.log(points.loss), np.argsort(points.n_params)[-3:]
+    expected = np.abs(log_l[largest] - np.delete(log_l, largest).mean()).mean()
+    assert extrapolation_error(constant_law(points), points) == pytest.approx(expected)
+
+
+def test_the_likelihood_of_a_huber_loss_is_the_greatest_over_the_spread():
+    residuals = np.random.default_rng(0).standard_t(3, 200) * 0.004
+    for delta, scale in ((1e-3, 1.0), (1e-2, 1.0), (1e-3, 1e-5)):
+        losses = scipy_huber(delta, scale * residuals)
+
+        def negative(log_tau, delta=delta, losses=losses):
+            tau = np.exp(log_tau)
+            inside = quad(lambda r: np.exp(-(r**2) / 2 / tau), 0, min(delta, 40 * tau**0.5))[0]
+            outside = quad(lambda r: np.exp(-delta * (r - delta / 2) / tau), delta, np.inf)[0]
+            return losses.sum() / tau + len(losses) * np.log(2 * (inside + outside))
+
+        centre = np.log(losses.mean())
+        best = minimize_scalar(negative, bounds=(centre - 5, centre + 5), method="bounded")
+        found = log_likelihood(scale * residuals, delta)
+        assert found == pytest.approx(-best.fun, abs=1e-4)
