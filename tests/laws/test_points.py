@@ -1,10 +1,13 @@
 """What a run folder says to a scaling law: its size, its tokens, its loss, counted as asked."""
 
 import dataclasses
+import json
 
 import numpy as np
 import pytest
 
+from bottleneck.laws.points import FLOP_CONVENTIONS, N_CONVENTIONS, from_runs, from_table
+from bottleneck.runs.reading import load_runs
 from bottleneck.commands.fit import main
 from bottleneck.errors import UserError
 from bottleneck.laws.points import FLOP_CONVENTIONS, N_CONVENTIONS, from_runs
@@ -59,6 +62,52 @@ def test_unfinished_runs_make_no_points(make_run, tmp_path):
     make_run("begun", stop=100)
     with pytest.raises(UserError, match="no run is finished"):
         from_runs(load_runs([tmp_path])[0])
+
+
+def test_the_best_of_a_run_is_where_its_loss_was_least_after_the_start(make_run, tmp_path):
+    path = make_run("run", steps=100) / "metrics.jsonl"
+    lines = [json.loads(line) for line in path.read_text().splitlines()]
+    losses = {0: 1.0, 50: 2.0, 100: 2.5}  # T = 0 has no law, however good its loss
+    for line in lines:
+        if line["split"] == "eval":
+            line["loss"] = losses[line["step"]]
+    path.write_text("".join(json.dumps(line) + "\n" for line in lines))
+    measured = from_runs(load_runs([tmp_path])[0])
+    assert (measured.points.loss, measured.points.n_tokens) == ([2.5], [100 * 32 * 256])
+    assert (measured.best.loss, measured.best.n_tokens) == ([2.0], [50 * 32 * 256])
+    assert measured.flops == [6 * measured.points.n_params[0] * 100 * 32 * 256]
+
+
+def test_what_is_taken_keeps_budgets_names_and_bests_together(runs):
+    measured = from_runs(runs)
+    taken = measured.take(np.array([False, True]))
+    assert taken.names == ("full",) and taken.note == measured.note
+    np.testing.assert_array_equal(taken.flops, measured.flops[1:])
+    for found, all_of_it in ((taken.points, measured.points), (taken.best, measured.best)):
+        np.testing.assert_array_equal(found.loss, all_of_it.loss[1:])
+        np.testing.assert_array_equal(found.rank, [64])
+
+
+def test_a_budget_is_the_tables_or_six_flops_a_parameter_and_token(tmp_path):
+    path = tmp_path / "points.tsv"
+    path.write_text("n_params\tn_tokens\tloss\n1e6\t1e9\t3.5\n2e6\t3e9\t3.25\n")
+    plain = from_table(path)
+    np.testing.assert_allclose(plain.flops, [6e15, 3.6e16], rtol=1e-12)
+    assert plain.note.endswith("C: 6·N·T") and plain.best is None
+    path.write_text("n_params\tn_tokens\tloss\tflops\n1e6\t1e9\t3.5\t7e15\n")
+    given = from_table(path)
+    assert given.flops == [7e15] and given.note.endswith("C: the table's")
+    path.write_text("n_params\tloss\tflops\n1e6\t3.5\t7.2e15\n")
+    assert from_table(path).points.n_tokens == pytest.approx([1.2e9])
+
+
+def test_five_thousand_rows_are_not_too_many(tmp_path):
+    path = tmp_path / "points.csv"
+    path.write_text("n_params,n_tokens,loss\n" + 5000 * "1e6,1e9,3.5\n")
+    assert len(from_table(path).points) == 5000
+    path.write_text("n_params,n_tokens,loss\n" + 5001 * "1e6,1e9,3.5\n")
+    with pytest.raises(UserError, match="5,001 rows"):
+        from_table(path)
 
 
 @pytest.fixture

@@ -6,6 +6,7 @@ import jax
 import numpy as np
 import pytest
 from scipy.optimize import minimize
+from scipy.special import huber as scipy_huber
 from scipy.special import logsumexp
 
 from bottleneck.errors import UserError
@@ -68,11 +69,20 @@ def test_the_grid_of_starts_is_that_of_hoffmann():
     assert starts.shape == (4500, 5)
     assert len(np.unique(starts, axis=0)) == 4500
     assert CHINCHILLA.starts(["A", "alpha"]).shape == (30, 2)
-    assert all(len(form.starts(form.constants)) <= 4500 for form in FORMS.values())
+    # Appendix D.3: alpha, beta in {0, 0.5, …, 2}; e in {−1, −0.5, …, 1}; a, b in {0, 5, …, 25}.
+    values = [np.arange(-1, 1.1, 0.5), *2 * [np.arange(0, 26, 5)], *2 * [np.arange(0, 2.1, 0.5)]]
+    for column, expected in zip(starts.T, values, strict=True):
+        np.testing.assert_array_equal(np.unique(column), expected)
+    # With a rank: three values each, from end to end of the range of E and in that of the others.
+    for form in (ADDITIVE, EFFECTIVE_WIDTH, EFFECTIVE_DATA):
+        coarse = form.starts(form.constants)
+        assert len(coarse) == 3 ** len(form.constants)
+        assert [len(np.unique(column)) for column in coarse.T] == [3] * len(form.constants)
+        assert set(coarse[:, 0]) == {-1, 0, 1}
 
 
 def test_no_start_of_scipy_ends_below_the_fit(points, law):
-    objective = scipy_objective(points, law.delta)
+    objective = scipy_objective(points, 1e-3)  # δ of Hoffmann et al.
     theta = np.array(as_theta(law.constants))
     value, gradient = objective(theta)
     assert value == pytest.approx(law.objective, rel=1e-12)
@@ -178,6 +188,11 @@ def test_an_effective_width_is_a_smaller_model():
         (([1e6], [1e9], [3.0], {"C": 1.0}), "C is no constant of the law"),
         (([1e6], [1e9], [3.0], {"A": -1.0}), "A=-1 is not allowed"),
         (([1e6], [1e9], [3.0], TRUE), "every constant .* is fixed"),
+        (([1e6], [1e9], [3.0], {"A": 0.0}), "A=0 is not allowed; it must be above zero"),
+        (([1e6], [1e9], [3.0], {"alpha": np.inf}), "alpha=inf is not allowed; it must be finite"),
+        (([1e6], [0.0], [3.0]), "n_tokens must be finite and above zero, and is 0 at point 0"),
+        (([1e6, 1e6], [1e9, np.inf], [3.0, 3.0]), "n_tokens must .* and is inf at point 1"),
+        (([1e6], [1e9], [[3.0]]), "loss must be 1 numbers"),
     ],
 )
 def test_points_that_cannot_be_fitted_are_the_users_mistake(arguments, message):
@@ -199,6 +214,106 @@ def test_design_and_starts_agree_on_the_order_of_the_constants():
         spelled = form.formula.replace("^", "**").replace("·", "*")
         values = {"N": 1e8, "T": 1e10, "R": 64, "D": 512, **constants}
         assert law == pytest.approx(eval(spelled, {}, values), rel=1e-12)  # noqa: S307
+
+
+def few_points(seed: int, n: int, smallest: float, is_one_length: bool = False) -> Points:
+    """Few points with so much noise that the Huber loss has several minima."""
+    rng = np.random.default_rng(seed)
+    sizes = np.exp(rng.uniform(np.log(smallest), np.log(1e10), n))
+    n_tokens = np.full(n, 1e10)
+    if not is_one_length:
+        n_tokens = np.exp(rng.uniform(np.log(1e9), np.log(1e11), n))
+    law = ScalingLaw(E=1.8, A=400.0, B=2000.0, alpha=0.34, beta=0.36)
+    loss = law.predict(sizes, n_tokens) * np.exp(0.03 * rng.standard_normal(n))
+    return Points(sizes, n_tokens, loss)
+
+
+def polished(objective, theta: np.ndarray):
+    """Where the simplex of Nelder and Mead ends, which needs no slope; small, so that it stays."""
+    limits = {"xatol": 1e-10, "fatol": 1e-16, "maxiter": 4000, "maxfev": 4000}
+    for _ in range(3):
+        corners = np.vstack([theta, theta + 1e-2 * np.eye(len(theta))])
+        limits["initial_simplex"] = corners
+        found = minimize(objective, theta, method="Nelder-Mead", options=limits)
+        theta = found.x
+    return found
+
+
+def test_a_fit_is_at_the_end_of_a_valley_that_80_steps_do_not_walk_down():
+    points, fixed = few_points(5, 8, 1e8), {"beta": 0.36}
+    law = fit(points.n_params, points.n_tokens, points.loss, fixed)
+    full = scipy_objective(points, 1e-3)
+
+    def objective(theta):  # e, a, b and alpha
+        return full(np.append(theta, 0.36))[0]
+
+    values = [objective(theta) for theta in law.minima]
+    assert values[0] == pytest.approx(law.objective, rel=1e-9)
+    assert np.all(np.diff(values) >= -1e-12 * values[0])
+    assert len(law.minima) <= 4
+    # The second best is higher by 1e-4 of it: by less than that no descent may fall short.
+    for theta in law.minima[:2]:
+        assert polished(objective, theta).fun > law.objective * (1 - 1e-9)
+
+
+def test_the_lower_of_two_minima_is_chosen_by_a_fit_and_for_each_resample():
+    points, fixed = few_points(4, 9, 1e7, is_one_length=True), {"B": 2000.0, "beta": 0.36}
+    law = fit(points.n_params, points.n_tokens, points.loss, fixed)
+
+    def objective(theta, weights=1.0):  # e, a and alpha
+        terms = [np.full(9, theta[0]), theta[1] - theta[2] * np.log(points.n_params)]
+        terms.append(np.log(2000) - 0.36 * np.log(points.n_tokens))
+        residual = logsumexp(np.stack(terms), axis=0) - np.log(points.loss)
+        return np.sum(weights * scipy_huber(1e-3, residual))
+
+    assert law.minima.shape == (2, 3)
+    for theta in law.minima:  # two minima, and not two places on the way to one
+        np.testing.assert_allclose(polished(objective, theta).x, theta, atol=1e-5)
+    first, second = map(objective, law.minima)
+    assert law.objective == pytest.approx(first, rel=1e-9) and 1.01 * first < second
+    assert np.log(law.E) == pytest.approx(law.minima[0, 0])
+
+    weights = np.random.default_rng(0).multinomial(9, np.full(9, 1 / 9), size=20)
+    constants = refit(law, points, weights)
+    assert set(constants["B"]) == {2000.0} and set(constants["beta"]) == {0.36}
+    chosen = []
+    for i, each in enumerate(weights):
+        theta = [np.log(constants["E"][i]), np.log(constants["A"][i]), constants["alpha"][i]]
+        ends = [polished(lambda x, each=each: objective(x, each), m).fun for m in law.minima]
+        print(objective(theta, each), ends)
+
+
+def test_points_are_taken_with_all_that_belongs_to_them():
+    columns = np.arange(1.0, 21).reshape(5, 4)
+    points = Points(*columns)
+    for chosen in (np.array([True, False, True, False]), np.array([2, 0, 0])):
+        taken = points.take(chosen)
+        for name, column in zip(vars(points), columns, strict=True):
+            np.testing.assert_array_equal(getattr(taken, name), column[chosen])
+    without = Points(*columns[:3]).take(np.array([1]))
+    assert without.rank is None and without.width is None
+
+
+def test_as_many_points_as_constants_are_enough():
+    points = few_points(0, 3, 1e8)
+    law = fit(points.n_params, points.n_tokens, points.loss, {"alpha": 0.34, "beta": 0.36})
+    assert set(law.free) == {"E", "A", "B"} and law.fixed == ("alpha", "beta")
+
+
+def test_the_gap_is_above_zero_where_a_point_is_worse_than_the_law():
+    law = ScalingLaw(E=2.0, A=100.0, B=1000.0, alpha=0.5, beta=0.5)  # 2 + 0.01 + 0.01
+    points = Points(np.full(2, 1e8), np.full(2, 1e10), np.array([2.1210, 2.0]))
+    np.testing.assert_allclose(law.relative_gap(points), [0.05, 2.0 / 2.02 - 1], atol=1e-9)
+
+
+def test_other_deltas_are_kept_by_the_law(points):
+    fixed = {"B": 2000.0, "beta": 0.36, "E": 1.8}
+    law = fit(points.n_params, points.n_tokens, points.loss, fixed, delta=0.02)
+    assert law.delta == 0.02
+    value, _ = scipy_objective(points, 0.02)(np.array(as_theta(law.constants)))
+    assert law.objective == pytest.approx(value, rel=1e-12)
+    again = {name: v[0] for name, v in refit(law, points, np.ones((1, 64))).items()}
+    assert again == pytest.approx(law.constants, rel=1e-6)
 
 
 def coverage(n_repetitions: int, n_resamples: int, n_points: int) -> dict[str, int]:

@@ -131,6 +131,20 @@ def test_each_language_has_a_panel_of_its_own(make_sweep):
     assert len(calibration(runs).axes) == 2
 
 
+def test_a_sweep_holds_the_last_losses_and_errors_beside_the_best_of_every_rank(make_sweep):
+    (sweep,) = calibrate(make_sweep({4: 2.5, 3: 3.0}, rank=2))
+    assert sweep.ranks.tolist() == [3, 4] and sweep.losses.tolist() == [3.0, 2.5]
+    assert sweep.errors.tolist() == [0.003, 0.003]
+    # From the lowest to the highest, and the true rank, which was not trained.
+    assert sweep.best_ranks.tolist() == [2, 3, 4] and len(sweep.best) == 3
+    assert sweep.floor == make_language(24, 2, seed=0).entropy_rate
+
+
+def test_the_slack_is_a_hundredth_of_a_nat():
+    assert sweep_of([0.2, 0.0099, 0.001], error=0.0).critical_rank == 4
+    assert sweep_of([0.2, 0.0101, 0.001], error=0.0).critical_rank == 5
+
+
 def test_other_corpora_and_unfinished_runs_are_left_out(make_sweep, make_run):
     runs = make_sweep({1: 3.0, 2: 2.5})
     (runs[0].path / "COMPLETE").unlink()
