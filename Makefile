@@ -4,6 +4,9 @@
 PYTHON ?= python3
 PYTEST_ARGS ?=
 LOCKED ?=
+# Of make mutants: how many, and how many at the same time. MUTANTS_SEED=1 draws others.
+MUTANTS ?= 100
+JOBS ?= 1
 
 # Paths stay relative, so that the repository may lie in a folder with a space in its name.
 VERSION := $(shell "$(PYTHON)" -c 'import sys; print("%d.%d" % sys.version_info[:2])' 2>/dev/null)
@@ -23,7 +26,7 @@ BELONGS := "$(VERSION) $$(pwd -P)"
 SOUND := $(shell $(PY) -c '' 2>/dev/null && cat $(STAMPS) 2>/dev/null | grep -qxF $(BELONGS) && echo yes)
 # What the slow tests need, and those against transformers, includes all that the others need, and
 # that all that the demo needs. The lock has what the tests need.
-STAMP := $(or $(firstword $(wildcard $(SLOW) $(HF) $(FROM_LOCK) $(TEST))),$(if $(filter test faults lint format,$(MAKECMDGOALS)),$(TEST),$(BASE)))
+STAMP := $(or $(firstword $(wildcard $(SLOW) $(HF) $(FROM_LOCK) $(TEST))),$(if $(filter test faults mutants lint format,$(MAKECMDGOALS)),$(TEST),$(BASE)))
 STAMP := $(if $(filter test-hf bench-check,$(MAKECMDGOALS)),$(HF),$(if $(filter test-slow,$(MAKECMDGOALS)),$(SLOW),$(STAMP)))
 ifneq ($(filter-out 0,$(LOCKED)),)
     $(if $(filter test-hf bench-check test-slow,$(MAKECMDGOALS)),$(error $(MAKECMDGOALS) needs what requirements.lock leaves out; leave out LOCKED=$(LOCKED)))
@@ -41,7 +44,7 @@ BENCHMARKS := loss rank_sweep spectrum input_pipeline checkpoint start_up fits n
 KNOWN := $(PY) -m bottleneck train --config=configs/known_rank.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock demo calibration test test-hf test-slow faults bench bench-gpu bench-check lint format audit clean FORCE
+.PHONY: help install lock demo calibration test test-hf test-slow faults mutants bench bench-gpu bench-check lint format audit clean FORCE
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -82,6 +85,11 @@ test-hf: $(STAMP) ## Tests against transformers and its evaluation harness; inst
 
 faults: $(STAMP) ## Kill, stop and damage whatever can be, often; the table goes to runs/faults.md.
 	FAULTS=full $(PY) -m pytest tests/faults $(PYTEST_ARGS)
+
+mutants: $(STAMP) ## Put errors into the code, and count those that the tests find: runs/mutants.md.
+	@$(PY) -c 'import cosmic_ray' 2>/dev/null || \
+	    $(PY) -m pip install -qq --disable-pip-version-check --editable '.[test,mutants]'
+	$(PY) tests/support/mutants.py --count=$(MUTANTS) --jobs=$(JOBS)
 
 bench: $(STAMP) ## Measure what suits this machine, and write benchmarks/RESULTS.md.
 	for question in $(BENCHMARKS); do $(PY) benchmarks/$$question.py || exit; done
