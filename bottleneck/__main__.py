@@ -2,31 +2,34 @@
 
 from __future__ import annotations
 
-import ast
-import importlib
-import os
-import pkgutil
-import signal
 import sys
 import threading
-import warnings
-from pathlib import Path
 from typing import NoReturn
 
-from bottleneck import __version__, commands
-from bottleneck.errors import UserError, suggestion
+from bottleneck import __version__, signals
+
+# Whatever else is needed is imported once `run` has seen to the signals.
 
 _NOT_VERBS = {"flags", "parsing"}
 
 
 def verbs() -> list[str]:
     """The names of all verbs: the modules of `commands`."""
+    import pkgutil
+
+    from bottleneck import commands
+
     names = {module.name for module in pkgutil.iter_modules(commands.__path__)}
     return sorted(names - _NOT_VERBS)
 
 
 def _summary(verb: str) -> str:
     """The first line of a verb's docstring, read without importing what the verb needs."""
+    import ast
+    from pathlib import Path
+
+    from bottleneck import commands
+
     source = Path(commands.__path__[0], f"{verb}.py").read_text(encoding="utf-8")
     return (ast.get_docstring(ast.parse(source)) or "").splitlines()[0]
 
@@ -48,7 +51,12 @@ def _usage() -> str:
 
 def main(argv: list[str] | None = None) -> int:
     """Runs a verb; returns the exit code: 2 for a user's mistake, 3 for a training that
-    diverged, 130 after Ctrl-C and 143 after SIGTERM, else what the verb says."""
+    diverged, else what the verb says."""
+    import importlib
+    import warnings
+
+    from bottleneck.errors import UserError, suggestion
+
     argv = sys.argv[1:] if argv is None else argv
     # pandas takes us for an array library of the same import name, and says that it is too old.
     warnings.filterwarnings("ignore", message=".*version .* of 'bottleneck'.*")
@@ -66,21 +74,29 @@ def main(argv: list[str] | None = None) -> int:
     except UserError as error:
         print(f"error: {error}", file=sys.stderr)
         return error.exit_code
-    except KeyboardInterrupt:
-        print("stopped by Ctrl-C", file=sys.stderr)
-        return 128 + signal.SIGINT
 
 
 def run() -> NoReturn:
-    """Runs a verb and leaves; after an error at once, whatever threads of a library are at work."""
-    code = main()
-    threads = [t for t in threading.enumerate() if t is not threading.main_thread()]
-    if code == 128 + signal.SIGINT or (code and not all(t.daemon for t in threads)):
-        # They would end with tracebacks of their own, or not at all; what they have half written
-        # has no name yet.
-        sys.stdout.flush()
-        sys.stderr.flush()
-        os._exit(code)
+    """Runs a verb and leaves; after an error at once, whatever threads of a library are at work.
+
+    The exit code is 130 after Ctrl-C and 143 after SIGTERM, at any moment, and 141 where nobody
+    reads what is printed.
+    """
+    signals.end_quietly()
+    try:
+        code = main()
+        threads = [t for t in threading.enumerate() if t is not threading.main_thread()]
+        if code and not all(thread.daemon for thread in threads):
+            # They would end with tracebacks of their own, or not at all; what they have half
+            # written has no name yet.
+            signals.leave(code)
+    except SystemExit as stop:  # of a parser, or of a training that was stopped and has saved
+        code = int(stop.code or 0)
+    except BrokenPipeError:
+        if not signals.reader_is_gone():
+            raise
+        code = signals.READER_GONE
+    signals.set_exit_code(code)
     sys.exit(code)
 
 

@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import time
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import Any, Literal, NoReturn, Self
 
 import rich.console
 import rich.progress
@@ -28,6 +28,10 @@ class PlainConsole(rich.console.Console):
     def render_str(self, text: str, **how: Any) -> Text:
         lines = (spelled_out(line) for line in text.split("\n"))
         return super().render_str("\n".join(lines), **how)
+
+    def on_broken_pipe(self) -> NoReturn:
+        """Raises the error that is at hand; rich would end the process with code 1."""
+        raise
 
 
 # Progress and remarks go to standard error, so that standard output holds results alone.

@@ -13,8 +13,8 @@ from bottleneck import config as config_lib
 from bottleneck.config import Config
 from bottleneck.errors import UserError
 from bottleneck.parallel.mesh import make_mesh
+from bottleneck.runs import folder as run_folder
 from bottleneck.sections import flatten
-from bottleneck.training import run_folder
 from bottleneck.training.step import make_train_program
 
 # A small model that every field of it bears on; `CHANGED` has another value of each field.

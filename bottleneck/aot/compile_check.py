@@ -25,6 +25,7 @@ from bottleneck.errors import UserError
 from bottleneck.parallel import mesh as mesh_lib
 from bottleneck.parallel.chips import Chip, chip_of
 from bottleneck.probes.programs import ProbePrograms
+from bottleneck.signals import removed
 from bottleneck.training.step import make_train_program
 
 
@@ -137,7 +138,8 @@ def lower(config: Config, mesh: Mesh, *, with_probes: bool) -> dict[str, Any]:
 
 def _rehearse(lowered: Any, mesh: Mesh) -> ProgramReport:
     start = time.perf_counter()
-    with tempfile.TemporaryDirectory() as folder:
+    folder = tempfile.mkdtemp()
+    with removed(folder):
         # The compiler's own texts are read: what jax returns cannot be printed for every kind of
         # TPU, and is not there at all where a program does not fit.
         options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}

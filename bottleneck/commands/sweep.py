@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import argparse
 import contextlib
-import signal
 import sys
 from collections.abc import Sequence
 from pathlib import Path
@@ -62,8 +61,7 @@ def main(argv: list[str]) -> int:
         raise UserError("--workdir=ROOT is needed: the folder of the cells' run folders")
     root = as_path(arguments.workdir)
     if arguments.status:
-        with contextlib.suppress(KeyboardInterrupt):
-            sweep_table.watch(cells, root, screen)
+        sweep_table.watch(cells, root, screen)
         return 0
     for cell in cells:
         check_vocabulary(cell.config)
@@ -71,7 +69,7 @@ def main(argv: list[str]) -> int:
         _train(_cell(cells, arguments.index), root, arguments)
         return 0
 
-    from bottleneck.sweep.runner import run_all
+    from bottleneck.sweep.runner import Stopped, run_all
 
     start = [sys.executable, "-m", "bottleneck", "sweep", f"--config={arguments.config}"]
     start += [f"--workdir={arguments.workdir}", *(a for a in argv if a.startswith("--config."))]
@@ -83,9 +81,9 @@ def main(argv: list[str]) -> int:
             parallel=arguments.parallel,
             retry=arguments.retry,
         )
-    except KeyboardInterrupt as stop:
+    except Stopped as stop:
         print("stopped; the same command goes on where this one was", file=sys.stderr)
-        return 128 + (stop.args[0] if stop.args else signal.SIGINT)
+        return stop.exit_code
     return 0 if are_complete else 1
 
 

@@ -29,6 +29,7 @@ from bottleneck.data.corpus import Corpus, open_corpus
 from bottleneck.data.manifest import TOKENIZER, UNIGRAM_COUNTS, Manifest, read_manifest
 from bottleneck.data.shards import TokenSequence
 from bottleneck.errors import UserError
+from bottleneck.signals import removed
 from bottleneck.storage.checksums import REBUILD, check_contents, check_size, read_whole
 from bottleneck.storage.folders import locked
 
@@ -185,15 +186,12 @@ def _make(path: Path, config: DataConfig, corpus: Corpus, made_of: dict[str, Any
     for left_behind in (folder, old):  # by a process that was killed
         shutil.rmtree(left_behind, ignore_errors=True)
     _say(f"tokens: making {path} from {corpus.fingerprint.bytes / 1e6:,.1f} MB of {corpus.name}")
-    try:
+    with removed(folder), removed(old):
         folder.mkdir()
         write_cache(folder, config, corpus, made_of)
         if path.exists():
             path.rename(old)  # who reads it goes on doing so
         folder.rename(path)
-    finally:
-        shutil.rmtree(folder, ignore_errors=True)
-        shutil.rmtree(old, ignore_errors=True)
 
 
 def _say_waiting(path: Path) -> Callable[[str], None]:

@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import dataclasses
 import re
-import shutil
 import sys
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -24,6 +23,7 @@ from bottleneck.ngrams.halves import check_comparable
 from bottleneck.ngrams.rows import Estimate
 from bottleneck.ngrams.spectra import Spectrum, spectrum_of
 from bottleneck.ngrams.windows import Tokens, Windows
+from bottleneck.signals import removed
 from bottleneck.storage import json_files
 
 MANIFEST = "manifest.json"
@@ -122,7 +122,7 @@ def _computed(
         f"{study.memory / 1e9:.1f} GB of memory"
     )
     scratch.mkdir(exist_ok=True)
-    try:
+    with removed(scratch):
         found = spectrum_of(
             table,
             estimate,
@@ -132,8 +132,6 @@ def _computed(
             exact=study.exact,
             split_half=study.split_half,
         )
-    finally:
-        shutil.rmtree(scratch, ignore_errors=True)
     _say(f"from {found.facts['method']}")
     return dataclasses.replace(found, facts={**found.facts, "asked": asked})
 

@@ -73,8 +73,6 @@ def ended_together() -> Iterator[None]:
         who = f"process {jax.process_index()} of {jax.process_count()}"
         if isinstance(error, UserError):
             code, line = error.exit_code, f"error: {error}; {who} ends, and so do the others"
-        elif isinstance(error, KeyboardInterrupt):
-            code, line = 130, f"{who} was stopped by Ctrl-C"
         elif isinstance(error, (RuntimeError, ValueError)) and _GONE.search(str(error)):
             reason = " ".join(str(error).split())[:200]
             code, line = (

@@ -18,13 +18,12 @@ from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
-from types import FrameType
-from typing import Literal, NoReturn
+from typing import Literal
 from urllib.parse import quote
 
 from bottleneck.errors import UserError
-from bottleneck.parallel import preemption
 from bottleneck.runs import folder as run_folder
+from bottleneck.signals import EXIT_CODES, Listener
 from bottleneck.storage.folders import is_remote, locked, writing
 from bottleneck.sweep.cells import Cell
 from bottleneck.terminal import console
@@ -33,6 +32,14 @@ State = Literal["complete", "failed", "running", "begun", "not begun"]
 
 _POLL_SECONDS = 0.1
 _GPUS = "CUDA_VISIBLE_DEVICES"
+
+
+class Stopped(Exception):
+    """A sweep that a signal ended, and the cells that it was training."""
+
+    def __init__(self, number: int):
+        super().__init__(f"stopped by signal {number}")
+        self.exit_code = EXIT_CODES[signal.Signals(number)]
 
 
 @dataclass(frozen=True)
@@ -131,6 +138,8 @@ def run_all(
     Args:
         command: what trains a cell in a process of its own.
         retry: whether cells that ended with an error are tried again.
+    Raises:
+        Stopped: where SIGINT or SIGTERM came; the cells have then saved and ended.
     """
     waiting: deque[Cell] = deque()
     for cell in cells:
@@ -145,9 +154,10 @@ def run_all(
         console.print(f"{n_complete} of {len(cells)} cells are complete already")
     slots = _shares(os.environ.get(_GPUS), parallel)
     running: dict[subprocess.Popen[bytes], tuple[Cell, dict[str, str], float]] = {}
-    with _stopped_as_by_keyboard():
+    stops: list[int] = []  # signals that have come
+    with Listener(stops.append):
         try:
-            while waiting or running:
+            while (waiting or running) and not stops:
                 while waiting and slots:
                     cell, slot = waiting.popleft(), slots.pop(0)
                     process = _start(command(cell), Places(root, cell.name), slot)
@@ -167,6 +177,8 @@ def run_all(
                 process.terminate()
             for process in running:
                 process.wait()
+    if stops:
+        raise Stopped(stops[0])
     return all(run_folder.is_complete(root / cell.name) for cell in cells)
 
 
@@ -200,7 +212,7 @@ def _shares(gpus: str | None, n: int) -> list[dict[str, str]]:
 def _reason(places: Places, code: int | None = None) -> str:
     if places.failure.exists():
         return f"{places.failure.read_text(encoding='utf-8').strip()} (see {places.log})"
-    if code in preemption.EXIT_CODES.values():
+    if code in EXIT_CODES.values():
         return "stopped and saved; run the sweep again to continue it"
     if code is not None and code < 0:
         return f"killed by {signal.Signals(-code).name}; run the sweep again to continue it"
@@ -209,18 +221,3 @@ def _reason(places: Places, code: int | None = None) -> str:
 
 def _say(cell: Cell, n_cells: int, what: str) -> None:
     console.print(f"[{cell.index}/{n_cells}] {cell.name}: {what}")
-
-
-@contextlib.contextmanager
-def _stopped_as_by_keyboard() -> Iterator[None]:
-    """SIGTERM ends the block as Ctrl-C does, so that what it started is ended too; the exception
-    then has its number."""
-
-    def interrupt(number: int, frame: FrameType | None) -> NoReturn:
-        raise KeyboardInterrupt(number)
-
-    before = signal.signal(signal.SIGTERM, interrupt)
-    try:
-        yield
-    finally:
-        signal.signal(signal.SIGTERM, before)

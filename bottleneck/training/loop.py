@@ -27,6 +27,7 @@ from bottleneck.parallel.mesh import make_mesh
 from bottleneck.probes.prober import Prober
 from bottleneck.runs import folder as run_folder
 from bottleneck.runs.checkpoints import Checkpointer
+from bottleneck.signals import EXIT_CODES
 from bottleneck.storage.folders import as_path
 from bottleneck.terminal import console
 from bottleneck.training.feed import device_batches
@@ -48,7 +49,7 @@ def train(config: Config, workdir: str | os.PathLike[str]) -> None:
         console.print(f"{workdir} holds this run, complete; nothing to do")
         return
     claim = run_folder.claimed(workdir) if is_writer else contextlib.nullcontext()
-    with preemption.remembered(), claim:
+    with claim:
         # What was there may have become another's before it was claimed.
         run_folder.check_continues(workdir, config)
         _train_in(workdir, config)
@@ -145,7 +146,7 @@ def _train_from(
                         f"{notice.signal.name}: saved step {done:,}; "
                         "the same command goes on from there"
                     )
-                    sys.exit(preemption.EXIT_CODES[notice.signal])
+                    sys.exit(EXIT_CODES[notice.signal])
             with report.booked("checkpoint"):
                 saved.wait()
         report.finish(steps)

@@ -22,6 +22,7 @@ from bottleneck.config import ModelConfig
 from bottleneck.model import transformer
 from bottleneck.pretrained.huggingface import save_pretrained
 from bottleneck.runs.reading import load_run
+from bottleneck.signals import EXIT_CODES
 from bottleneck.storage.folders import visible_files
 
 SWEEP = """
@@ -310,14 +311,14 @@ every_job = pytest.mark.parametrize("job", NAMES, indirect=True)
 
 
 def check_stopped(job, number, code, output):
-    """A signal ended it as a shell expects, with one line or without a word."""
-    if code == 0:
-        return  # it had ended before
+    """A signal ended it with the code of a shell and one line, or it had ended before."""
     assert "Traceback" not in output and "Exception ignored" not in output, output
-    if code == -number:
-        return  # as SIGTERM ends a program, or Ctrl-C one that has done its work
-    assert number == signal.SIGINT and code == 130, (code, output)
-    assert output.splitlines()[-1] == "stopped by Ctrl-C", output
+    if number == signal.SIGKILL:
+        assert code in (0, -number), (code, output)
+    elif code != 0:
+        assert code == EXIT_CODES[number], (code, output)
+        said = [line for line in output.splitlines() if line.startswith("stopped by")]
+        assert said == output.splitlines()[-1:], output
 
 
 def disturb(job, folder, number, moment, delay):

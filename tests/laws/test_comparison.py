@@ -10,7 +10,13 @@ from scipy.special import huber as scipy_huber
 from scipy.stats import norm
 
 from bottleneck.laws import comparison as law_comparison
-from bottleneck.laws.comparison import compare, extrapolation_error, held_out_error, judge, log_likelihood
+from bottleneck.laws.comparison import (
+    compare,
+    extrapolation_error,
+    held_out_error,
+    judge,
+    log_likelihood,
+)
 from bottleneck.laws.forms import ADDITIVE, CHINCHILLA, EFFECTIVE_DATA, EFFECTIVE_WIDTH
 from bottleneck.laws.scaling_law import Points, ScalingLaw, fit, refit
 

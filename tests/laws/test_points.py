@@ -6,11 +6,9 @@ import json
 import numpy as np
 import pytest
 
-from bottleneck.laws.points import FLOP_CONVENTIONS, N_CONVENTIONS, from_runs, from_table
-from bottleneck.runs.reading import load_runs
 from bottleneck.commands.fit import main
 from bottleneck.errors import UserError
-from bottleneck.laws.points import FLOP_CONVENTIONS, N_CONVENTIONS, from_runs
+from bottleneck.laws.points import FLOP_CONVENTIONS, N_CONVENTIONS, from_runs, from_table
 from bottleneck.runs.reading import load_runs
 
 

@@ -1,6 +1,5 @@
 """Signals, as they reach a program in the middle of a step: real ones, to real processes."""
 
-import contextlib
 import signal
 import subprocess
 import sys
@@ -8,12 +7,11 @@ import time
 
 import pytest
 
-from bottleneck.parallel import preemption
-
 # Waits as long as it was told to, whatever signals come meanwhile.
 PROGRAM = """
 import sys, time
-from bottleneck.parallel.preemption import EXIT_CODES, Notice
+from bottleneck.signals import EXIT_CODES
+from bottleneck.parallel.preemption import Notice
 with Notice(lambda line: print(line, flush=True)) as notice:
     print("ready", flush=True)
     for _ in range(50):
@@ -69,15 +67,3 @@ def test_what_a_signal_did_before_it_does_again_afterwards():
         while not notice.has_come(1):
             assert time.monotonic() < deadline
     assert {number: signal.getsignal(number) for number in before} == before
-
-
-def test_a_ctrl_c_that_a_library_swallows_is_raised_when_the_notice_begins():
-    before = signal.getsignal(signal.SIGINT)  # ignored, where the tests run in the background
-    with preemption.remembered():
-        with contextlib.suppress(KeyboardInterrupt):
-            signal.raise_signal(signal.SIGINT)
-        with pytest.raises(KeyboardInterrupt), preemption.Notice():
-            pytest.fail("it went on")
-    with preemption.Notice() as notice:  # and not once more
-        assert not notice.has_come(1)
-    assert signal.getsignal(signal.SIGINT) is before

@@ -6,11 +6,11 @@ import pytest
 from flax import nnx
 from small_runs import metrics, saved_steps, write_experiment
 
-from bottleneck.analysis.runs import load_run
 from bottleneck.commands.flags import load_config
 from bottleneck.data.batches import Batches, held_out
 from bottleneck.data.tokens import prepare
 from bottleneck.model import transformer
+from bottleneck.runs.reading import load_run
 from bottleneck.training.loop import train
 
 PEAK_FLOPS = 2e9

@@ -9,7 +9,7 @@ import pytest
 
 from bottleneck.config import Config, ModelConfig, OptimizerConfig, TrainConfig
 from bottleneck.errors import Diverged
-from bottleneck.training.probing import ProbeRecord
+from bottleneck.probes.prober import ProbeRecord
 from bottleneck.training.reporter import Reporter
 
 PEAK_FLOPS = 1e12

@@ -4,7 +4,7 @@ import numpy as np
 import pytest
 from scipy.optimize import least_squares
 
-from bottleneck.analysis.rank_law import RankLaw, fit_rank_law
+from bottleneck.laws.rank import RankLaw, fit_rank_law
 
 RANKS = np.array([2, 4, 8, 16, 32, 64])
 

@@ -7,14 +7,13 @@ import numpy as np
 import pytest
 from rich.console import Console
 
-from bottleneck.analysis.compute_optimal import FlopsPerToken, IsoFlop, compute_optimal, isoflop
-from bottleneck.analysis.law_bootstrap import Bootstrap
-from bottleneck.analysis.law_comparison import Candidate
-from bottleneck.analysis.law_forms import ADDITIVE, CHINCHILLA, EFFECTIVE_WIDTH
-from bottleneck.analysis.law_points import Measured
-from bottleneck.analysis.law_report import as_json, show
-from bottleneck.analysis.law_study import Optimum, Study, study
-from bottleneck.analysis.scaling_law import Points, ScalingLaw
+from bottleneck.laws.budgets import FlopsPerToken, IsoFlop, compute_optimal, isoflop
+from bottleneck.laws.comparison import Bootstrap, Candidate
+from bottleneck.laws.forms import ADDITIVE, CHINCHILLA, EFFECTIVE_WIDTH
+from bottleneck.laws.points import Measured
+from bottleneck.laws.report import as_json, show
+from bottleneck.laws.scaling_law import Points, ScalingLaw
+from bottleneck.laws.study import Optimum, Study, study
 
 LAW = ScalingLaw(E=1.8, A=400.0, B=2000.0, alpha=0.34, beta=0.36, gamma=0.2, form=EFFECTIVE_WIDTH)
 KNOWN = {"A": 400.0, "B": 2000.0, "alpha": 0.34, "beta": 0.36, "gamma": 0.2}
@@ -97,7 +96,7 @@ def test_all_forms_are_compared_where_one_rank_is_below_its_width(monkeypatch):
         seen.append([form.name for form in forms])
         raise InterruptedError
 
-    monkeypatch.setattr("bottleneck.analysis.law_study.compare", compared)
+    monkeypatch.setattr("bottleneck.laws.study.compare", compared)
     one_low = np.where(np.arange(n) == 3, 64.0, 512.0)
     for rank in (points.width, one_low, None):
         made = Points(points.n_params, points.n_tokens, points.loss, rank, points.width)

@@ -3,8 +3,8 @@
 import numpy as np
 import pytest
 
-from bottleneck.analysis.law_bootstrap import bootstrap, middle
-from bottleneck.analysis.scaling_law import Points, ScalingLaw, fit
+from bottleneck.laws.comparison import bootstrap, middle
+from bottleneck.laws.scaling_law import Points, ScalingLaw, fit
 
 TRUE = {"E": 1.8, "A": 400.0, "B": 2000.0, "alpha": 0.34, "beta": 0.36}
 

@@ -5,7 +5,7 @@ import pytest
 from scipy.optimize import minimize
 from scipy.special import huber as scipy_huber
 
-from bottleneck.analysis.huber_descent import huber, minimise
+from bottleneck.laws.descent import huber, minimise
 
 
 @pytest.fixture
