@@ -1,22 +1,26 @@
 """The scalars of a run in the files that TensorBoard reads.
 
-Written in this thread. tensorboardX's own SummaryWriter has another write, which ends without a
-word when the disk is full; its queue then fills up, and the run waits for ever.
+Written in this thread, with TensorBoard's own records. A SummaryWriter, whoever's it is, has another
+thread write, which ends without a word when the disk is full; its queue then fills up, and the run
+waits for ever.
 """
 
 from __future__ import annotations
 
+import os
+import socket
 import tempfile
 import time
 from pathlib import Path
 
-from tensorboardX.event_file_writer import EventsWriter
-from tensorboardX.proto.event_pb2 import Event, SessionLog
-from tensorboardX.proto.summary_pb2 import Summary
+from tensorboard.compat.proto.event_pb2 import Event, SessionLog
+from tensorboard.compat.proto.summary_pb2 import Summary
+from tensorboard.summary.writer.record_writer import RecordWriter
 
 from bottleneck.storage.folders import is_remote, write_whole
 
 _FLUSH_SECONDS = 10.0
+_VERSION = "brain.Event:2"  # of the format, in the first record of a file
 
 
 class TensorBoard:
@@ -28,7 +32,10 @@ class TensorBoard:
         self._draft = tempfile.TemporaryDirectory() if is_remote(folder) else None
         here = Path(self._draft.name) if self._draft else folder
         here.mkdir(parents=True, exist_ok=True)
-        self._writer = EventsWriter(str(here / "events"))
+        # TensorBoard reads the files of a folder in the order of their names.
+        name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
+        self._writer = RecordWriter((here / name).open("wb"))
+        self._write(Event(file_version=_VERSION))
         purge = SessionLog(status=SessionLog.START)
         self._write(Event(step=start_step + 1, session_log=purge))
         self._last_flush = time.monotonic()
@@ -56,7 +63,7 @@ class TensorBoard:
 
     def _write(self, event: Event) -> None:
         event.wall_time = time.time()
-        self._writer.write_event(event)
+        self._writer.write(event.SerializeToString())
 
     def _send(self) -> None:
         if self._draft is not None:
