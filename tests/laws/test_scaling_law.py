@@ -230,7 +230,7 @@ def few_points(seed: int, n: int, smallest: float, is_one_length: bool = False) 
 
 def polished(objective, theta: np.ndarray):
     """Where the simplex of Nelder and Mead ends, which needs no slope; small, so that it stays."""
-    limits = {"xatol": 1e-10, "fatol": 1e-16, "maxiter": 4000, "maxfev": 4000}
+    limits = {"xatol": 1e-10, "fatol": 1e-16, "maxfev": 1500}
     for _ in range(3):
         corners = np.vstack([theta, theta + 1e-2 * np.eye(len(theta))])
         limits["initial_simplex"] = corners
@@ -273,14 +273,14 @@ def test_the_lower_of_two_minima_is_chosen_by_a_fit_and_for_each_resample():
     assert law.objective == pytest.approx(first, rel=1e-9) and 1.01 * first < second
     assert np.log(law.E) == pytest.approx(law.minima[0, 0])
 
-    weights = np.random.default_rng(0).multinomial(9, np.full(9, 1 / 9), size=20)
+    # One resample that is lowest near the first minimum, by a fifth, and one near the second.
+    weights = np.array([[1, 0, 2, 1, 1, 0, 1, 3, 0], [2, 0, 0, 1, 1, 1, 0, 3, 1]])
     constants = refit(law, points, weights)
     assert set(constants["B"]) == {2000.0} and set(constants["beta"]) == {0.36}
-    chosen = []
     for i, each in enumerate(weights):
         theta = [np.log(constants["E"][i]), np.log(constants["A"][i]), constants["alpha"][i]]
         ends = [polished(lambda x, each=each: objective(x, each), m).fun for m in law.minima]
-        print(objective(theta, each), ends)
+        assert objective(theta, each) == pytest.approx(min(ends), rel=1e-6)
 
 
 def test_points_are_taken_with_all_that_belongs_to_them():

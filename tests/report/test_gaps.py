@@ -64,6 +64,14 @@ def test_figure_draws_the_bounds_beside_the_measured_gaps(make_run):
     clear = (probe["ranks"] < 64) & (probe["gap_whitened"] > 2 * probe["gap_whitened_se"])
     np.testing.assert_array_equal(measured.get_xdata(), probe["ranks"][clear])
     np.testing.assert_array_equal(measured.get_ydata(), probe["gap_whitened"][clear])
+    (bars,) = whitened_panel.containers[-1].lines[2]
+    lengths = [np.ptp(segment[:, 1]) for segment in bars.get_segments()]
+    np.testing.assert_allclose(lengths, 2 * probe["gap_whitened_se"][clear], rtol=1e-9)
+    crosses = [line for line in whitened_panel.lines if line.get_marker() == "x"]
+    predicted = probe["gap_whitened_first_order"] + probe["gap_whitened_second_order"]
+    shown = (probe["ranks"] < 64) & (predicted > 1e-5)
+    np.testing.assert_array_equal(crosses[-1].get_xdata(), probe["ranks"][shown])
+    np.testing.assert_array_equal(crosses[-1].get_ydata(), predicted[shown])
 
 
 def test_figure_is_left_out_where_probes_do_not_hold_what_the_bounds_need(make_run):
