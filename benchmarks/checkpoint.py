@@ -30,7 +30,7 @@ def main() -> None:
     record = demo_run.time_record()
     for model in MODELS:
         config = load_config(str(demo_run.ROOT / model), {})
-        mesh = make_mesh(config.mesh)
+        mesh = make_mesh(config.compute.mesh)
         blocked, rates = [], []
         with jax.set_mesh(mesh), tempfile.TemporaryDirectory() as folder:
             state = jax.block_until_ready(make_train_program(config, mesh).init())

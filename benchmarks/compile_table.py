@@ -52,10 +52,10 @@ class Row:
             f"--config=configs/pythia.py:{self.size}",
             f"--topology={self.topology}",
             f"--num_slices={self.n_slices}",
-            f"--config.mesh.replica={self.n_slices}",
+            f"--config.compute.mesh.replica={self.n_slices}",
             f"--config.train.batch_size={self.batch_size}",
-            f"--config.train.accumulation_steps={self.accumulation_steps}",
-            f"--config.model.remat={self.remat}",
+            f"--config.compute.accumulation_steps={self.accumulation_steps}",
+            f"--config.compute.remat={self.remat}",
             f"--config.model.head_rank={self.rank}",
         ]
 

@@ -50,7 +50,11 @@ def time_record(*overrides: str) -> dict[str, Any]:
 
 def start(compile_cache: Path) -> Started:
     """Starts the demo for one step, with compiled programs kept in a folder."""
-    overrides = ("train.steps=1", "optimizer.warmup_steps=1", f"compile_cache={compile_cache}")
+    overrides = (
+        "train.steps=1",
+        "optimizer.warmup_steps=1",
+        f"compute.compile_cache={compile_cache}",
+    )
     with tempfile.TemporaryDirectory() as folder:
         before, began = os.times(), time.perf_counter()
         process = subprocess.Popen(

@@ -132,7 +132,7 @@ def make_step(
         fused=True,
     )
     forward = torch.compile(model) if compiled else model
-    half = device == "cuda" and config.model.compute_dtype == "bfloat16"
+    half = device == "cuda" and config.compute.dtype == "bfloat16"
 
     def step(inputs: torch.Tensor, targets: torch.Tensor) -> torch.Tensor:
         with torch.autocast(device, torch.bfloat16, enabled=half):

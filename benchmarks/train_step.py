@@ -64,9 +64,8 @@ def load(case: Case, device: str) -> Any:
     dtype = "float32" if device == "cpu" else "bfloat16"
     return dataclasses.replace(
         config,
-        model=dataclasses.replace(
-            config.model, compute_dtype=dtype, remat="none", head_rank=case.rank
-        ),
+        model=dataclasses.replace(config.model, head_rank=case.rank),
+        compute=dataclasses.replace(config.compute, dtype=dtype, remat="none"),
         train=dataclasses.replace(
             config.train, batch_size=case.batch_size, sequence_length=case.length
         ),
@@ -90,7 +89,7 @@ def our_steps(config: Any) -> Callable[[int], float]:
     from bottleneck.parallel.mesh import make_mesh
     from bottleneck.training.step import make_train_program
 
-    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    mesh = make_mesh(config.compute.mesh, jax.devices()[:1])
     inputs, targets = tokens(config)
     with jax.set_mesh(mesh):
         program = make_train_program(config, mesh)

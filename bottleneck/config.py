@@ -100,14 +100,6 @@ class ModelConfig(Section):
     init_std: float | None = bounded(None, low=0.0)  # None: sqrt(2 / (5·D)), GPT-NeoX small_init
     # Of the two maps that write to the residual stream. None: 2 / (n_layers·sqrt(D)), wang_init.
     output_init_std: float | None = bounded(None, low=0.0)
-    compute_dtype: Literal["float32", "bfloat16"] = "float32"  # parameters are always float32
-    # What a layer keeps of a token for its backward pass, in numbers, of bfloat16 half the bytes:
-    # all; 8·D, with what its first products give; 5·D, with what attention takes and gives, at the
-    # price of the MLP's first products (4·D where attention is "xla", which is then made again); D,
-    # its input, at the price of nearly the layer. Of Pythia; D more where residuals are sequential.
-    remat: Literal["none", "dots", "attention", "full"] = "none"
-    attention: Literal["auto", "xla", "blocks", "cudnn", "splash"] = "auto"
-    loss_chunk: int = positive(1024)  # tokens whose logits exist at one time on a device
 
     def check(self) -> None:
         require(
@@ -196,14 +188,11 @@ class TrainConfig(Section):
     steps: int = positive(1000)
     batch_size: int = positive(16)  # B: sequences in a step, over all devices and micro-batches
     sequence_length: int = positive(256)  # L
-    accumulation_steps: int = positive(1)  # micro-batches in a step
     z_loss: float = bounded(0.0, low=0.0)  # weight of the squared log-partition
     log_every: int = positive(10)
     # Steps in a row whose loss or gradient is not finite, at which the run ends with a diagnosis.
     bad_steps: int = positive(1)
     skip_bad_batches: bool = False  # leave the parameters as they are at such a step
-    # Peak floating-point operations a second of one device, for MFU; None: known by its kind.
-    peak_flops: float | None = bounded(None, low=1.0)
 
     def check(self) -> None:
         require(
@@ -218,7 +207,7 @@ class TrainConfig(Section):
 class MeshConfig(Section):
     """Devices along each axis; -1 on one of them takes what the others leave."""
 
-    prefix: ClassVar[str] = "mesh."
+    prefix: ClassVar[str] = "compute.mesh."
 
     replica: int = bounded(1, low=-1)
     fsdp: int = bounded(-1, low=-1)
@@ -226,13 +215,36 @@ class MeshConfig(Section):
 
     def check(self) -> None:
         for name, size in self.sizes.items():
-            require(size != 0, f"mesh.{name}", size, "at least 1, or -1 for the rest")
-        free = [name for name, size in self.sizes.items() if size == -1]
-        require(len(free) <= 1, f"mesh.{free[-1]}" if free else "mesh", -1, "-1 on one axis only")
+            require(size != 0, self.prefix + name, size, "at least 1, or -1 for the rest")
+        free = [self.prefix + name for name, size in self.sizes.items() if size == -1]
+        require(len(free) <= 1, free[-1] if free else "", -1, "-1 on one axis only")
 
     @property
     def sizes(self) -> dict[str, int]:
         return {"replica": self.replica, "fsdp": self.fsdp, "tensor": self.tensor}
+
+
+@dataclass(frozen=True)
+class ComputeConfig(Section):
+    """The way to compute an experiment. All but `dtype` change results by rounding alone."""
+
+    prefix: ClassVar[str] = "compute."
+
+    dtype: Literal["float32", "bfloat16"] = "float32"  # of products; parameters are float32
+    # The numbers that a layer keeps of a token for its backward pass, for Pythia (D more where
+    # residuals are sequential). "none": all. "dots": 8·D, the results of its first products.
+    # "attention": 5·D, what attention takes and gives; repeats the MLP's first products (4·D with
+    # attention "xla", which is repeated too). "full": D, its input; repeats nearly all of it.
+    remat: Literal["none", "dots", "attention", "full"] = "none"
+    attention: Literal["auto", "xla", "blocks", "cudnn", "splash"] = "auto"
+    loss_chunk: int = positive(1024)  # tokens whose logits exist at one time on a device
+    accumulation_steps: int = positive(1)  # micro-batches in a step
+    # Peak floating-point operations a second of one device, for MFU; None: known by its kind.
+    peak_flops: float | None = bounded(None, low=1.0)
+    # Folder of compiled programs; "auto": compiled/ in data.cache_dir, for a single process; None:
+    # programs are not kept. Several processes need a folder that all of them see.
+    compile_cache: str | None = "auto"
+    mesh: MeshConfig = field(default_factory=MeshConfig)
 
 
 @dataclass(frozen=True)
@@ -263,59 +275,39 @@ class Config(Section):
     """A whole experiment."""
 
     seed: int = bounded(0, low=0)
-    # Folder of compiled programs; "auto": compiled/ in data.cache_dir, of one process alone; None:
-    # they are not kept. Many processes need one that all see.
-    compile_cache: str | None = "auto"
     data: DataConfig = field(default_factory=DataConfig)
     model: ModelConfig = field(default_factory=ModelConfig)
     optimizer: OptimizerConfig = field(default_factory=OptimizerConfig)
     train: TrainConfig = field(default_factory=TrainConfig)
-    mesh: MeshConfig = field(default_factory=MeshConfig)
+    compute: ComputeConfig = field(default_factory=ComputeConfig)
     probe: ProbeConfig = field(default_factory=ProbeConfig)
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def check(self) -> None:
         model, train = self.model, self.train
-        require(
-            self.optimizer.warmup_steps <= train.steps,
-            "optimizer.warmup_steps",
+        warmup, length, tokens = (
             self.optimizer.warmup_steps,
-            f"at most train.steps={train.steps}",
-        )
-        require(
-            train.sequence_length <= model.max_length,
-            "train.sequence_length",
             train.sequence_length,
-            f"at most model.max_length={model.max_length}",
-        )
-        require(
-            train.batch_size % train.accumulation_steps == 0,
-            "train.batch_size",
-            train.batch_size,
-            f"a multiple of train.accumulation_steps={train.accumulation_steps}, "
-            f"such as {_nearest_multiples(train.batch_size, train.accumulation_steps)}",
-        )
-        check_divides(self, {k: v for k, v in self.mesh.sizes.items() if v > 0})
-        for rank in self.probe.ranks:
-            require(
-                1 <= rank <= model.d_model,
-                "probe.ranks",
-                rank,
-                f"ranks between 1 and model.d_model={model.d_model}",
-            )
-        require(
-            self.probe.tokens >= train.sequence_length,
-            "probe.tokens",
             self.probe.tokens,
-            f"at least train.sequence_length={train.sequence_length}",
         )
-        field_of_known, known = self.data.vocabulary
-        require(
-            model.vocab_size >= known,
-            "model.vocab_size",
-            model.vocab_size,
-            f"at least {field_of_known}={known}",
-        )
+        require(warmup <= train.steps, "optimizer.warmup_steps", warmup, f"at most {train.steps=}")
+        allowed = f"at most {model.max_length=}"
+        require(length <= model.max_length, "train.sequence_length", length, allowed)
+        check_divides(self, {k: v for k, v in self.compute.mesh.sizes.items() if v > 0})
+        for rank in self.probe.ranks:
+            allowed = f"ranks between 1 and {model.d_model=}"
+            require(1 <= rank <= model.d_model, "probe.ranks", rank, allowed)
+        require(tokens >= length, "probe.tokens", tokens, f"at least {train.sequence_length=}")
+        known_field, known = self.data.vocabulary
+        allowed = f"at least {known_field}={known}"
+        require(model.vocab_size >= known, "model.vocab_size", model.vocab_size, allowed)
+
+    def experiment(self) -> Config:
+        """The config with the default `compute` but its own dtype; equal for one experiment.
+
+        The dtype stays because it changes results by more than the rounding of float32.
+        """
+        return dataclasses.replace(self, compute=ComputeConfig(dtype=self.compute.dtype))
 
     @property
     def tokens_per_step(self) -> int:
@@ -335,15 +327,15 @@ def check_divides(config: Config, mesh_sizes: dict[str, int]) -> None:
     Args:
         mesh_sizes: devices along each axis of the mesh; 1 along one that is left out.
     """
-    model, train = config.model, config.train
+    model, train, compute = config.model, config.train, config.compute
     replica, fsdp, tensor = (mesh_sizes.get(axis, 1) for axis in ("replica", "fsdp", "tensor"))
-    unit = train.accumulation_steps * replica * fsdp
+    unit = compute.accumulation_steps * replica * fsdp
     require(
         train.batch_size % unit == 0,
         "train.batch_size",
         train.batch_size,
-        f"a multiple of {unit} (train.accumulation_steps={train.accumulation_steps} × "
-        f"{replica * fsdp} devices along mesh.replica and mesh.fsdp), "
+        f"a multiple of {unit} (compute.accumulation_steps={compute.accumulation_steps} × "
+        f"{replica * fsdp} devices along compute.mesh.replica and compute.mesh.fsdp), "
         f"such as {_nearest_multiples(train.batch_size, unit)}",
     )
     for name, size, axis, unit in (
@@ -357,8 +349,9 @@ def check_divides(config: Config, mesh_sizes: dict[str, int]) -> None:
             size % n_devices == 0,
             f"model.{name}",
             size,
-            f"a multiple of mesh.{axis}={n_devices}, such as {_nearest_multiples(size, unit)}; "
-            f"or take mesh.{axis}={math.gcd(size, n_devices)}",
+            f"a multiple of compute.mesh.{axis}={n_devices}, such as "
+            f"{_nearest_multiples(size, unit)}; or take "
+            f"compute.mesh.{axis}={math.gcd(size, n_devices)}",
         )
     multiple = math.lcm(model.vocab_multiple, tensor)
     require(
@@ -366,8 +359,9 @@ def check_divides(config: Config, mesh_sizes: dict[str, int]) -> None:
         "model.vocab_multiple",
         model.vocab_multiple,
         f"such that the {model.padded_vocab_size} rows of the vocabulary become a multiple of "
-        f"mesh.tensor={tensor}, such as {multiple} for {_round_up(model.vocab_size, multiple)} "
-        f"rows; or take mesh.tensor={math.gcd(model.padded_vocab_size, tensor)}",
+        f"compute.mesh.tensor={tensor}, such as {multiple} for "
+        f"{_round_up(model.vocab_size, multiple)} rows; or take "
+        f"compute.mesh.tensor={math.gcd(model.padded_vocab_size, tensor)}",
     )
 
 

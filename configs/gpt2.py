@@ -22,8 +22,8 @@ def get_config(size="small"):
 
     config.model.update(family.gpt2(size))
     config.model.vocab_multiple = 128  # 47 rows more than released; 1 for the released count
-    config.model.compute_dtype = "bfloat16"
-    config.model.remat = "full"
+    config.compute.dtype = "bfloat16"
+    config.compute.remat = "full"
 
     config.optimizer.learning_rate = LEARNING_RATE[size]
     config.optimizer.warmup_steps = 700

@@ -23,7 +23,7 @@ def get_config():
     config.model.vocab_size = 4096
     config.model.n_layers = 4
     config.model.max_length = 128
-    config.model.loss_chunk = 256
+    config.compute.loss_chunk = 256
 
     config.optimizer.learning_rate = 3e-3
     config.optimizer.warmup_steps = 50

@@ -34,8 +34,8 @@ def get_config():
 
     config.model.vocab_size = 8192
     config.model.max_length = 512
-    config.model.compute_dtype = "bfloat16"
-    config.model.remat = "dots"
+    config.compute.dtype = "bfloat16"
+    config.compute.remat = "dots"
 
     config.train.sequence_length = 512
     config.probe.every = 500

@@ -27,8 +27,8 @@ def get_config(size="smollm-135m"):
     config.data.tokenizer = "data/llama/tokenizer.json"
 
     config.model.update(family.llama(size))
-    config.model.compute_dtype = "bfloat16"
-    config.model.remat = "full"
+    config.compute.dtype = "bfloat16"
+    config.compute.remat = "full"
 
     config.optimizer.learning_rate = LEARNING_RATE[size]
     config.optimizer.warmup_steps = 2000

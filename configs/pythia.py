@@ -36,8 +36,8 @@ def get_config(size="160m"):
     config.data.heldout_fraction = 0.0001
 
     config.model.update(family.pythia(size))
-    config.model.compute_dtype = "bfloat16"
-    config.model.remat = "full"
+    config.compute.dtype = "bfloat16"
+    config.compute.remat = "full"
 
     config.optimizer.learning_rate = LEARNING_RATE[size]
     config.optimizer.warmup_steps = 1430  # lr warm-up 0.01 of the run

@@ -54,5 +54,5 @@ def get_sweep():
                 "checkpoint.keep_every": [n // 16 for n in steps],
             }
         ),
-        {"optimizer.weight_decay": (0.0, 0.1), "model.compute_dtype": ("float32", "bfloat16")},
+        {"optimizer.weight_decay": (0.0, 0.1), "compute.dtype": ("float32", "bfloat16")},
     )

@@ -1,21 +1,25 @@
 """A config is checked whole at the door, and says in one line what is wrong."""
 
+import contextlib
 import dataclasses
+import functools
 import json
+import operator
 
 import pytest
 
 from bottleneck import config as config_lib
 from bottleneck.config import CheckpointConfig, Config, ModelConfig, TrainConfig
 from bottleneck.errors import UserError
+from bottleneck.sections import flatten
 
 
 def parse_with(**changes):
     """The default config with fields such as model__d_model changed."""
     fields = config_lib.base().to_dict()
     for name, value in changes.items():
-        *group, key = name.split("__")
-        (fields[group[0]] if group else fields)[key] = value
+        *groups, key = name.split("__")
+        functools.reduce(operator.getitem, groups, fields)[key] = value
     return config_lib.parse(fields)
 
 
@@ -33,36 +37,37 @@ def test_defaults_parse_to_the_default_dataclass():
         ({"model__rotary_fraction": 0.3}, "config.model.rotary_fraction=0.3", "even number"),
         ({"model__norm": "batchnorm"}, "config.model.norm='batchnorm'", "'layernorm', 'rmsnorm'"),
         ({"model__vocab_size": 100}, "config.model.vocab_size=100", "tokenizer_vocab_size=8192"),
-        ({"mesh__fsdp": 3}, "config.train.batch_size=16", "such as 15 or 18"),
+        ({"compute__mesh__fsdp": 3}, "config.train.batch_size=16", "such as 15 or 18"),
         (
-            {"mesh__fsdp": 12, "train__batch_size": 24},
+            {"compute__mesh__fsdp": 12, "train__batch_size": 24},
             "config.model.d_model=256",
-            "mesh.fsdp=12, such as 252 or 264; or take mesh.fsdp=4",
+            "compute.mesh.fsdp=12, such as 252 or 264; or take compute.mesh.fsdp=4",
         ),
         (
-            {"mesh__tensor": 3},
+            {"compute__mesh__tensor": 3},
             "config.model.n_heads=4",
-            "a multiple of mesh.tensor=3, such as 3 or 6; or take mesh.tensor=1",
+            "a multiple of compute.mesh.tensor=3, such as 3 or 6; or take compute.mesh.tensor=1",
         ),
         (
-            {"mesh__tensor": 4, "model__n_kv_heads": 2},
+            {"compute__mesh__tensor": 4, "model__n_kv_heads": 2},
             "config.model.n_kv_heads=2",
-            "a multiple of mesh.tensor=4, such as 4; or take mesh.tensor=2",
+            "a multiple of compute.mesh.tensor=4, such as 4; or take compute.mesh.tensor=2",
         ),
         (
-            {"mesh__tensor": 4, "model__d_ff": 1022},
+            {"compute__mesh__tensor": 4, "model__d_ff": 1022},
             "config.model.d_ff=1022",
-            "a multiple of mesh.tensor=4, such as 1020 or 1024; or take mesh.tensor=2",
+            "a multiple of compute.mesh.tensor=4, such as 1020 or 1024; "
+            "or take compute.mesh.tensor=2",
         ),
         (
-            {"mesh__tensor": 4, "model__vocab_size": 9001, "model__vocab_multiple": 3},
+            {"compute__mesh__tensor": 4, "model__vocab_size": 9001, "model__vocab_multiple": 3},
             "config.model.vocab_multiple=3",
-            "the 9003 rows of the vocabulary become a multiple of mesh.tensor=4, such as 12 for "
-            "9012 rows; or take mesh.tensor=1",
+            "the 9003 rows of the vocabulary become a multiple of compute.mesh.tensor=4, "
+            "such as 12 for 9012 rows; or take compute.mesh.tensor=1",
         ),
-        ({"train__accumulation_steps": 3}, "config.train.batch_size=16", "such as 15 or 18"),
-        ({"mesh__tensor": -1}, "config.mesh.tensor=-1", "-1 on one axis only"),
-        ({"mesh__tensor": 0}, "config.mesh.tensor=0", "at least 1"),
+        ({"compute__accumulation_steps": 3}, "config.train.batch_size=16", "such as 15 or 18"),
+        ({"compute__mesh__tensor": -1}, "config.compute.mesh.tensor=-1", "-1 on one axis only"),
+        ({"compute__mesh__tensor": 0}, "config.compute.mesh.tensor=0", "at least 1"),
         ({"optimizer__warmup_steps": 1001}, "config.optimizer.warmup_steps=1001", "steps=1000"),
         ({"optimizer__learning_rate": float("nan")}, "learning_rate=nan", "a finite number"),
         ({"optimizer__beta1": 1.5}, "config.optimizer.beta1=1.5", "between 0.0 and 1.0"),
@@ -89,7 +94,9 @@ def test_a_bad_value_is_one_line_with_field_value_and_what_is_allowed(changes, n
 def test_what_fits_is_known_only_with_the_devices_where_an_axis_takes_the_rest():
     config = parse_with(model__d_model=260, train__batch_size=24)
     config_lib.check_divides(config, {"replica": 2, "fsdp": 4, "tensor": 2})
-    with pytest.raises(UserError, match=r"config\.model\.d_model=260 .* mesh\.fsdp=8, such as 256"):
+    with pytest.raises(
+        UserError, match=r"config\.model\.d_model=260 .* compute\.mesh\.fsdp=8, such as 256"
+    ):
         config_lib.check_divides(config, {"replica": 1, "fsdp": 8, "tensor": 1})
 
 
@@ -115,6 +122,37 @@ def test_differences_name_each_changed_field_and_only_those():
     old = Config()
     new = dataclasses.replace(old, seed=3, train=TrainConfig(steps=5, batch_size=16))
     assert config_lib.differences(old, new) == ["seed: 0 → 3", "train.steps: 1000 → 5"]
+
+
+BASE = parse_with(train__bad_steps=2)  # which train.skip_bad_batches needs
+TEXTS = ["bfloat16", "known_rank", "full", "rmsnorm", "swiglu", "learned", "xla", "normal", "other"]
+
+
+def with_another(name):
+    """BASE with the first other value that one of its fields takes."""
+    default = flatten(BASE)[name]
+    candidates = {
+        bool: lambda: [not default],
+        int: lambda: [2 * default, default // 2, 1],
+        float: lambda: [default / 2, 0.5],
+        str: lambda: TEXTS,
+        tuple: lambda: [["other"], [1]],
+        type(None): lambda: [1, "other"],
+    }[type(default)]()
+    for candidate in candidates:
+        with contextlib.suppress(UserError):
+            config = parse_with(**{"train__bad_steps": 2, name.replace(".", "__"): candidate})
+            if config != BASE:
+                return config
+    raise AssertionError(f"no other value of {name} is known")
+
+
+@pytest.mark.parametrize("name", flatten(BASE))
+def test_an_experiment_is_blind_to_how_it_is_computed_but_for_the_dtype(name):
+    other = with_another(name)
+    assert [line.partition(":")[0] for line in config_lib.differences(BASE, other)] == [name]
+    is_the_same = other.experiment() == BASE.experiment()
+    assert is_the_same == (name.startswith("compute.") and name != "compute.dtype")
 
 
 def test_probe_ranks_end_with_the_width():

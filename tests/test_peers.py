@@ -89,7 +89,7 @@ def test_steps_of_the_peer_have_our_losses(peers):
     inputs, targets = batch(config)
     step = peers["make_step"](config, model, compiled=False)
     theirs = [float(step(torch.from_numpy(inputs), torch.from_numpy(targets))) for _ in range(5)]
-    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    mesh = make_mesh(config.compute.mesh, jax.devices()[:1])
     program = make_train_program(config, mesh)
     with jax.set_mesh(mesh):
         train = program.compile(*inputs.shape)

@@ -90,7 +90,7 @@ def rehearse(
             its number of devices.
     """
     chip = chip_of(topology)
-    mesh = mesh_lib.make_mesh(config.mesh, topology_devices(topology, n_slices))
+    mesh = mesh_lib.make_mesh(config.compute.mesh, topology_devices(topology, n_slices))
     check_divides(config, dict(mesh.shape))
     lowered = lower(config, mesh, with_probes=with_probes)
     programs = {name: _rehearse(program, mesh) for name, program in lowered.items()}

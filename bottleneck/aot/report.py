@@ -65,34 +65,38 @@ def advice(config: Config, rehearsal: Rehearsal) -> list[str]:
     if rehearsal.programs[TRAIN_STEP].fits:
         return []
     memory, capacity = rehearsal.programs[TRAIN_STEP].memory, rehearsal.chip.hbm_bytes
-    model, train, mesh = config.model, config.train, rehearsal.mesh
+    model, train, compute, mesh = config.model, config.train, config.compute, rehearsal.mesh
     lines = []
-    sequences = train.batch_size // (mesh["replica"] * mesh["fsdp"] * train.accumulation_steps)
-    tokens = min(model.loss_chunk, sequences * train.sequence_length)
+    sequences = train.batch_size // (mesh["replica"] * mesh["fsdp"] * compute.accumulation_steps)
+    tokens = min(compute.loss_chunk, sequences * train.sequence_length)
     logits = 4 * tokens * model.padded_vocab_size // mesh["tensor"]
     if logits > _LARGE_SHARE * memory.temporaries:
         lines.append(
-            f"lower config.model.loss_chunk={model.loss_chunk}: the logits of a chunk take "
+            f"lower config.compute.loss_chunk={compute.loss_chunk}: the logits of a chunk take "
             f"{logits / _GB:.2f} GB"
         )
-    if model.remat != "full":
-        less = "full" if model.remat == "attention" else "attention"
+    if compute.remat != "full":
+        less = "full" if compute.remat == "attention" else "attention"
         kept = "its input" if less == "full" else "its input and what attention takes and gives"
-        lines.append(f"set config.model.remat={model.remat} to {less}: a layer then keeps {kept}")
+        lines.append(
+            f"set config.compute.remat={compute.remat} to {less}: a layer then keeps {kept}"
+        )
     if sequences > 1 and memory.arguments < capacity:
         factor = memory.temporaries / (capacity - memory.arguments)
         divisors = [n for n in range(2, sequences + 1) if sequences % n == 0]
         parts = next((n for n in divisors if n >= factor), sequences)
         lines.append(
-            f"raise config.train.accumulation_steps={train.accumulation_steps} to "
-            f"{parts * train.accumulation_steps}: a micro-batch has {sequences} sequences a device"
+            f"raise config.compute.accumulation_steps={compute.accumulation_steps} to "
+            f"{parts * compute.accumulation_steps}: "
+            f"a micro-batch has {sequences} sequences a device"
         )
     if memory.arguments > capacity / 2:
         lines.append(
-            f"raise config.mesh.fsdp={mesh['fsdp']} or config.mesh.tensor={mesh['tensor']}: "
+            f"raise config.compute.mesh.fsdp={mesh['fsdp']} or "
+            f"config.compute.mesh.tensor={mesh['tensor']}: "
             f"parameters and optimizer state take {memory.arguments / _GB:.2f} GB"
         )
-    return lines or [f"raise config.mesh.tensor={mesh['tensor']}, or take a larger slice"]
+    return lines or [f"raise config.compute.mesh.tensor={mesh['tensor']}, or take a larger slice"]
 
 
 def show(config: Config, rehearsal: Rehearsal, console: rich.console.Console) -> None:

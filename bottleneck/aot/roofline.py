@@ -12,7 +12,7 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 
 from bottleneck.aot.hlo import Collective
-from bottleneck.config import Config, ModelConfig
+from bottleneck.config import Config
 from bottleneck.model.accounting import count_parameters, flops_per_token, layer_matrix_parameters
 from bottleneck.parallel.chips import Chip
 
@@ -90,27 +90,28 @@ def _hardware_flops_per_token(
     Without the products by which a TPU moves entries for their rotation, 1 % at 160M.
     """
     flops = flops_per_token(config.model, config.train.sequence_length)
-    remat = config.model.remat
+    remat = config.compute.remat
     # Flash attention's backward pass is two kernels with 3 and 4 products of the size of the
     # square, its forward pass has 2, and can be kept.
     forward = 0.5 if flash_attention else 1.0
     keeps_attention = remat == "none" or (remat == "attention" and flash_attention)
     attention = forward * (1 if keeps_attention else 2) + (0.5 * 7 / 2 if flash_attention else 2.0)
     head = 2 + _head_passes(config, mesh_shape)
-    layers = 3 + _share_computed_again(config.model)
+    layers = 3 + _share_computed_again(config)
     return layers * flops.layers + attention * flops.attention + head * flops.head
 
 
-def _share_computed_again(model: ModelConfig) -> float:
+def _share_computed_again(config: Config) -> float:
     """Of a layer's forward pass with its matrices, what its backward pass repeats.
 
     Products of which no other takes the result are not made again, whatever is kept: the MLP's
     last, and that of attention where the MLP does not read what it adds to the stream.
     """
-    if model.remat not in ("attention", "full"):
+    model, remat = config.model, config.compute.remat
+    if remat not in ("attention", "full"):
         return 0.0
     again = (2 if model.mlp == "swiglu" else 1) * model.d_model * model.mlp_width
-    if model.remat == "full":
+    if remat == "full":
         again += model.d_model * (model.d_model + 2 * model.kv_heads * model.head_size)
         again += 0 if model.parallel_residual else model.d_model**2
     return again / layer_matrix_parameters(model)
@@ -131,12 +132,13 @@ def hbm_traffic(config: Config, mesh_shape: Mapping[str, int]) -> float:
     rows, or of the hidden states where no device has all columns, is read and written with each
     chunk. Left out, since at best it stays on the chip: everything inside a layer.
     """
-    model, n_micro = config.model, config.train.accumulation_steps
-    width = 2 if model.compute_dtype == "bfloat16" else 4
+    model, compute = config.model, config.compute
+    n_micro = compute.accumulation_steps
+    width = 2 if compute.dtype == "bfloat16" else 4
     tensor, shards = mesh_shape["tensor"], mesh_shape["fsdp"] * mesh_shape["tensor"]
     tokens = config.tokens_per_step / (mesh_shape["replica"] * mesh_shape["fsdp"])
     own_parameters = count_parameters(model).total / shards
-    passes = 2 + _share_computed_again(model)
+    passes = 2 + _share_computed_again(config)
     layer_weights = model.n_layers * layer_matrix_parameters(model) / tensor
     weights = n_micro * passes * width * layer_weights
     gradients = 4 * own_parameters * (2 * n_micro - 1)
@@ -144,7 +146,7 @@ def hbm_traffic(config: Config, mesh_shape: Mapping[str, int]) -> float:
     kept = 2 * width * tokens * model.n_layers * model.d_model
     rows, head_passes = model.padded_vocab_size / tensor, _head_passes(config, mesh_shape)
     logits = tokens * rows * (8 * head_passes + 3 * width)
-    chunks = max(n_micro, tokens / model.loss_chunk)
+    chunks = max(n_micro, tokens / compute.loss_chunk)
     if head_passes == 2:
         added_up = 8 * chunks * (tokens / n_micro) * model.d_model
     else:

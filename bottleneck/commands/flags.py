@@ -8,6 +8,8 @@ from __future__ import annotations
 
 import argparse
 import contextlib
+import functools
+import operator
 import os
 import re
 import runpy
@@ -175,8 +177,8 @@ def _load_fields(path: str, assigned: dict[str, str]) -> dict[str, Any]:
         raise UserError(str(error).splitlines()[0].removeprefix("flag --")) from error
     plain = fields.to_dict()
     for name, value in later.items():
-        group, _, key = name.rpartition(".")
-        (plain[group] if group else plain)[key] = value
+        *groups, key = name.split(".")
+        functools.reduce(operator.getitem, groups, plain)[key] = value
     return plain
 
 

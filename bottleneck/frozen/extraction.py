@@ -61,7 +61,7 @@ class RunSource:
         config = run.config.model
         step = step if step is not None else (run.steps[-1] if run.steps else None)
         self._params = run.params(step)
-        self._graph = transformer.graph(config)
+        self._graph = transformer.graph(config, run.config.compute)
         self.name = f"{run.name}, step {step}"
         self.n_layers, self.d_model = config.n_layers, config.d_model
         self.vocab_size, self.max_length = config.vocab_size, config.max_length

@@ -3,6 +3,7 @@
 B: sequences; L: tokens; D: hidden width; H, G: heads, key-value heads; K: size of one.
 Layers are stacked, [n_layers, ...], and scanned, so that compile time does not grow with depth.
 Every parameter carries the logical names of its own axes (without the stacking one).
+`ModelConfig` decides the parameters; `ComputeConfig` decides the arithmetic on them.
 """
 
 from __future__ import annotations
@@ -16,7 +17,7 @@ import jax.numpy as jnp
 from flax import nnx
 from jax.sharding import Mesh
 
-from bottleneck.config import ModelConfig
+from bottleneck.config import ComputeConfig, ModelConfig
 from bottleneck.model.head import make_head
 from bottleneck.model.kernels import remat
 from bottleneck.model.kernels.attention import causal_attention
@@ -29,21 +30,27 @@ from bottleneck.parallel.mesh import constrain, devices_along, platform
 
 Params = dict[str, Any]
 Observe = Callable[[jax.Array], Any]  # hidden [B, L, D] → a small tree of statistics
+_DEFAULT = ComputeConfig()
 
 
 def _linear(
-    config: ModelConfig, axes: tuple[str, str], sizes: tuple[int, int], std: float, rngs: nnx.Rngs
-) -> nnx.Linear:
-    return nnx.Linear(
-        *sizes,
-        use_bias=config.use_bias,
-        dtype=jnp.dtype(config.compute_dtype),
-        kernel_init=nnx.initializers.normal(std),
-        kernel_metadata={"axes": axes},
-        bias_metadata={"axes": axes[1:]},
-        dot_general=dot_general,
-        rngs=rngs,
-    )
+    config: ModelConfig, compute: ComputeConfig, rngs: nnx.Rngs
+) -> Callable[[tuple[str, str], tuple[int, int], float], nnx.Linear]:
+    """(logical axes, sizes, standard deviation) → a linear map from the first axis to the last."""
+
+    def linear(axes: tuple[str, str], sizes: tuple[int, int], std: float) -> nnx.Linear:
+        return nnx.Linear(
+            *sizes,
+            use_bias=config.use_bias,
+            dtype=jnp.dtype(compute.dtype),
+            kernel_init=nnx.initializers.normal(std),
+            kernel_metadata={"axes": axes},
+            bias_metadata={"axes": axes[1:]},
+            dot_general=dot_general,
+            rngs=rngs,
+        )
+
+    return linear
 
 
 def _norm(config: ModelConfig, rngs: nnx.Rngs) -> nnx.LayerNorm | nnx.RMSNorm:
@@ -83,16 +90,15 @@ exact_gelu.defvjp(lambda x: (exact_gelu(x), x), _gelu_backward)
 
 
 class Attention(nnx.Module):
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        self.config = config
+    def __init__(self, config: ModelConfig, compute: ComputeConfig, rngs: nnx.Rngs):
+        self.config, self.kernel = config, compute.attention
+        linear = _linear(config, compute, rngs)
         d_model, std = config.d_model, config.weight_std
         inner, kv_inner = d_model, config.kv_heads * config.head_size
-        self.query = _linear(config, ("embed", "heads"), (d_model, inner), std, rngs)
-        self.key = _linear(config, ("embed", "kv_heads"), (d_model, kv_inner), std, rngs)
-        self.value = _linear(config, ("embed", "kv_heads"), (d_model, kv_inner), std, rngs)
-        self.output = _linear(
-            config, ("heads", "embed"), (inner, d_model), config.output_weight_std, rngs
-        )
+        self.query = linear(("embed", "heads"), (d_model, inner), std)
+        self.key = linear(("embed", "kv_heads"), (d_model, kv_inner), std)
+        self.value = linear(("embed", "kv_heads"), (d_model, kv_inner), std)
+        self.output = linear(("heads", "embed"), (inner, d_model), config.output_weight_std)
 
     def __call__(self, hidden_BxLxD: jax.Array) -> jax.Array:
         config = self.config
@@ -104,7 +110,7 @@ class Attention(nnx.Module):
         if config.position == "rotary":
             query = rotate(query, config.rotary_size, config.rotary_theta)
             key = rotate(key, config.rotary_size, config.rotary_theta)
-        mixed = causal_attention(query, key, value, config.attention)
+        mixed = causal_attention(query, key, value, self.kernel)
         return named(self.output(mixed.reshape(B, L, config.d_model)), remat.PROJECTED)
 
     def _parts(self, hidden_BxLxD: jax.Array) -> list[jax.Array]:
@@ -123,15 +129,14 @@ class Attention(nnx.Module):
 
 
 class Mlp(nnx.Module):
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, compute: ComputeConfig, rngs: nnx.Rngs):
         self.kind = config.mlp
+        linear = _linear(config, compute, rngs)
         d_model, width = config.d_model, config.mlp_width
-        self.up = _linear(config, ("embed", "mlp"), (d_model, width), config.weight_std, rngs)
+        self.up = linear(("embed", "mlp"), (d_model, width), config.weight_std)
         if self.kind == "swiglu":
-            self.gate = _linear(config, ("embed", "mlp"), (d_model, width), config.weight_std, rngs)
-        self.down = _linear(
-            config, ("mlp", "embed"), (width, d_model), config.output_weight_std, rngs
-        )
+            self.gate = linear(("embed", "mlp"), (d_model, width), config.weight_std)
+        self.down = linear(("mlp", "embed"), (width, d_model), config.output_weight_std)
 
     def __call__(self, hidden_BxLxD: jax.Array) -> jax.Array:
         inner = named(self.up(hidden_BxLxD), remat.WIDE)
@@ -144,13 +149,13 @@ class Mlp(nnx.Module):
 
 
 class Block(nnx.Module):
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+    def __init__(self, config: ModelConfig, compute: ComputeConfig, rngs: nnx.Rngs):
         self.parallel_residual = config.parallel_residual
-        self.dtype = jnp.dtype(config.compute_dtype)
+        self.dtype = jnp.dtype(compute.dtype)
         self.attention_norm = _norm(config, rngs)
-        self.attention = Attention(config, rngs)
+        self.attention = Attention(config, compute, rngs)
         self.mlp_norm = _norm(config, rngs)
-        self.mlp = Mlp(config, rngs)
+        self.mlp = Mlp(config, compute, rngs)
 
     def __call__(self, hidden_BxLxD: jax.Array) -> jax.Array:
         attended = self.attention(self.attention_norm(hidden_BxLxD).astype(self.dtype))
@@ -177,8 +182,8 @@ class Embedding(nnx.Module):
 class Transformer(nnx.Module):
     """Tokens → hidden states after the final norm; `head` turns those into logits."""
 
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        self.config = config
+    def __init__(self, config: ModelConfig, compute: ComputeConfig, rngs: nnx.Rngs):
+        self.config, self.compute = config, compute
         if not config.tie_embeddings:
             self.embedding = Embedding(config, rngs)
         if config.position == "learned":
@@ -189,7 +194,7 @@ class Transformer(nnx.Module):
         @nnx.split_rngs(splits=config.n_layers)
         @nnx.vmap(in_axes=0, out_axes=0)
         def stacked_blocks(rngs: nnx.Rngs) -> Block:
-            return Block(config, rngs)
+            return Block(config, compute, rngs)
 
         self.blocks = stacked_blocks(rngs)
         self.final_norm = _norm(config, rngs)
@@ -207,12 +212,12 @@ class Transformer(nnx.Module):
             observe: called on the hidden states of each depth; its results are stacked along a
                 leading axis [n_layers + 1, ...]. The second value returned is None without it.
         """
-        config = self.config
+        config, compute = self.config, self.compute
         embedding: Any = self.head if config.tie_embeddings else self.embedding
         hidden_BxLxD = embedding.embed(tokens_BxL)
         if config.position == "learned":
             hidden_BxLxD = hidden_BxLxD + self.positions[: tokens_BxL.shape[1]]
-        hidden_BxLxD = hidden_BxLxD.astype(config.compute_dtype)
+        hidden_BxLxD = hidden_BxLxD.astype(compute.dtype)
         # Looked up where the columns of the table lie, then sent to where the sequences do; and so,
         # backwards, the gradient. Left to itself the compiler may gather the whole table for it.
         hidden_BxLxD = constrain(hidden_BxLxD, "lookup", "length", "embed")
@@ -231,13 +236,13 @@ class Transformer(nnx.Module):
             seen = None if observe is None else observe(hidden)
             return nnx.merge(block_graph, params)(hidden), seen
 
-        if config.remat != "none":
-            layer = remat.checkpointed(layer, config.remat)
+        if compute.remat != "none":
+            layer = remat.checkpointed(layer, compute.remat)
         # A CPU copies what each turn of a scan stacks up for the backward pass. But only a scan
         # keeps the compiler from undoing rematerialisation.
-        unroll = config.remat == "none" and platform() == "cpu"
+        unroll = compute.remat == "none" and platform() == "cpu"
         hidden_BxLxD, seen = jax.lax.scan(layer, hidden_BxLxD, block_params, unroll=unroll)
-        hidden_BxLxD = self.final_norm(hidden_BxLxD).astype(config.compute_dtype)
+        hidden_BxLxD = self.final_norm(hidden_BxLxD).astype(compute.dtype)
         hidden_BxLxD = constrain(hidden_BxLxD, "batch", "length", None)
         if observe is not None:
             last = observe(hidden_BxLxD)
@@ -246,7 +251,7 @@ class Transformer(nnx.Module):
 
 
 def _split(config: ModelConfig, key: jax.Array) -> tuple[nnx.GraphDef, nnx.State]:
-    return nnx.split(Transformer(config, nnx.Rngs(params=key)))
+    return nnx.split(Transformer(config, _DEFAULT, nnx.Rngs(params=key)))
 
 
 def init_params(config: ModelConfig, key: jax.Array) -> Params:
@@ -254,9 +259,9 @@ def init_params(config: ModelConfig, key: jax.Array) -> Params:
     return nnx.to_pure_dict(_split(config, key)[1])
 
 
-def graph(config: ModelConfig) -> nnx.GraphDef:
+def graph(config: ModelConfig, compute: ComputeConfig = _DEFAULT) -> nnx.GraphDef:
     """The module without its parameters: `nnx.merge(graph(config), params)` is the model."""
-    return nnx.split(nnx.eval_shape(lambda: Transformer(config, nnx.Rngs(0))))[0]
+    return nnx.split(nnx.eval_shape(lambda: Transformer(config, compute, nnx.Rngs(0))))[0]
 
 
 def logical_axes(config: ModelConfig) -> dict[str, Any]:
@@ -264,7 +269,7 @@ def logical_axes(config: ModelConfig) -> dict[str, Any]:
 
     Stacked parameters have None for the layers before their own names.
     """
-    state = nnx.eval_shape(lambda: nnx.split(Transformer(config, nnx.Rngs(0)))[1])
+    state = nnx.eval_shape(lambda: nnx.split(Transformer(config, _DEFAULT, nnx.Rngs(0)))[1])
 
     def names(variable: nnx.Variable) -> tuple[str | None, ...]:
         own = variable.get_metadata("axes")

@@ -28,8 +28,8 @@ _PILE = "--config.data.paths=~/pile/*.jsonl.zst --config.data.heldout_fraction=0
 _SERIES = (
     "python -m bottleneck series EleutherAI/pythia-160m --workdir=runs/pythia-160m "
     f"--config=configs/pythia.py:160m {_PILE} --config.data.tokenizer=None "
-    "--config.model.compute_dtype=float32 "
-    "--config.probe.tokens=51200 --config.train.accumulation_steps=256"
+    "--config.compute.dtype=float32 "
+    "--config.probe.tokens=51200 --config.compute.accumulation_steps=256"
 )
 
 

@@ -95,7 +95,7 @@ class Store:
             reason = getattr(error, "strerror", None) or " ".join(str(error).split())
             _say(
                 f"compiled programs are not kept in {self._path}: {reason}; "
-                "--config.compile_cache=FOLDER names another place"
+                "--config.compute.compile_cache=FOLDER names another place"
             )
         self._is_broken = True
 
@@ -113,7 +113,7 @@ def use(config: Config | None = None) -> None:
     """
     config = config or Config()
     options: Any = jax.config
-    folder = options.jax_compilation_cache_dir or config.compile_cache
+    folder = options.jax_compilation_cache_dir or config.compute.compile_cache
     if folder == "auto":
         folder = None if jax.distributed.is_initialized() else f"{config.data.cache_dir}/compiled"
     if folder is None or not options.jax_enable_compilation_cache:

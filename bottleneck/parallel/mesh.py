@@ -44,12 +44,14 @@ def mesh_sizes(config: MeshConfig, n_devices: int) -> dict[str, int]:
     known = math.prod(size for size in sizes.values() if size > 0)
     if n_devices % known:
         asked = " × ".join(f"{k}={v}" for k, v in sizes.items() if v > 0)
-        raise UserError(f"config.mesh asks for {asked}, which does not divide {n_devices} devices")
+        raise UserError(
+            f"config.compute.mesh asks for {asked}, which does not divide {n_devices} devices"
+        )
     filled = {k: n_devices // known if v == -1 else v for k, v in sizes.items()}
     if math.prod(filled.values()) != n_devices:
         asked = " × ".join(f"{k}={v}" for k, v in filled.items())
         raise UserError(
-            f"config.mesh asks for {asked}, but there are {n_devices} devices; "
+            f"config.compute.mesh asks for {asked}, but there are {n_devices} devices; "
             "-1 on one axis takes the rest"
         )
     return filled
@@ -66,8 +68,8 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
     n_slices = _count_slices(devices)
     if sizes["replica"] % n_slices:
         raise UserError(
-            f"config.mesh.replica={sizes['replica']} is not allowed; it must be a multiple of the "
-            f"{n_slices} slices, such as {n_slices}"
+            f"config.compute.mesh.replica={sizes['replica']} is not allowed; it must be a multiple "
+            f"of the {n_slices} slices, such as {n_slices}"
         )
     of_a_slice = (sizes["replica"] // n_slices, sizes["fsdp"], sizes["tensor"])
     # An axis of the mesh may take a part of a physical one, as tensor=2 does of a slice 4x4.

@@ -59,10 +59,11 @@ def evaluate(
     begin, end = ends_of_text(tokenizer, run.path / TOKENIZER_CONFIG)
     rows = []
     for step in steps:
-        scorer = Scorer(run.config.model, run.params(step), batch_size=batch_size)
-        model = HarnessModel(scorer, tokenizer, begins_with=begin, ends_with=end)
+        model, compute = run.config.model, run.config.compute
+        scorer = Scorer(model, run.params(step), compute=compute, batch_size=batch_size)
+        harness_model = HarnessModel(scorer, tokenizer, begins_with=begin, ends_with=end)
         results = lm_eval.simple_evaluate(
-            model, tasks=tasks, limit=limit, task_manager=manager, log_samples=False
+            harness_model, tasks=tasks, limit=limit, task_manager=manager, log_samples=False
         )
         rows += [_row(step, limit, task, results) for task in results["results"]]
     return rows

@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 from jax.sharding import Mesh
 
-from bottleneck.config import MeshConfig, ModelConfig
+from bottleneck.config import ComputeConfig, MeshConfig, ModelConfig
 from bottleneck.errors import UserError
 from bottleneck.model import transformer
 from bottleneck.model.head import HeadFactors
@@ -38,19 +38,26 @@ class Scorer:
     """A model, ready to score and to continue sequences of tokens."""
 
     def __init__(
-        self, config: ModelConfig, params: Params, *, batch_size: int = 16, mesh: Mesh | None = None
+        self,
+        config: ModelConfig,
+        params: Params,
+        *,
+        compute: ComputeConfig | None = None,
+        batch_size: int = 16,
+        mesh: Mesh | None = None,
     ):
         """Puts the parameters on the mesh.
 
         Args:
+            compute: None takes the default, float32; its mesh is ignored.
             batch_size: B, rounded up to a multiple of the devices that share a batch.
             mesh: None takes all devices, each with its share of the parameters.
         """
-        self.config = config
+        self.config, self.compute = config, compute or ComputeConfig()
         self._mesh = mesh_lib.make_mesh(MeshConfig()) if mesh is None else mesh
         shares = self._mesh.shape["replica"] * self._mesh.shape["fsdp"]
         self._batch_size = -(-batch_size // shares) * shares
-        self._graph = transformer.graph(config)
+        self._graph = transformer.graph(config, self.compute)
         shardings = transformer.shardings(config, self._mesh)
         try:
             self._params = jax.device_put(params, shardings)
@@ -133,7 +140,7 @@ class Scorer:
         hidden_BxLxD, _ = model(inputs_BxL)
         factors = model.head.factors()
         length = inputs_BxL.shape[1]
-        chunk = max(min(length, self.config.loss_chunk // self._batch_size), 1)
+        chunk = max(min(length, self.compute.loss_chunk // self._batch_size), 1)
         n_chunks = -(-length // chunk)
 
         def split(array: jax.Array) -> jax.Array:

@@ -36,9 +36,6 @@ from bottleneck.storage.folders import write_whole
 from bottleneck.terminal import Progress
 from bottleneck.training.reporter import write_record
 
-# How a model is computed is the config's to say; what it is, the checkpoint's.
-_COMPUTING = ("compute_dtype", "remat", "attention", "loss_chunk")
-
 
 def choose(series: Series, steps: list[int] | None = None, every: int | None = None) -> list[int]:
     """The steps that are asked for, ascending: those named, multiples of `every`, or all.
@@ -77,15 +74,15 @@ def measure_series(config: Config, series: Series, steps: list[int], workdir: Pa
     """Measures the steps that are not measured yet, into a run folder; returns what it audited.
 
     Args:
-        config: its data, probe and train sections say what to measure on; the sizes of its model
-            section are not looked at. Without a tokenizer the series's own is taken.
+        config: its data, probe and train sections say what to measure on, and compute how; its
+            model section is ignored. Without a tokenizer the series's own is taken.
     Raises:
         UserError: where folder, data or devices do not fit; not where a step cannot be read, which
             is in the audit.
     """
     record = _record(workdir)
     audit = Audit(workdir, series.name)
-    mesh = make_mesh(config.mesh)
+    mesh = make_mesh(config.compute.mesh)
     reference = _reference(series, steps, mesh, audit)
     if reference is None:
         return audit
@@ -93,7 +90,7 @@ def measure_series(config: Config, series: Series, steps: list[int], workdir: Pa
     if record is not None:
         model = config_lib.parse(record["config"]).model
     data = _with_tokenizer(config.data, model, series, reference, workdir)
-    config = dataclasses.replace(config, data=data, model=_computed_as(config.model, model))
+    config = dataclasses.replace(config, data=data, model=model)
     check_divides(config, dict(mesh.shape))
     if record is not None:
         run_folder.check_continues(workdir, config)
@@ -211,12 +208,7 @@ def _reference(series: Series, steps: list[int], mesh: Mesh, audit: Audit) -> Ch
     return None
 
 
-def _computed_as(given: ModelConfig, model: ModelConfig) -> ModelConfig:
-    return dataclasses.replace(model, **{name: getattr(given, name) for name in _COMPUTING})
-
-
 def _check_same_model(model: ModelConfig, expected: ModelConfig) -> None:
-    model = _computed_as(expected, model)
     for entry in dataclasses.fields(ModelConfig):
         found, wanted = getattr(model, entry.name), getattr(expected, entry.name)
         if found != wanted:

@@ -57,11 +57,11 @@ class ProbePrograms:
         self._config = config
         # Through the model go as many sequences together as in training, or fewer if there are.
         n_shards = mesh.shape["replica"] * mesh.shape["fsdp"]
-        at_most = config.train.batch_size // config.train.accumulation_steps
+        at_most = config.train.batch_size // config.compute.accumulation_steps
         micro_size = min(at_most, -(-n_sequences // n_shards) * n_shards)
         self._n_micro = -(-n_sequences // micro_size)
         self.n_sequences = self._n_micro * micro_size
-        self._graph = transformer.graph(config.model)
+        self._graph = transformer.graph(config.model, config.compute)
         self._by_row, self._everywhere = mesh_lib.batch_sharding(mesh), mesh_lib.replicated(mesh)
         by_row: Any = self._by_row
         everywhere: Any = self._everywhere
@@ -79,7 +79,9 @@ class ProbePrograms:
             for name, dtype in BATCH_TYPES.items()
         }
         hidden = jax.ShapeDtypeStruct(
-            (*shape, model.d_model), jnp.dtype(model.compute_dtype), sharding=self._by_row
+            (*shape, model.d_model),
+            jnp.dtype(self._config.compute.dtype),
+            sharding=self._by_row,
         )
         square = jax.ShapeDtypeStruct(
             (model.d_model, model.d_model), jnp.float32, sharding=self._everywhere
@@ -157,5 +159,5 @@ class ProbePrograms:
             first_micro_batch(tokens["weights"]),
             inverse,
             vocab_size=self._config.model.vocab_size,
-            chunk=self._config.model.loss_chunk,
+            chunk=self._config.compute.loss_chunk,
         )

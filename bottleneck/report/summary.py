@@ -125,18 +125,15 @@ def same_but_for_rank(one: Run, other: Run) -> bool:
     """
 
     def experiment(run: Run) -> tuple[Any, ...]:
-        model = dataclasses.replace(
-            run.config.model, head_rank=None, head_init="matched", loss_chunk=1, remat="none"
-        )
-        data = dataclasses.replace(run.config.data, cache_dir="")
-        tokens = _last(run, "eval").get("tokens")
+        config = run.config.experiment()
         return (
-            model,
-            data,
+            dataclasses.replace(config.model, head_rank=None, head_init="matched"),
+            dataclasses.replace(config.data, cache_dir=""),
+            config.compute,
+            config.train.sequence_length,
+            config.probe.tokens,
             run.corpus,
-            run.config.train.sequence_length,
-            run.config.probe.tokens,
-            tokens,
+            _last(run, "eval").get("tokens"),
         )
 
     return _last(one, "eval") != {} and experiment(one) == experiment(other)

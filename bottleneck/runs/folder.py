@@ -27,12 +27,12 @@ LOCK = ".lock"  # held by the process that writes the folder
 
 # Where and how a run is carried out may change between restarts; what it computes may not.
 _FREE_TO_CHANGE = (
-    "mesh.",
-    "compile_cache",
+    "compute.mesh.",
+    "compute.compile_cache",
+    "compute.peak_flops",
     "data.cache_dir",
     "data.tokenizer:",  # a path; `check_same_corpus` sees what is in it
     "train.log_every",
-    "train.peak_flops",
     "train.bad_steps",
     "train.skip_bad_batches",  # so that a run which a batch has ended can go on
     "checkpoint.",

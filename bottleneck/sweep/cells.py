@@ -121,8 +121,10 @@ def expand(fields: dict[str, Any], sweep: Any) -> list[Cell]:
 def _overridden(fields: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
     changed = copy.deepcopy(fields)
     for name, value in overrides.items():
-        group, _, key = name.rpartition(".")
-        section = changed.get(group) if group else changed
+        *groups, key = name.split(".")
+        section: Any = changed
+        for group in groups:
+            section = section.get(group) if isinstance(section, dict) else None
         if not isinstance(section, dict) or key not in section:
             known = [*section] if isinstance(section, dict) else [*changed]
             raise UserError(f"config.{name} is not a field; {suggestion(key, known)}")

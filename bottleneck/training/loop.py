@@ -57,7 +57,7 @@ def train(config: Config, workdir: str | os.PathLike[str]) -> None:
 
 def _train_in(workdir: Path, config: Config) -> None:
     is_writer = jax.process_index() == 0
-    mesh = make_mesh(config.mesh)
+    mesh = make_mesh(config.compute.mesh)
     check_divides(config, dict(mesh.shape))
     cache = prepare(config.data)
     run_folder.check_same_corpus(workdir, cache.digest)
@@ -70,7 +70,7 @@ def _train_in(workdir: Path, config: Config) -> None:
         run_folder.write_config(workdir, config, facts)
 
     # Measured, where it is not known, before the mesh is in context and the devices are at work.
-    peak = jax.device_count() * (config.train.peak_flops or peak_flops(jax.local_devices()[0]))
+    peak = jax.device_count() * (config.compute.peak_flops or peak_flops(jax.local_devices()[0]))
     with (
         jax.set_mesh(mesh),
         Checkpointer(workdir / "checkpoints", config.checkpoint) as saved,

@@ -58,7 +58,7 @@ class TrainProgram:
 
 def make_loss(config: Config) -> Callable[[Params, Batch], tuple[jax.Array, jax.Array]]:
     """(params, batch) → sums over tokens of the objective and of the cross-entropy, in nats."""
-    graph = transformer.graph(config.model)
+    graph = transformer.graph(config.model, config.compute)
 
     def loss(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
         model = nnx.merge(graph, params)
@@ -69,7 +69,7 @@ def make_loss(config: Config) -> Callable[[Params, Batch], tuple[jax.Array, jax.
             batch["targets"],
             batch["weights"],
             vocab_size=config.model.vocab_size,
-            chunk=config.model.loss_chunk,
+            chunk=config.compute.loss_chunk,
             z_loss=config.train.z_loss,
         )
 
@@ -83,7 +83,7 @@ def make_gradient(config: Config) -> Callable[[Params, Batch], tuple[jax.Array, 
     up and divided once, so that a micro-batch counts for as many tokens as it has.
     """
     value_and_grad = jax.value_and_grad(make_loss(config), has_aux=True)
-    n_micro = config.train.accumulation_steps
+    n_micro = config.compute.accumulation_steps
 
     def micro_batches(array_BxL: jax.Array) -> jax.Array:
         # Micro-batch m takes rows m, m + n_micro, …: each device's share of the batch holds rows of

@@ -29,7 +29,7 @@ from bottleneck.aot.hlo import Collective, Shape
 from bottleneck.aot.report import advice, as_json, show
 from bottleneck.aot.roofline import hbm_traffic, roofline
 from bottleneck.commands import compile as compile_command
-from bottleneck.config import Config, DataConfig, ModelConfig, TrainConfig
+from bottleneck.config import ComputeConfig, Config, DataConfig, ModelConfig, TrainConfig
 from bottleneck.errors import UserError
 from bottleneck.model import transformer
 from bottleneck.parallel.chips import Chip
@@ -49,11 +49,9 @@ CONFIG = Config(
         use_bias=False,
         norm="rmsnorm",
         rotary_fraction=1.0,
-        loss_chunk=16,
-        remat="full",
-        compute_dtype="bfloat16",
     ),
-    train=TrainConfig(steps=10, batch_size=8, sequence_length=16, accumulation_steps=2),
+    train=TrainConfig(steps=10, batch_size=8, sequence_length=16),
+    compute=ComputeConfig(loss_chunk=16, remat="full", dtype="bfloat16", accumulation_steps=2),
 )
 MESH = {"replica": 2, "fsdp": 2, "tensor": 1}
 CHIP = Chip(("none",), 1e6, 10**6, 1e5, 1e4, 1e3)
@@ -66,7 +64,11 @@ ONE_PASS = {"replica": 4, "fsdp": 1, "tensor": 1}
 
 
 def changed(**fields):
-    return dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, **fields))
+    """CONFIG with other fields of `compute`."""
+    return dataclasses.replace(CONFIG, compute=dataclasses.replace(CONFIG.compute, **fields))
+
+
+RANK_2 = dataclasses.replace(CONFIG, model=dataclasses.replace(CONFIG.model, head_rank=2))
 
 
 def limits(config=CONFIG, mesh=MESH, collectives=(), flash_attention=False):
@@ -92,7 +94,7 @@ def limits(config=CONFIG, mesh=MESH, collectives=(), flash_attention=False):
         # Half the square; two products forward, twice with remat, and seven backward.
         (CONFIG, MESH, True, FULL * LAYERS + (2 + 2 + 7) / 2 * SQUARE / 2 + 4 * HEAD),
         (changed(remat="none"), MESH, True, 3 * LAYERS + (2 + 7) / 2 * SQUARE / 2 + 4 * HEAD),
-        (changed(head_rank=2), MESH, False, FULL * LAYERS + 4 * SQUARE + 3 * 2 * (384 + 8)),
+        (RANK_2, MESH, False, FULL * LAYERS + 4 * SQUARE + 3 * 2 * (384 + 8)),
     ],
 )
 def test_hardware_flops_count_what_is_computed_again(config, mesh, flash_attention, hardware):
@@ -119,7 +121,8 @@ def product_flops(program):
     [{}, {"parallel_residual": False}, {"mlp": "swiglu", "d_ff": 24, "n_kv_heads": 1}],
 )
 def test_hardware_flops_are_those_of_the_gradient_as_jax_traces_it(family, remat):
-    config = changed(**family, remat=remat, attention="xla")
+    model = dataclasses.replace(CONFIG.model, **family)
+    config = dataclasses.replace(changed(remat=remat, attention="xla"), model=model)
     params = jax.eval_shape(lambda: transformer.init_params(config.model, jax.random.key(0)))
     batch = {
         "inputs": jax.ShapeDtypeStruct((8, 16), jnp.int32),
@@ -225,11 +228,11 @@ def test_what_does_not_fit_says_by_how_much_and_what_to_change():
     text = output.getvalue()
     assert "does not fit" in text
     assert "f32[500]" in text and "jit(step)/dot_general" in text
-    assert "config.model.loss_chunk=16" in text  # 4·16·384 bytes of 150,000
-    assert "config.model.remat=none to attention" in text
-    assert "config.mesh.fsdp=2" in text  # 600,000 of 1,000,000 bytes are parameters
+    assert "config.compute.loss_chunk=16" in text  # 4·16·384 bytes of 150,000
+    assert "config.compute.remat=none to attention" in text
+    assert "config.compute.mesh.fsdp=2" in text  # 600,000 of 1,000,000 bytes are parameters
     # A device has 2 sequences of a micro-batch; half of that is enough.
-    assert "config.train.accumulation_steps=2 to 4" in text
+    assert "config.compute.accumulation_steps=2 to 4" in text
 
 
 def test_enough_micro_batches_are_proposed_at_once():
@@ -313,7 +316,7 @@ def test_the_real_compiler_says_what_a_step_needs():
 @pytest.mark.slow
 @needs_compiler
 def test_the_real_compiler_joins_slices_along_replica():
-    done = run("--topology=v5e:2x2", "--num_slices=2", "--config.mesh.replica=2", "--json")
+    done = run("--topology=v5e:2x2", "--num_slices=2", "--config.compute.mesh.replica=2", "--json")
     assert done.returncode == 0, done.stderr
     found = json.loads(done.stdout)["programs"][TRAIN_STEP]["collectives"]
     for each in found:

@@ -10,6 +10,7 @@ from jax.sharding import AxisType, PartitionSpec
 
 from bottleneck.aot.hlo import Shape, collectives, estimated_cycles
 from bottleneck.config import (
+    ComputeConfig,
     Config,
     DataConfig,
     MeshConfig,
@@ -246,10 +247,9 @@ def config_of(rank, sizes, tied=False):
             n_layers=2,
             head_rank=rank,
             tie_embeddings=tied,
-            loss_chunk=32,
         ),
         train=TrainConfig(steps=10, batch_size=8, sequence_length=64),
-        mesh=MeshConfig(*sizes),
+        compute=ComputeConfig(loss_chunk=32, mesh=MeshConfig(*sizes)),
         probe=ProbeConfig(tokens=512, ranks=(4, 16)),
     )
 
@@ -257,7 +257,7 @@ def config_of(rank, sizes, tied=False):
 @functools.cache
 def collectives_of_train_step(rank, sizes, tied=False):
     config = config_of(rank, sizes, tied)
-    mesh = make_mesh(config.mesh)
+    mesh = make_mesh(config.compute.mesh)
     program = make_train_program(config, mesh)
     with jax.set_mesh(mesh):
         return collectives(program.compile(8, 64).as_text(), mesh.shape)
@@ -293,7 +293,7 @@ def test_no_device_gathers_the_logits_and_the_head_at_most_factored(rank, sizes,
 )
 def test_no_probe_gathers_the_logits_and_the_head_at_most_factored(rank, sizes):
     config = config_of(rank, sizes)
-    mesh = make_mesh(config.mesh)
+    mesh = make_mesh(config.compute.mesh)
     params = make_train_program(config, mesh).abstract_state[0]
     rows = V // sizes[2]
     with jax.set_mesh(mesh):
@@ -323,7 +323,7 @@ def test_copies_of_the_parameters_exchange_nothing_but_sums(rank):
 @pytest.mark.parametrize(("rank", "is_split"), [(R, True), (R - 1, False)])
 def test_a_factored_head_is_shared_out_where_its_rank_divides(rank, is_split):
     config = config_of(rank, (1, 2, 2))
-    params, opt_state = make_train_program(config, make_mesh(config.mesh)).abstract_state
+    params, opt_state = make_train_program(config, make_mesh(config.compute.mesh)).abstract_state
     rows = params["head"]["rows"]
     assert rows.sharding.shard_shape(rows.shape) == (V // 2, rank // 2 if is_split else rank)
     moments = [leaf for leaf in jax.tree.leaves(opt_state) if leaf.shape == rows.shape]

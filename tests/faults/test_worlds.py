@@ -26,7 +26,7 @@ def devices(n):
 
 def mesh(replica, fsdp, tensor):
     sizes = {"replica": replica, "fsdp": fsdp, "tensor": tensor}
-    return [f"--config.mesh.{name}={size}" for name, size in sizes.items()]
+    return [f"--config.compute.mesh.{name}={size}" for name, size in sizes.items()]
 
 
 # Each part of the run on other devices, laid out in another way.

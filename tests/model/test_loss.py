@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 import scipy.special
 
-from bottleneck.config import MeshConfig, ModelConfig
+from bottleneck.config import ComputeConfig, MeshConfig
 from bottleneck.model.head import HeadFactors
 from bottleneck.model.kernels import loss as loss_chunks
 from bottleneck.model.loss import cross_entropy, token_losses
@@ -274,7 +274,7 @@ def test_value_and_gradient_of_32k_tokens_need_little_memory(rank):
 
     def objective(factors, hidden, targets, weights):
         return cross_entropy(
-            factors, hidden, targets, weights, vocab_size=50_277, chunk=ModelConfig().loss_chunk
+            factors, hidden, targets, weights, vocab_size=50_277, chunk=ComputeConfig().loss_chunk
         )
 
     gradient = jax.jit(jax.value_and_grad(objective, argnums=(0, 1), has_aux=True))

@@ -7,7 +7,7 @@ import pytest
 from flax import nnx
 from scipy import special
 
-from bottleneck.config import MeshConfig, ModelConfig
+from bottleneck.config import ComputeConfig, MeshConfig, ModelConfig
 from bottleneck.model import transformer
 from bottleneck.model.accounting import count_parameters, flops_per_token
 from bottleneck.parallel.mesh import make_mesh
@@ -41,9 +41,9 @@ FAMILIES = {
 }
 
 
-def build(config, seed=0):
+def build(config, compute=None, seed=0):
     params = transformer.init_params(config, jax.random.key(seed))
-    return nnx.merge(transformer.graph(config), params), params
+    return nnx.merge(transformer.graph(config, compute or ComputeConfig()), params), params
 
 
 def tokens(n_rows=2, length=12, seed=5):
@@ -136,20 +136,19 @@ def test_fresh_weights_have_the_spread_of_gpt_neox():
 
 @pytest.mark.parametrize("policy", ["dots", "attention", "full"])
 def test_rematerialisation_saves_memory_and_changes_no_gradient(policy):
-    plain = ModelConfig(vocab_size=300, d_model=64, n_heads=4, n_layers=8)
-    remat = ModelConfig(vocab_size=300, d_model=64, n_heads=4, n_layers=8, remat=policy)
-    _, params = build(plain)
+    config = ModelConfig(vocab_size=300, d_model=64, n_heads=4, n_layers=8)
+    _, params = build(config)
     batch = tokens(4, 128)
 
-    def compiled(config):
-        graph = transformer.graph(config)
+    def compiled(remat):
+        graph = transformer.graph(config, ComputeConfig(remat=remat))
 
         def loss(params):
             return jnp.sum(nnx.merge(graph, params)(batch)[0] ** 3)
 
         return jax.jit(jax.grad(loss)).lower(params).compile()
 
-    without, with_remat = compiled(plain), compiled(remat)
+    without, with_remat = compiled("none"), compiled(policy)
     temporaries = [c.memory_analysis().temp_size_in_bytes for c in (without, with_remat)]
     assert temporaries[1] < 0.8 * temporaries[0]
     for a, b in zip(
@@ -158,9 +157,9 @@ def test_rematerialisation_saves_memory_and_changes_no_gradient(policy):
         np.testing.assert_allclose(a, b, atol=1e-4 * np.abs(a).max())
 
 
-def kept(config, batch):
+def kept(config, compute, batch):
     """What the layers keep for the backward pass, stacked: shapes and types."""
-    graph = transformer.graph(config)
+    graph = transformer.graph(config, compute)
 
     def backward(params):
         return jax.vjp(lambda params: nnx.merge(graph, params)(batch)[0], params)[1]
@@ -186,7 +185,8 @@ def kept(config, batch):
 )
 def test_a_policy_keeps_what_it_says_of_a_token_and_no_more(family, policy, a_token):
     batch = tokens(2, 37)
-    arrays = kept(ModelConfig(**FAMILIES[family], remat=policy, attention="blocks"), batch)
+    compute = ComputeConfig(remat=policy, attention="blocks")
+    arrays = kept(ModelConfig(**FAMILIES[family]), compute, batch)
     sizes = [array.size for array in arrays if 37 in array.shape]
     assert sum(sizes) == a_token * FAMILIES[family]["n_layers"] * batch.size
 
@@ -199,20 +199,19 @@ def test_a_tpu_slices_the_stack_first_where_columns_do_not_fill_its_sublanes(
     kind, d_model, is_sliced_first, monkeypatch
 ):
     monkeypatch.setattr(transformer, "platform", lambda: kind)
-    config = ModelConfig(**PYTHIA | {"d_model": d_model, "n_heads": 2}, attention="xla")
+    config = ModelConfig(**PYTHIA | {"d_model": d_model, "n_heads": 2})
+    graph = transformer.graph(config, ComputeConfig(attention="xla"))
     shapes = jax.eval_shape(lambda: transformer.init_params(config, jax.random.key(0)))
     with jax.set_mesh(make_mesh(MeshConfig(1, 4, 1), jax.devices()[:4])):
-        program = jax.make_jaxpr(
-            lambda params: nnx.merge(transformer.graph(config), params)(tokens(4, 8))[0]
-        )(shapes)
+        program = jax.make_jaxpr(lambda params: nnx.merge(graph, params)(tokens(4, 8))[0])(shapes)
     assert ("optimization_barrier" in str(program)) == is_sliced_first
 
 
 def test_what_the_kernel_of_a_tpu_gives_is_kept_too():
-    wider = {"d_model": 256, "n_heads": 2, "attention": "splash"}
-    config = ModelConfig(**PYTHIA | wider, remat="attention")
+    config = ModelConfig(**PYTHIA | {"d_model": 256, "n_heads": 2})
+    compute = ComputeConfig(remat="attention", attention="splash")
     batch = tokens(2, 384)
-    sizes = [array.size for array in kept(config, batch) if 384 in array.shape]
+    sizes = [array.size for array in kept(config, compute, batch) if 384 in array.shape]
     assert sum(sizes) == (5 * 256 + 2) * config.n_layers * batch.size
 
 
@@ -222,9 +221,10 @@ def test_what_cudnn_gives_is_kept_too(monkeypatch):
     monkeypatch.setattr(f"{cudnn}.check_cudnn_version", lambda: 91000)
     monkeypatch.setattr(f"{cudnn}.check_compute_capability", lambda *_: True)
     monkeypatch.setattr(f"{cudnn}.is_cuda_compute_capability_equal", lambda *_: False)
-    config = ModelConfig(**PYTHIA, remat="attention", attention="cudnn", compute_dtype="bfloat16")
+    config = ModelConfig(**PYTHIA)
+    compute = ComputeConfig(remat="attention", attention="cudnn", dtype="bfloat16")
     batch = tokens(2, 256)
-    sizes = [array.size for array in kept(config, batch) if 256 in array.shape]
+    sizes = [array.size for array in kept(config, compute, batch) if 256 in array.shape]
     assert sum(sizes) == (32 + 3 * 32 + 32 + 4) * config.n_layers * batch.size
 
 
@@ -245,16 +245,15 @@ def test_layers_are_unrolled_on_a_cpu_where_nothing_is_rematerialised(
     kind, remat, is_unrolled, monkeypatch
 ):
     monkeypatch.setattr(transformer, "platform", lambda: kind)
-    config = ModelConfig(**PYTHIA, remat=remat, attention="xla")
-    model, _ = build(config)
+    config = ModelConfig(**PYTHIA)
+    model, _ = build(config, ComputeConfig(remat=remat, attention="xla"))
     program = jax.make_jaxpr(lambda tokens: model(tokens)[0])(tokens())
     (scan,) = [step for step in program.eqns if step.primitive.name == "scan"]
     assert scan.params["unroll"] == (config.n_layers if is_unrolled else 1)
 
 
 def test_bfloat16_computes_in_bfloat16_from_float32_parameters():
-    config = ModelConfig(**PYTHIA, compute_dtype="bfloat16")
-    model, params = build(config)
+    model, params = build(ModelConfig(**PYTHIA), ComputeConfig(dtype="bfloat16"))
     hidden, _ = model(tokens())
     assert hidden.dtype == jnp.bfloat16
     assert all(leaf.dtype == jnp.float32 for leaf in jax.tree.leaves(params))

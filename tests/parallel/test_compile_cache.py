@@ -15,12 +15,12 @@ from bottleneck.parallel.compile_cache import Store
 PROGRAM = """
 import json, sys
 import jax, jax.numpy as jnp
-from bottleneck.config import Config
+from bottleneck.config import ComputeConfig, Config
 from bottleneck.parallel import compile_cache
 
 seen = []
 jax.monitoring.register_event_listener(lambda event, **_: seen.append(event.rpartition("/")[2]))
-compile_cache.use(Config(compile_cache=json.loads(sys.argv[1])))
+compile_cache.use(Config(compute=ComputeConfig(compile_cache=json.loads(sys.argv[1]))))
 matrix = jnp.arange(64.0).reshape(8, 8) / 64
 value = jax.jit(lambda x: jnp.tanh(x @ x).sum())(matrix)
 asked, found = (seen.count(e) for e in ("compile_requests_use_cache", "cache_hits"))
@@ -98,7 +98,9 @@ def test_a_folder_that_cannot_be_written_costs_one_line(tmp_path):
     said_value, said = run(file)
     assert said_value["found"] == 0
     assert said.startswith(f"compiled programs are not kept in {file}/")
-    assert said.endswith(": Not a directory; --config.compile_cache=FOLDER names another place\n")
+    assert said.endswith(
+        ": Not a directory; --config.compute.compile_cache=FOLDER names another place\n"
+    )
     assert said.count("\n") == 1
 
 
@@ -144,13 +146,13 @@ def test_none_is_off():
 def test_many_processes_share_a_given_folder_alone(tmp_path):
     chosen = f"""
 import jax
-from bottleneck.config import Config
+from bottleneck.config import ComputeConfig, Config
 from bottleneck.parallel import compile_cache
 
 jax.distributed.is_initialized = lambda: True
 compile_cache.use(Config())
 assert jax.config.jax_compilation_cache_dir is None
-compile_cache.use(Config(compile_cache={str(tmp_path)!r}))
+compile_cache.use(Config(compute=ComputeConfig(compile_cache={str(tmp_path)!r})))
 assert jax.config.jax_compilation_cache_dir.startswith({str(tmp_path)!r})
 """
     subprocess.run([sys.executable, "-c", chosen], env=ENVIRONMENT, check=True)

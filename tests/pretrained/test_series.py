@@ -29,8 +29,8 @@ from bottleneck.training.loop import train
 STEPS = (0, 4, 8, 12, 16)
 
 SETTINGS = {
-    "mesh.replica": -1,  # with fsdp at 1, what compiles soonest
-    "mesh.fsdp": 1,
+    "compute.mesh.replica": -1,  # with fsdp at 1, what compiles soonest
+    "compute.mesh.fsdp": 1,
     "train.steps": 16,
     "probe.every": 4,
     "checkpoint.every": 4,

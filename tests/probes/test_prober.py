@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 from flax import nnx
 
-from bottleneck.config import Config, DataConfig, MeshConfig, ModelConfig, ProbeConfig, TrainConfig
+from bottleneck.config import (
+    ComputeConfig,
+    Config,
+    DataConfig,
+    MeshConfig,
+    ModelConfig,
+    ProbeConfig,
+    TrainConfig,
+)
 from bottleneck.model import transformer
 from bottleneck.parallel.mesh import make_mesh
 from bottleneck.probes.prober import Prober
@@ -17,8 +25,8 @@ D, VOCAB, RANKS = 32, 300, (1, 4, 16, 32)
 CONFIG = Config(
     data=DataConfig(tokenizer_vocab_size=VOCAB),
     # The vocabulary is padded to 384 rows, and no chunk of tokens divides the windows.
-    model=ModelConfig(vocab_size=VOCAB, d_model=D, n_heads=4, n_layers=2, loss_chunk=35),
-    mesh=MeshConfig(1, 1, 1),
+    model=ModelConfig(vocab_size=VOCAB, d_model=D, n_heads=4, n_layers=2),
+    compute=ComputeConfig(loss_chunk=35, mesh=MeshConfig(1, 1, 1)),
     train=TrainConfig(batch_size=4, sequence_length=16),
     probe=ProbeConfig(tokens=160, ranks=RANKS),
 )
@@ -81,7 +89,7 @@ def probed(request):
     # Under a plain layer norm every hidden state would have the same length.
     params["final_norm"]["scale"] = np.linspace(0.3, 2, D, dtype=np.float32)
     params["final_norm"]["bias"] = np.float32(BIAS)
-    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    mesh = make_mesh(config.compute.mesh, jax.devices()[:1])
     tokens = held_out()
     with jax.set_mesh(mesh):
         record = Prober(config, mesh, tokens, COUNTS).measure(params)

@@ -29,7 +29,7 @@ SETTINGS = {
     "train.batch_size": 4,
     "train.sequence_length": 32,
     "train.log_every": 1,
-    "train.peak_flops": 1e9,
+    "compute.peak_flops": 1e9,
     "probe.tokens": 512,
 }
 

@@ -1,12 +1,13 @@
 """What a run computes does not depend on the mesh it runs on: losses, parameters, probes."""
 
-import dataclasses
+import math
 
 import jax
 import numpy as np
 import pytest
 
 from bottleneck.config import (
+    ComputeConfig,
     Config,
     DataConfig,
     MeshConfig,
@@ -24,7 +25,7 @@ VOCAB = 1097
 MESHES = [(1, 4, 1), (1, 2, 2), (2, 2, 1)]
 
 
-def experiment(rank, n_micro=1):
+def experiment(rank, n_micro=1, sizes=(1, 1, 1)):
     # 1,098 rows, the last one padding, 549 of them on a device where tensor = 2. Four do not divide
     # them, nor do 256-row blocks: with fsdp > 1 the loss goes through several, the last in part.
     model = ModelConfig(
@@ -34,15 +35,13 @@ def experiment(rank, n_micro=1):
         n_heads=4,
         n_layers=2,
         head_rank=rank,
-        loss_chunk=8,
     )
     assert model.padded_vocab_size == VOCAB + 1
     return Config(
         data=DataConfig(tokenizer_vocab_size=VOCAB),
         model=model,
-        train=TrainConfig(
-            steps=STEPS, batch_size=8, sequence_length=16, accumulation_steps=n_micro
-        ),
+        train=TrainConfig(steps=STEPS, batch_size=8, sequence_length=16),
+        compute=ComputeConfig(loss_chunk=8, accumulation_steps=n_micro, mesh=MeshConfig(*sizes)),
         optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=2),
         probe=ProbeConfig(tokens=128, ranks=(2, 8)),
     )
@@ -59,10 +58,10 @@ def tokens(seed, n_rows):
     }
 
 
-def run(config, sizes):
+def run(config):
     """(losses of each step, scalars of the last probe, parameters)."""
-    config = dataclasses.replace(config, mesh=MeshConfig(*sizes))
-    mesh = make_mesh(config.mesh, jax.devices()[: int(np.prod(sizes))])
+    n_devices = math.prod(config.compute.mesh.sizes.values())
+    mesh = make_mesh(config.compute.mesh, jax.devices()[:n_devices])
     program = make_train_program(config, mesh)
     held_out = tokens(10**6, 8) | {
         "documents": np.repeat(np.arange(8, dtype=np.int32)[:, None], 16, 1)
@@ -83,11 +82,10 @@ def run(config, sizes):
 
 @pytest.mark.parametrize(("rank", "n_micro"), [(None, 1), (8, 2)])
 def test_losses_and_probes_agree_on_every_mesh(rank, n_micro):
-    config = experiment(rank, n_micro)
-    losses, scalars, params = run(config, (1, 1, 1))
+    losses, scalars, params = run(experiment(rank, n_micro))
     assert losses[-1] < losses[0] - 0.3
     for sizes in MESHES:
-        other_losses, other_scalars, other_params = run(config, sizes)
+        other_losses, other_scalars, other_params = run(experiment(rank, n_micro, sizes))
         np.testing.assert_allclose(other_losses, losses, atol=1e-5)
         assert other_scalars.keys() == scalars.keys()
         for name, value in scalars.items():
@@ -113,8 +111,8 @@ def named_pairs(one, other):
 
 
 def test_shards_are_where_the_table_says():
-    config = dataclasses.replace(experiment(None), mesh=MeshConfig(1, 2, 2))
-    mesh = make_mesh(config.mesh, jax.devices()[:4])
+    config = experiment(None, sizes=(1, 2, 2))
+    mesh = make_mesh(config.compute.mesh, jax.devices()[:4])
     program = make_train_program(config, mesh)
     with jax.set_mesh(mesh):
         params, opt_state = program.init()

@@ -17,7 +17,7 @@ def trace(n_layers):
     """The train step's program, with no array behind it; a batch of one sequence."""
     changes = {"model.n_layers": str(n_layers), "train.batch_size": "1"}
     config = load_config(f"{PYTHIA}:160m", changes)
-    mesh = make_mesh(config.mesh, jax.devices()[:1])
+    mesh = make_mesh(config.compute.mesh, jax.devices()[:1])
     program = make_train_program(config, mesh)
     with jax.set_mesh(mesh):
         return program.lower(1, config.train.sequence_length)

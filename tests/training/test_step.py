@@ -9,7 +9,14 @@ import optax
 import pytest
 from flax import nnx
 
-from bottleneck.config import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
+from bottleneck.config import (
+    ComputeConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
 from bottleneck.model import transformer
 from bottleneck.parallel import mesh as mesh_lib
 from bottleneck.parallel.mesh import make_mesh
@@ -18,8 +25,9 @@ from bottleneck.training.step import make_gradient, make_train_program
 
 CONFIG = Config(
     data=DataConfig(tokenizer_vocab_size=300),
-    model=ModelConfig(vocab_size=300, d_model=32, n_heads=4, n_layers=2, loss_chunk=20),
+    model=ModelConfig(vocab_size=300, d_model=32, n_heads=4, n_layers=2),
     train=TrainConfig(steps=20, batch_size=8, sequence_length=16),
+    compute=ComputeConfig(loss_chunk=20),
     optimizer=OptimizerConfig(learning_rate=3e-3, warmup_steps=2),
 )
 
@@ -42,7 +50,7 @@ def unevenly_padded(batch):
 
 def with_micro_batches(config, n):
     return dataclasses.replace(
-        config, train=dataclasses.replace(config.train, accumulation_steps=n)
+        config, compute=dataclasses.replace(config.compute, accumulation_steps=n)
     )
 
 
@@ -148,9 +156,8 @@ def products(program):
 def test_under_bfloat16_no_product_has_a_float32_side_forward_or_backward(rank):
     config = dataclasses.replace(
         CONFIG,
-        model=dataclasses.replace(
-            CONFIG.model, head_rank=rank, compute_dtype="bfloat16", attention="blocks"
-        ),
+        model=dataclasses.replace(CONFIG.model, head_rank=rank),
+        compute=dataclasses.replace(CONFIG.compute, dtype="bfloat16", attention="blocks"),
     )
     params = jax.eval_shape(lambda: transformer.init_params(config.model, jax.random.key(0)))
     found = list(products(jax.make_jaxpr(make_gradient(config))(params, random_batch()).jaxpr))

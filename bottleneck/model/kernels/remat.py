@@ -35,6 +35,6 @@ _POLICIES = {
 
 
 def checkpointed(layer: Callable[..., Any], remat: str) -> Callable[..., Any]:
-    """The layer, a body of `jax.lax.scan`, with a policy of `config.model.remat`, not "none"."""
+    """The layer, a body of `jax.lax.scan`, with a policy of `config.compute.remat`, not "none"."""
     # Without a scan the compiler would undo rematerialisation; in one, prevent_cse only costs.
     return jax.checkpoint(layer, policy=_POLICIES[remat], prevent_cse=False)
