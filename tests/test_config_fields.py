@@ -3,6 +3,8 @@
 And a run folder takes another value of a field for another experiment, but for a few fields.
 """
 
+import functools
+import operator
 import re
 
 import jax
@@ -27,14 +29,14 @@ BASE = {
     "model.n_layers": 2,
     "model.head_rank": 4,
     "model.max_length": 32,
-    "model.attention": "blocks",
-    "model.loss_chunk": 32,
+    "compute.attention": "blocks",
+    "compute.loss_chunk": 32,
     "train.batch_size": 4,
     "train.sequence_length": 16,
     "train.bad_steps": 2,
     "probe.tokens": 64,
     "optimizer.warmup_steps": 3,
-    "mesh.fsdp": 1,
+    "compute.mesh.fsdp": 1,
 }
 
 # Of what is computed by the compiled step and by what makes the parameters.
@@ -60,10 +62,10 @@ IN_THE_PROGRAM = {
     "model.rotary_theta": 500.0,
     "model.init_std": 0.5,
     "model.output_init_std": 0.5,
-    "model.compute_dtype": "bfloat16",
-    "model.remat": "full",
-    "model.attention": "xla",
-    "model.loss_chunk": 16,
+    "compute.dtype": "bfloat16",
+    "compute.remat": "full",
+    "compute.attention": "xla",
+    "compute.loss_chunk": 16,
     "optimizer.learning_rate": 0.25,
     "optimizer.warmup_steps": 4,
     "optimizer.final_fraction": 0.25,
@@ -75,14 +77,14 @@ IN_THE_PROGRAM = {
     "train.steps": 900,
     "train.batch_size": 8,
     "train.sequence_length": 32,
-    "train.accumulation_steps": 2,
+    "compute.accumulation_steps": 2,
     "train.z_loss": 0.25,
     "train.skip_bad_batches": True,
 }
 
 # Of the data, of what is measured and kept, and of where a run is carried out.
 ELSEWHERE = {
-    "compile_cache": None,
+    "compute.compile_cache": None,
     "data.corpus": "known_rank",
     "data.paths": ("a",),
     "data.text_field": "a",
@@ -100,10 +102,10 @@ ELSEWHERE = {
     "model.max_length": 64,  # with learned positions it is in the program
     "train.log_every": 3,
     "train.bad_steps": 3,
-    "train.peak_flops": 1e9,
-    "mesh.replica": -1,
-    "mesh.fsdp": -1,
-    "mesh.tensor": -1,
+    "compute.peak_flops": 1e9,
+    "compute.mesh.replica": -1,
+    "compute.mesh.fsdp": -1,
+    "compute.mesh.tensor": -1,
     "probe.every": 3,
     "probe.tokens": 128,
     "probe.ranks": (1, 2),
@@ -116,8 +118,14 @@ CHANGED = IN_THE_PROGRAM | ELSEWHERE
 
 # Another value of these continues a run; `check_same_corpus` sees what is in another tokenizer.
 CONTINUES = {
-    *("mesh.replica", "mesh.fsdp", "mesh.tensor", "compile_cache", "data.cache_dir"),
-    *("data.tokenizer", "train.log_every", "train.peak_flops", "train.bad_steps"),
+    *(
+        "compute.mesh.replica",
+        "compute.mesh.fsdp",
+        "compute.mesh.tensor",
+        "compute.compile_cache",
+        "data.cache_dir",
+    ),
+    *("data.tokenizer", "train.log_every", "compute.peak_flops", "train.bad_steps"),
     *("train.skip_bad_batches", "checkpoint.every", "checkpoint.keep_last"),
     *("checkpoint.keep_every", "checkpoint.steps"),
 }
@@ -126,16 +134,16 @@ CONTINUES = {
 def config_with(**settings):
     fields = config_lib.base().to_dict()
     for name, value in (BASE | settings).items():
-        group, _, key = name.rpartition(".")
-        (fields[group] if group else fields)[key] = value
-    if settings.keys() & {"mesh.replica", "mesh.tensor"}:
-        fields["mesh"]["fsdp"] = 1
+        *groups, key = name.split(".")
+        functools.reduce(operator.getitem, groups, fields)[key] = value
+    if settings.keys() & {"compute.mesh.replica", "compute.mesh.tensor"}:
+        fields["compute"]["mesh"]["fsdp"] = 1
     return config_lib.parse(fields)
 
 
 def program(config):
     """What is traced for one device, with the arrays that it holds."""
-    mesh = make_mesh(config_lib.parse(config_lib.base()).mesh, jax.devices()[:1])
+    mesh = make_mesh(config_lib.parse(config_lib.base()).compute.mesh, jax.devices()[:1])
     with jax.set_mesh(mesh):
         made = make_train_program(config, mesh)
         length, rows = config.train.sequence_length, config.train.batch_size
@@ -165,7 +173,7 @@ def test_the_field_changes_what_is_compiled(name, base_program):
 
 
 def test_the_other_fields_change_nothing_that_is_compiled(base_program):
-    settings = {k: v for k, v in ELSEWHERE.items() if not k.startswith(("mesh.", "data."))}
+    settings = {k: v for k, v in ELSEWHERE.items() if not k.startswith(("compute.mesh.", "data."))}
     assert program(config_with(**settings)) == base_program
 
 

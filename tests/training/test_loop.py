@@ -17,13 +17,13 @@ PEAK_FLOPS = 2e9
 # No two of these lists of steps are alike.
 SETTINGS = {
     "seed": 3,
-    "mesh.replica": -1,  # with fsdp at 1, what compiles soonest
-    "mesh.fsdp": 1,
+    "compute.mesh.replica": -1,  # with fsdp at 1, what compiles soonest
+    "compute.mesh.fsdp": 1,
     "model.n_layers": 1,
     "model.head_rank": 6,
     "train.steps": 10,
     "train.log_every": 3,
-    "train.peak_flops": PEAK_FLOPS,
+    "compute.peak_flops": PEAK_FLOPS,
     "probe.every": 7,
     "probe.tokens": 300,
     "probe.ranks": (4,),

@@ -7,7 +7,14 @@ import optax
 import pytest
 from flax import nnx
 
-from bottleneck.config import Config, DataConfig, ModelConfig, OptimizerConfig, TrainConfig
+from bottleneck.config import (
+    ComputeConfig,
+    Config,
+    DataConfig,
+    ModelConfig,
+    OptimizerConfig,
+    TrainConfig,
+)
 from bottleneck.model import transformer
 from bottleneck.parallel.mesh import make_mesh
 from bottleneck.training.step import make_train_program
@@ -33,12 +40,12 @@ CONFIG = Config(
         steps=6,
         batch_size=ROWS,
         sequence_length=LENGTH,
-        accumulation_steps=2,
         z_loss=Z_LOSS,
         bad_steps=9,
         skip_bad_batches=True,
     ),
     optimizer=ADAM,
+    compute=ComputeConfig(accumulation_steps=2),
 )
 
 
@@ -57,7 +64,7 @@ def batch_of(step):
 @pytest.fixture(scope="module")
 def program():
     """(the program, its compiled step, what puts a batch on the device)."""
-    mesh = make_mesh(CONFIG.mesh, jax.devices()[:1])
+    mesh = make_mesh(CONFIG.compute.mesh, jax.devices()[:1])
     with jax.set_mesh(mesh):
         made = make_train_program(CONFIG, mesh)
         yield made, made.compile(ROWS, LENGTH)
