@@ -51,13 +51,10 @@ def main() -> None:
                 factors: HeadFactors,
                 hidden: jax.Array,
                 targets: jax.Array,
-                vocab_size: int = V,
                 chunk: int = chunk,
             ) -> jax.Array:
                 weights = jnp.ones(targets.shape)
-                return cross_entropy(
-                    factors, hidden, targets, weights, vocab_size=vocab_size, chunk=chunk
-                )[0]
+                return cross_entropy(factors, hidden, targets, weights, chunk=chunk)[0]
 
             arrays = (HeadFactors(head, basis), hidden, targets)
             (ours, our_bytes), (theirs, their_bytes) = (

@@ -26,16 +26,16 @@ def main() -> None:
         factors = HeadFactors(0.02 * jax.random.normal(keys[0], (V, D)), None)
         hidden = jax.random.normal(keys[1], (1, n_tokens, D))
         targets = jax.random.randint(keys[2], (1, n_tokens), 0, V)
-        cut = truncation.plain(read_core(factors, V).raw)
+        cut = truncation.plain(read_core(factors).raw)
         maps = [jax.numpy.asarray(np.float32(each)) for each in (cut.encode, cut.decode)]
         ranks = tuple(2**i for i in range(D.bit_length()))
         for predict in (False, True):
             sweep = jax.jit(
                 lambda *arrays, ranks=ranks, V=V, predict=predict: token_sweep(
-                    *arrays, ranks=ranks, vocab_size=V, predict=predict
+                    *arrays, ranks=ranks, predict=predict
                 )
             )
-            once = jax.jit(lambda *arrays, V=V: token_losses(*arrays, vocab_size=V, chunk=256))
+            once = jax.jit(lambda *arrays: token_losses(*arrays, chunk=256))
             all_ranks = (factors, hidden, targets, *maps)
             whole = (factors, hidden, targets)
             seconds = frame.interleaved(

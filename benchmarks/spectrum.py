@@ -22,10 +22,10 @@ def main() -> None:
         head = 0.02 * jax.random.normal(jax.random.key(0), (V, D))
         matrix = np.asarray(head, np.float64)
         factors = HeadFactors(head, None)
-        found, exact = head_spectrum(factors, vocab_size=V), np.linalg.svd(matrix, compute_uv=False)
+        found, exact = head_spectrum(factors), np.linalg.svd(matrix, compute_uv=False)
         seconds = frame.interleaved(
             {
-                "ours": lambda f=factors, V=V: head_spectrum(f, vocab_size=V),
+                "ours": lambda f=factors: head_spectrum(f),
                 "theirs": lambda m=matrix: np.linalg.svd(m, compute_uv=False),
             },
             3,

@@ -17,7 +17,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from bottleneck.model.kernels.loss import RARELY
+from bottleneck.model.kernels.loss_pieces import RARELY
 
 OPS = ("all-gather", "all-reduce", "reduce-scatter", "all-to-all", "collective-permute")
 

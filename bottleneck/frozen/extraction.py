@@ -66,7 +66,7 @@ class RunSource:
         self.n_layers, self.d_model = config.n_layers, config.d_model
         self.vocab_size, self.max_length = config.vocab_size, config.max_length
         factors = nnx.merge(self._graph, self._params).head.factors()
-        self.head = HeadFactors(factors.rows[: self.vocab_size], factors.basis)
+        self.head = HeadFactors(factors.rows[: factors.n_rows], factors.basis)
         self._read = jax.jit(self._read_on_device, static_argnames="layer")
 
     def read(
@@ -211,8 +211,7 @@ def write_probe(features: FeatureSet) -> None:
         return
     part: Part = "heldout" if features.manifest.tokens["heldout"] else "train"
     raw, centred = anisotropy_by_layer(features, part)
-    vocab_size = features.manifest.vocab_size
-    values = spectrum.head_spectrum(features.head, vocab_size=vocab_size)
+    values = spectrum.head_spectrum(features.head)
     record: dict[str, Any] = {
         "model": features.manifest.model,
         "part": part,

@@ -186,8 +186,9 @@ class FeatureWriter:
             if not (path / _MANIFEST).exists():
                 json_files.write(path / _MANIFEST, dataclasses.asdict(manifest))
             if not (path / _HEAD).exists():
-                factors = head._asdict().items()
-                write_arrays(path / _HEAD, {k: np.asarray(v) for k, v in factors if v is not None})
+                factors = {"rows": head.rows, "basis": head.basis}
+                arrays = {k: np.asarray(v) for k, v in factors.items() if v is not None}
+                write_arrays(path / _HEAD, arrays)
 
     @property
     def is_complete(self) -> bool:

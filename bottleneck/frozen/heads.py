@@ -58,7 +58,6 @@ class Training:
     ridge: λ of the penalty λ/2·E‖W h‖², which is added to the mean cross-entropy.
     """
 
-    vocab_size: int
     chunk: int  # tokens whose logits exist at one time
     moment: jax.Array
     ridge: float
@@ -70,14 +69,13 @@ class Training:
             hidden_bxD[None],
             targets_b[None],
             jnp.ones((1, len(targets_b))),
-            vocab_size=self.vocab_size,
             chunk=self.chunk,
         )
         return total / len(targets_b) + self.penalty(factors)
 
     def penalty(self, factors: HeadFactors) -> jax.Array:
         """λ/2·tr(AᵀA · B C Bᵀ), which is λ/2·E‖A B h‖²."""
-        rows, basis = factors
+        rows, basis = factors.rows, factors.basis
         gram = rows.T @ rows
         moment = self.moment if basis is None else basis @ self.moment @ basis.T
         return self.ridge / 2 * jnp.sum(gram * moment)
@@ -224,7 +222,7 @@ def starting_heads(
     Args:
         cut: the truncation of that name; not used for random starts.
     """
-    n_rows, width = own.rows.shape[0], (own.rows if own.basis is None else own.basis).shape[1]
+    n_rows, width = own.rows.shape[0], own.width
     if cut is None:
         rows_std, basis_std = (
             (1.0, 1.0) if start == "normal" else ((2 / (5 * width)) ** 0.5, rank**-0.5)
@@ -233,7 +231,9 @@ def starting_heads(
         rows = rows_std * jax.random.normal(of_rows, (n_rows, rank))
         basis = basis_std * jax.random.normal(of_basis, (rank, width))
     else:
-        rows, basis = cut_head(own, cut, rank)
+        factors = cut_head(own, cut, rank)
+        assert factors.basis is not None
+        rows, basis = factors.rows, factors.basis
         # Adam's steps are of one size everywhere, so both factors are brought to one size.
         scale = jnp.sqrt(_size(basis, 1) / jnp.maximum(_size(rows, 0), 1e-30))
         rows, basis = rows * scale, basis / jnp.maximum(scale, 1e-30)[:, None]
@@ -241,13 +241,11 @@ def starting_heads(
     return Heads(jnp.tile(rows, repeat), jnp.tile(basis, repeat))
 
 
-def cut_head(
-    own: HeadFactors, cut: truncation.Truncation, rank: int
-) -> tuple[jax.Array, jax.Array]:
-    """A [V, rank] and B [rank, D] of a head cut to a rank."""
+def cut_head(own: HeadFactors, cut: truncation.Truncation, rank: int) -> HeadFactors:
+    """Returns the head truncated to a rank."""
     decode = jnp.float32(cut.decode[:, :rank])
     inner = decode if own.basis is None else own.basis @ decode
-    return own.rows @ inner, jnp.float32(cut.encode[:, :rank].T)
+    return HeadFactors(own.rows @ inner, jnp.float32(cut.encode[:, :rank].T), own.n_rows)
 
 
 def _size(array: jax.Array, axis: int) -> jax.Array:

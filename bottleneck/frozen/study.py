@@ -36,6 +36,7 @@ from bottleneck.frozen.heads import (
 )
 from bottleneck.frozen.optimum import MOST_ITERATIONS, convex_optimum
 from bottleneck.frozen.results import DOCUMENTS, RESULTS, load_results
+from bottleneck.model.head import HeadFactors
 from bottleneck.probes import spectral_metrics, spectrum, truncation
 from bottleneck.probes.document_sums import DocumentSums
 from bottleneck.runs.checkpoints import Checkpointer
@@ -115,12 +116,11 @@ class Study:
         self._heldout_targets = jnp.asarray(self._heldout.targets)
         moment = _second_moment(self._train.hidden)
         self._training = Training(
-            features.manifest.vocab_size,
             plan.loss_chunk,
             jnp.float32(moment),
             1 / (len(self._train.targets) * plan.logit_sd**2),
         )
-        core = spectrum.read_core(features.head, features.manifest.vocab_size)
+        core = spectrum.read_core(features.head)
         self._cuts = {
             "plain": truncation.plain(core.raw),
             "whitened": truncation.whitened(core.raw, moment),
@@ -185,11 +185,11 @@ class Study:
             best: dict[str, Any] = {"loss": np.inf}
 
             own = self.features.head
-            rows = np.asarray(own.rows if own.basis is None else own.rows @ own.basis)
+            rows = np.asarray(own.matrix())
             iterations = itertools.count()
 
             def watch(rows: np.ndarray) -> None:
-                loss = float(self._scores(rows)[0].mean())
+                loss = float(self._scores(HeadFactors(jnp.asarray(rows)))[0].mean())
                 if loss < best["loss"]:
                     best.update(loss=loss, rows=np.float32(rows))
                 progress.show(next(iterations))
@@ -271,11 +271,10 @@ class Study:
     def _evaluate(self, heads: Heads) -> tuple[jax.Array, jax.Array]:
         return self._training.evaluate(heads, self._heldout_hidden, self._heldout_targets)
 
-    def _scores(self, rows: Any, basis: Any = None) -> tuple[np.ndarray, np.ndarray]:
+    def _scores(self, head: HeadFactors) -> tuple[np.ndarray, np.ndarray]:
         """Losses and rights of every held-out token, float64 [N], of one head."""
-        width = self.features.manifest.d_model
-        basis = jnp.eye(width) if basis is None else basis
-        found = self._evaluate(Heads(jnp.float32(rows)[None], jnp.float32(basis)[None]))
+        basis = jnp.eye(self.features.manifest.d_model) if head.basis is None else head.basis
+        found = self._evaluate(Heads(jnp.float32(head.rows)[None], jnp.float32(basis)[None]))
         loss, is_right = (np.asarray(array[0], np.float64) for array in found)
         return loss, is_right
 
@@ -286,9 +285,9 @@ class Study:
         w_error = spectral_metrics.w_error(self._spectrum)
         names = ["own", "optimum", "optimum_stopped"]
         scores = [
-            self._scores(own.rows, own.basis),
-            self._scores(optimum["rows"]),
-            self._scores(optimum["best_rows"]),
+            self._scores(own),
+            self._scores(HeadFactors(jnp.asarray(optimum["rows"]))),
+            self._scores(HeadFactors(jnp.asarray(optimum["best_rows"]))),
         ]
         cells = []
         for group, state in zip(self._groups, states, strict=True):
@@ -302,13 +301,13 @@ class Study:
                     "best_step": int(state.progress.best_step[0]),
                     "start_loss": None
                     if cut is None
-                    else float(self._scores(*cut_head(own, cut, group.rank))[0].mean()),
-                    "converged_loss": float(self._scores(*factors)[0].mean()),
+                    else float(self._scores(cut_head(own, cut, group.rank))[0].mean()),
+                    "converged_loss": float(self._scores(factors)[0].mean()),
                     "w_error": float(w_error[group.rank - 1]),
                 }
             )
             names.append(group.name)
-            scores.append(self._scores(*state.progress.best.one(0)))
+            scores.append(self._scores(state.progress.best.one(0)))
         losses, rights = (np.stack(column, axis=1) for column in zip(*scores, strict=True))
         documents = self._heldout.documents
         of_loss, of_right = DocumentSums.of(losses, documents), DocumentSums.of(rights, documents)

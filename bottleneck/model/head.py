@@ -6,7 +6,7 @@ Whatever looks at a head takes its `HeadFactors`, and nothing forms W where A an
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from dataclasses import dataclass, field
 
 import jax
 import jax.numpy as jnp
@@ -15,15 +15,47 @@ from flax import nnx
 from bottleneck.config import ModelConfig
 
 
-class HeadFactors(NamedTuple):
-    """A head as a product: W = rows @ basis, or W = rows where basis is None.
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class HeadFactors:
+    """A head as a product: W = rows @ basis, or W = rows if basis is None.
 
     rows: [V, R] (A), or [V, D] (W) for a full head.
     basis: [R, D] (B), or None.
+    n_rows: the unpadded rows; later ones have no probability. 0 counts all.
     """
 
     rows: jax.Array
-    basis: jax.Array | None
+    basis: jax.Array | None = None
+    n_rows: int = field(default=0, metadata={"static": True})
+
+    def __post_init__(self) -> None:
+        if self.n_rows == 0:
+            object.__setattr__(self, "n_rows", self.rows.shape[0])
+
+    @property
+    def width(self) -> int:
+        """D, the size of the hidden states that the head reads."""
+        return (self.rows if self.basis is None else self.basis).shape[-1]
+
+    @property
+    def rank(self) -> int:
+        """The most that the rank of W can be: the columns of the rows."""
+        return self.rows.shape[-1]
+
+    @property
+    def is_full(self) -> bool:
+        return self.basis is None
+
+    def matrix(self) -> jax.Array:
+        """W [V, D], for heads small enough to hold it."""
+        if self.basis is None:
+            return self.rows
+        return jnp.matmul(self.rows, self.basis, precision="highest")
+
+    def columns(self, fsdp: int) -> str:
+        """The logical axis of the rows' columns: shared out if `fsdp` devices divide them."""
+        return "embed" if self.rank % fsdp == 0 else "rank"
 
     def project(self, hidden: jax.Array) -> jax.Array:
         """The vectors [..., R] that the rows are multiplied with, from hidden states [..., D]."""
@@ -44,12 +76,13 @@ class FullHead(nnx.Module):
     """W [V, D]: V·D parameters, twice that in FLOPs a token forward; rank ≤ D."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
+        self.n_rows = config.vocab_size
         shape = (config.padded_vocab_size, config.d_model)
         rows = config.weight_std * jax.random.normal(rngs.params(), shape)
         self.rows = nnx.Param(rows, axes=("vocab", "embed"))
 
     def factors(self) -> HeadFactors:
-        return HeadFactors(self.rows[...], None)
+        return HeadFactors(self.rows[...], None, self.n_rows)
 
 
 class FactoredHead(nnx.Module):
@@ -57,7 +90,7 @@ class FactoredHead(nnx.Module):
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         assert config.head_rank is not None
-        rank = config.head_rank
+        rank, self.n_rows = config.head_rank, config.vocab_size
         if config.head_init == "normal":
             rows_std = basis_std = 1.0
         else:
@@ -71,7 +104,7 @@ class FactoredHead(nnx.Module):
         self.basis = nnx.Param(basis, axes=("rank", "embed"))
 
     def factors(self) -> HeadFactors:
-        return HeadFactors(self.rows[...], self.basis[...])
+        return HeadFactors(self.rows[...], self.basis[...], self.n_rows)
 
 
 class TiedHead(FullHead):

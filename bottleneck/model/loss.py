@@ -17,8 +17,8 @@ import jax
 from jax.sharding import PartitionSpec
 
 from bottleneck.model.head import HeadFactors
-from bottleneck.model.kernels import loss as loss_chunks
-from bottleneck.model.kernels.loss import Chunking, Layout
+from bottleneck.model.kernels import loss as kernel
+from bottleneck.model.kernels.loss_pieces import Chunking, Layout
 from bottleneck.parallel.mesh import partition_spec
 
 
@@ -28,7 +28,6 @@ def cross_entropy(
     targets_BxL: jax.Array,
     weights_BxL: jax.Array,
     *,
-    vocab_size: int,
     chunk: int,
     z_loss: float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
@@ -40,22 +39,13 @@ def cross_entropy(
     Args:
         factors: the head; its gradient has the type of its factors.
         hidden_BxLxD: float32 or bfloat16 hidden states, which set the type of the products.
-        targets_BxL: int32 in [0, vocab_size).
+        targets_BxL: int32 in [0, n_rows) of the head.
         weights_BxL: float32; 0 leaves a token out. Not differentiated.
-        vocab_size: rows from here on are padding and have no probability.
         chunk: about how many tokens' logits, [chunk, V] float32, exist at one time on a device.
         z_loss: weight of the squared log-partition (PaLM, Chowdhery et al. 2022, section 5).
     """
-    is_full = factors.basis is None
-    objective, loss = _sums(
-        factors.project(hidden_BxLxD),
-        factors.rows,
-        targets_BxL,
-        weights_BxL,
-        z_loss,
-        Chunking(vocab_size, chunk),
-        is_full,
-    )
+    arrays = (factors.project(hidden_BxLxD), factors.rows, targets_BxL, weights_BxL)
+    objective, loss = _sums(*arrays, z_loss, Chunking(factors.n_rows, factors.is_full, chunk))
     return objective, jax.lax.stop_gradient(loss)
 
 
@@ -64,20 +54,21 @@ def token_losses(
     hidden_BxLxD: jax.Array,
     targets_BxL: jax.Array,
     *,
-    vocab_size: int,
     chunk: int,
 ) -> jax.Array:
     """float32 [B, L] cross-entropy of every token in nats; arguments as `cross_entropy`."""
 
     def local(layout: Layout, *arrays: jax.Array) -> jax.Array:
-        lse, target_logits = loss_chunks.statistics(layout, Chunking(vocab_size, chunk), *arrays)
+        way = kernel.way(layout, chunking, arrays[0])
+        lse, target_logits = way.statistics(layout, chunking, *arrays)
         return lse - target_logits
 
+    chunking = Chunking(factors.n_rows, factors.is_full, chunk)
     arrays = (factors.project(hidden_BxLxD), factors.rows, targets_BxL)
-    return _on_mesh(local, "token", arrays, factors.basis is None)
+    return _on_mesh(local, "token", arrays, chunking)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5, 6))
+@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
 def _sums(
     projected: jax.Array,
     rows: jax.Array,
@@ -85,7 +76,6 @@ def _sums(
     weights: jax.Array,
     z_loss: float,
     chunking: Chunking,
-    is_full: bool,
 ) -> tuple[jax.Array, jax.Array]:
     def local(
         layout: Layout,
@@ -94,11 +84,11 @@ def _sums(
         targets: jax.Array,
         weights: jax.Array,
     ) -> tuple[jax.Array, jax.Array]:
-        lse, target_logits = loss_chunks.statistics(layout, chunking, projected, rows, targets)
-        return loss_chunks.sums(layout, lse, target_logits, weights, z_loss)
+        way = kernel.way(layout, chunking, projected)
+        found = way.statistics(layout, chunking, projected, rows, targets)
+        return kernel.sums(layout, found, weights, z_loss)
 
-    arrays = (projected, rows, targets, weights)
-    return _on_mesh(local, ("sum", "sum"), arrays, is_full)
+    return _on_mesh(local, ("sum", "sum"), (projected, rows, targets, weights), chunking)
 
 
 def _sums_and_gradients(
@@ -108,19 +98,27 @@ def _sums_and_gradients(
     weights: jax.Array,
     z_loss: float,
     chunking: Chunking,
-    is_full: bool,
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-    def local(layout: Layout, *arrays: jax.Array) -> Any:
-        return loss_chunks.sums_and_gradients(layout, chunking, z_loss, *arrays)
+    def local(
+        layout: Layout,
+        projected: jax.Array,
+        rows: jax.Array,
+        targets: jax.Array,
+        weights: jax.Array,
+    ) -> Any:
+        way = kernel.way(layout, chunking, projected)
+        found, gradients = way.gradients(
+            layout, chunking, z_loss, projected, rows, targets, weights
+        )
+        return kernel.sums(layout, found, weights, z_loss), gradients
 
-    arrays = (projected, rows, targets, weights)
-    return _on_mesh(local, (("sum", "sum"), ("token", "rows")), arrays, is_full)
+    outputs = (("sum", "sum"), ("token", "rows"))
+    return _on_mesh(local, outputs, (projected, rows, targets, weights), chunking)
 
 
 def _scale_gradients(
     z_loss: float,
     chunking: Chunking,
-    is_full: bool,
     gradients: tuple[jax.Array, jax.Array],
     cotangents: tuple[jax.Array, jax.Array],
 ) -> tuple[jax.Array, jax.Array, None, None]:
@@ -132,7 +130,7 @@ _sums.defvjp(_sums_and_gradients, _scale_gradients)
 
 
 def _on_mesh(
-    local: Callable[..., Any], outputs: Any, arrays: tuple[jax.Array, ...], is_full: bool
+    local: Callable[..., Any], outputs: Any, arrays: tuple[jax.Array, ...], chunking: Chunking
 ) -> Any:
     """local(layout, projected, rows, targets, …) on each device's share of the arrays.
 
@@ -150,7 +148,6 @@ def _on_mesh(
         batch=("replica", "fsdp"),
         vocab=("tensor",),
         columns=("fsdp",) if is_split else (),
-        is_never_whole=is_full,
     )
     return jax.shard_map(
         functools.partial(local, layout),

@@ -279,14 +279,7 @@ def _published(
     for path in tensor.paths:
         value = params[path] if tensor.layer is None else params[path][tensor.layer]
         if path == ("head", "rows"):
-            value = _product(HeadFactors(value, params.get(("head", "basis"))))
+            value = HeadFactors(value, params.get(("head", "basis"))).matrix()
         parts.append(np.asarray(value))
     packed = families.pack(tuple(parts), tensor.layout, config.n_heads, np)
     return packed[: tensor.shape[0]] if tensor.layer is None else packed
-
-
-def _product(factors: HeadFactors) -> jax.Array:
-    """W [V, D]."""
-    if factors.basis is None:
-        return factors.rows
-    return jnp.matmul(factors.rows, factors.basis, precision="highest")

@@ -26,7 +26,7 @@ FREQUENCY_CLASSES = ("rare", "middle", "frequent")
 Kind = Literal["plain", "centred", "whitened"]  # of a truncation
 
 _second_moment = jax.jit(geometry.second_moment)
-_token_sweep = jax.jit(token_sweep, static_argnames=("ranks", "vocab_size"))
+_token_sweep = jax.jit(token_sweep, static_argnames="ranks")
 
 
 @dataclass(frozen=True)
@@ -87,7 +87,6 @@ def rank_sweep(
     ranks: Sequence[int],
     truncation: Kind = "plain",
     *,
-    vocab_size: int | None = None,
     weights_BxL: np.ndarray | None = None,
     documents_BxL: np.ndarray | None = None,
 ) -> RankSweep:
@@ -98,7 +97,6 @@ def rank_sweep(
     Args:
         factors: the head.
         ranks: 1 to D; D is added where it is missing.
-        vocab_size: rows of the head from here on are padding; None where there are none.
         weights_BxL: 0 for a token that does not count, else 1; None where all do.
         documents_BxL: which document each token is of; None takes each sequence for one.
     Raises:
@@ -110,26 +108,24 @@ def rank_sweep(
     if not all(1 <= rank <= width for rank in ranks):
         raise ValueError(f"ranks must be between 1 and {width}, and are {tuple(ranks)}")
     ranks = tuple(sorted({*ranks, width}))
-    vocab_size = factors.rows.shape[0] if vocab_size is None else vocab_size
     weights = np.ones(targets_BxL.shape) if weights_BxL is None else np.asarray(weights_BxL)
     if documents_BxL is None:
         documents_BxL = np.broadcast_to(np.arange(len(weights))[:, None], weights.shape)
-    core = spectrum.read_core(factors, vocab_size)
+    core = spectrum.read_core(factors)
     if truncation == "whitened":
         moment = _second_moment(hidden_BxLxD, jnp.asarray(weights, jnp.float32))
         cut = truncations.whitened(core.raw, np.asarray(moment))
     else:
         cut = truncations.plain(core.raw if truncation == "plain" else core.centred)
     maps = (np.float32(cut.encode), np.float32(cut.decode))
-    losses, predictions = _token_sweep(
-        factors, hidden_BxLxD, targets_BxL, *maps, ranks=ranks, vocab_size=vocab_size
-    )
+    losses, predictions = _token_sweep(factors, hidden_BxLxD, targets_BxL, *maps, ranks=ranks)
     targets = np.asarray(targets_BxL)
+    counts = np.bincount(targets[weights > 0], minlength=factors.n_rows)
     return summarise(
         np.asarray(losses),
         weights=weights,
         documents=documents_BxL,
-        classes=frequency_classes(targets, np.bincount(targets[weights > 0], minlength=vocab_size)),
+        classes=frequency_classes(targets, counts),
         ranks=ranks,
         predictions=predictions,
     )

@@ -41,7 +41,6 @@ def survival(
     weights_BxL: jax.Array,
     inverse_DxD: jax.Array,
     *,
-    vocab_size: int,
     chunk: int,
 ) -> jax.Array:
     """√(Σ‖P g‖² / Σ‖g‖²) over tokens that count: the share of the norm that survives, 0 to 1.
@@ -53,10 +52,10 @@ def survival(
 
     Args:
         inverse_DxD: `inverse_map` of the head.
-        weights_BxL, vocab_size, chunk: as for `loss.cross_entropy`.
+        weights_BxL, chunk: as for `loss.cross_entropy`.
     """
     hidden = hidden_BxLxD.astype(jnp.float32)
-    sizes = dict(vocab_size=vocab_size, chunk=chunk)
+    sizes = dict(chunk=chunk)
     ones = jnp.ones_like(weights_BxL)
     with jax.default_matmul_precision("highest"):
 

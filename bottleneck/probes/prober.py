@@ -82,7 +82,7 @@ class Prober:
     def measure(self, params: Params) -> ProbeRecord:
         """Everything there is to measure at this moment of training."""
         reading = self._programs.read(params, self._tokens)
-        core = spectrum.HeadCore(reading.head, self._config.model.vocab_size)
+        core = spectrum.HeadCore(reading.head)
         moment = np.asarray(reading.second_moment, np.float64)
         cuts = {
             "plain": truncation.plain(core.raw),

@@ -125,7 +125,7 @@ class ProbePrograms:
             geometry.second_moment(hidden, weights),
             geometry.mean(hidden, weights),
             geometry.mean_norm(hidden, weights),
-            spectrum.reduce_head(model.head.factors(), self._config.model.vocab_size),
+            spectrum.reduce_head(model.head.factors()),
         )
 
     def _sweep(
@@ -143,7 +143,6 @@ class ProbePrograms:
             encode,
             decode,
             ranks=self._config.probe_ranks,
-            vocab_size=self._config.model.vocab_size,
         )
 
     def _survive(
@@ -158,6 +157,5 @@ class ProbePrograms:
             first_micro_batch(tokens["targets"]),
             first_micro_batch(tokens["weights"]),
             inverse,
-            vocab_size=self._config.model.vocab_size,
             chunk=self._config.compute.loss_chunk,
         )

@@ -1,7 +1,7 @@
 """Singular values of the head, without an SVD on the device and without moving the head.
 
-V: rows of the head, `vocab_size` of them real; D: hidden width; R: rank; W = A @ B, A [V, R] or
-[V, D], B [R, D] or absent; v: vocab_size. The device reduces A to a few R×R arrays by Cholesky-QR;
+V: rows of the head, v of them real; D: hidden width; R: rank; W = A @ B, A [V, R] or [V, D],
+B [R, D] or absent. The device reduces A to a few R×R arrays by Cholesky-QR;
 the host finishes in float64. What is made of singular values stands in `spectral_metrics`.
 """
 
@@ -10,7 +10,7 @@ from __future__ import annotations
 import functools
 import itertools
 from collections.abc import Callable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import NamedTuple
 
 import jax
@@ -35,7 +35,9 @@ _Product = Callable[[jax.Array, jax.Array], jax.Array]
 _matmul = functools.partial(jnp.matmul, precision=EXACT)
 
 
-class ReducedHead(NamedTuple):
+@jax.tree_util.register_dataclass
+@dataclass(frozen=True)
+class ReducedHead:
     """What is left of a head on the way to its spectrum; float32, replicated.
 
     With X the preconditioner and A_c the rows of A less their mean: gram = (A_c X)ᵀ (A_c X).
@@ -43,20 +45,21 @@ class ReducedHead(NamedTuple):
     gram: [R, R], of condition number near 1.
     preconditioner: [R, R], upper triangular.
     mean: [R], √v times the mean row, so that AᵀA = A_cᵀA_c + mean·meanᵀ.
-    basis: [R, D] or None, as in the head's factors.
+    basis: [R, D] or None, n_rows: as in the head's factors.
     """
 
     gram: jax.Array
     preconditioner: jax.Array
     mean: jax.Array
     basis: jax.Array | None
+    n_rows: int = field(metadata={"static": True})
 
 
 @dataclass(frozen=True)
-class Spectrum:
+class HeadSpectrum:
     """Singular values of a head.
 
-    values: float64 [min(vocab_size, D)], descending; from a factored head's rank on, zeros.
+    values: float64 [min(v, D)], descending; from a factored head's rank on, zeros.
     first_bounded_index: from here on a value is not the singular value, but a bound that it does
         not exceed: float32 cannot resolve it beside the largest. The number of values if all are
         exact (to about 1e-5 relative).
@@ -66,17 +69,17 @@ class Spectrum:
     first_bounded_index: int
 
 
-def head_spectrum(factors: HeadFactors, *, vocab_size: int, centred: bool = False) -> np.ndarray:
-    """float64 [min(vocab_size, D)] singular values of the head, descending; see `Spectrum`."""
-    return read_core(factors, vocab_size).spectrum(centred=centred).values
+def head_spectrum(factors: HeadFactors, *, centred: bool = False) -> np.ndarray:
+    """Returns float64 [min(n_rows, D)] singular values, descending; see `HeadSpectrum`."""
+    return read_core(factors).spectrum(centred=centred).values
 
 
-def read_core(factors: HeadFactors, vocab_size: int) -> HeadCore:
+def read_core(factors: HeadFactors) -> HeadCore:
     """The core of a head, on any device or mesh."""
-    return HeadCore(_reduce_head(factors, vocab_size), vocab_size)
+    return HeadCore(_reduce_head(factors))
 
 
-def reduce_head(factors: HeadFactors, vocab_size: int) -> ReducedHead:
+def reduce_head(factors: HeadFactors) -> ReducedHead:
     """The head's factor that the host needs, of size R×R: the device's part of the work.
 
     Preconditioned Cholesky-QR (Fukaya et al. 2020, shifted CholeskyQR3; Garrison & Ipsen 2024, with
@@ -86,19 +89,18 @@ def reduce_head(factors: HeadFactors, vocab_size: int) -> ReducedHead:
 
     Args:
         factors: the head; on a mesh its rows are dealt out to as many devices as divide them.
-        vocab_size: rows from here on are padding and do not count.
     """
     axes = widest_row_axes(factors.rows.shape[0])
     reduce_rows = on_mesh(
-        functools.partial(_reduce_rows, vocab_size=vocab_size, axes=axes),
+        functools.partial(_reduce_rows, n_rows=factors.n_rows, axes=axes),
         in_specs=PartitionSpec(axes),
         out_specs=PartitionSpec(),
     )
     gram, preconditioner, mean = reduce_rows(factors.rows)
-    return ReducedHead(gram, preconditioner, mean, factors.basis)
+    return ReducedHead(gram, preconditioner, mean, factors.basis, factors.n_rows)
 
 
-_reduce_head = jax.jit(reduce_head, static_argnums=1)
+_reduce_head = jax.jit(reduce_head)
 
 
 class HeadCore:
@@ -109,7 +111,7 @@ class HeadCore:
     resolution: about the smallest singular value that float32 can tell from zero.
     """
 
-    def __init__(self, reduced: ReducedHead, vocab_size: int):
+    def __init__(self, reduced: ReducedHead):
         preconditioner = np.asarray(reduced.preconditioner, np.float64)
         root = _square_root(np.asarray(reduced.gram, np.float64))
         rows = np.linalg.solve(preconditioner.T, root.T).T
@@ -118,24 +120,24 @@ class HeadCore:
         self.centred = rows if basis is None else rows @ basis
         self.raw = whole if basis is None else whole @ basis
         self.rank = len(rows)
-        self.vocab_size = vocab_size
+        self.n_rows = reduced.n_rows
         # Rounding of each row's products shifts a singular value by about that over √v, for the
         # errors of the rows are independent.
-        size = np.linalg.norm(rows) / np.sqrt(vocab_size)
+        size = np.linalg.norm(rows) / np.sqrt(self.n_rows)
         self.resolution = _RESOLUTION * size * (1.0 if basis is None else np.linalg.norm(basis, 2))
 
-    def spectrum(self, *, centred: bool = False) -> Spectrum:
+    def spectrum(self, *, centred: bool = False) -> HeadSpectrum:
         """The singular values, by a float64 SVD: the other part of the work."""
         return self.resolved(np.linalg.svd(self.centred if centred else self.raw, compute_uv=False))
 
-    def resolved(self, found: np.ndarray) -> Spectrum:
+    def resolved(self, found: np.ndarray) -> HeadSpectrum:
         """The spectrum, from singular values of `raw` or `centred` that are known already."""
-        values = np.zeros(min(self.vocab_size, self.raw.shape[1]))
+        values = np.zeros(min(self.n_rows, self.raw.shape[1]))
         rank = min(self.rank, len(values))
         found = found[:rank]
         values[:rank] = np.maximum(found, self.resolution)
         is_exact = found > self.resolution
-        return Spectrum(values, len(values) if is_exact.all() else int(np.sum(is_exact)))
+        return HeadSpectrum(values, len(values) if is_exact.all() else int(np.sum(is_exact)))
 
 
 def _square_root(gram: np.ndarray) -> np.ndarray:
@@ -155,7 +157,7 @@ class _State(NamedTuple):
 
 
 def _reduce_rows(
-    rows: jax.Array, *, vocab_size: int, axes: Axes
+    rows: jax.Array, *, n_rows: int, axes: Axes
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
     """gram, preconditioner and mean of `ReducedHead`, from this device's rows.
 
@@ -165,7 +167,7 @@ def _reduce_rows(
     """
     width = rows.shape[1]
     blocks = RowBlocks(
-        rows, real_rows(rows.shape[0], vocab_size, axes), max(_BLOCK_ROWS, _SUBSET_ROWS * width)
+        rows, real_rows(rows.shape[0], n_rows, axes), max(_BLOCK_ROWS, _SUBSET_ROWS * width)
     )
     sample = blocks.sample()
 
@@ -175,7 +177,7 @@ def _reduce_rows(
         return sums + jnp.stack([jnp.sum(block, axis=0), jnp.sum(block**2, axis=0)])
 
     sums = jax.lax.fori_loop(0, blocks.number, add_rows, jnp.zeros((2, width)))
-    mean, square = jax.lax.psum(sums, axes) / vocab_size
+    mean, square = jax.lax.psum(sums, axes) / n_rows
     row_norm = jnp.sqrt(jnp.sum(jnp.maximum(square - mean**2, 0.0)))
 
     def one_pass(state: _State) -> _State:
@@ -211,7 +213,7 @@ def _reduce_rows(
     identity = jnp.eye(width)
     start = _State(jnp.int32(0), identity, identity, identity)
     end = jax.lax.while_loop(is_unfinished, one_pass, start)
-    return end.gram, end.preconditioner, mean * np.sqrt(vocab_size)
+    return end.gram, end.preconditioner, mean * np.sqrt(n_rows)
 
 
 def _triangular_product(matmul: _Product, left: jax.Array, right: jax.Array) -> jax.Array:

@@ -54,7 +54,6 @@ def token_sweep(
     decode_DxD: jax.Array,
     *,
     ranks: Sequence[int],
-    vocab_size: int,
     predict: bool = True,
 ) -> tuple[jax.Array, Predictions | None]:
     """Cross-entropy of every token at every rank, float32 [B, L, n] nats, and its `Predictions`.
@@ -63,17 +62,16 @@ def token_sweep(
         factors: the head.
         encode_DxD, decode_DxD: of a `truncation.Truncation`, float32.
         ranks: ascending; the last is D, whose head is the whole.
-        vocab_size: rows from here on are padding.
         predict: without, the pass takes about half the time and there are no predictions.
     """
-    is_full = factors.basis is None
-    columns = "embed" if is_full else "rank"
+    # A factored head has few columns; they are whole on every device.
+    columns = "embed" if factors.is_full else "rank"
     sweep = on_mesh(
         functools.partial(
             _sweep_shard,
             # A head of rank R has no more than R columns; greater ranks add nothing to its logits.
-            edges=tuple(min(rank, factors.rows.shape[1]) for rank in ranks),
-            vocab_size=vocab_size,
+            edges=tuple(min(rank, factors.rank) for rank in ranks),
+            n_rows=factors.n_rows,
             vocab_axes=mesh_axes("vocab"),
             column_axes=mesh_axes(columns),
             predict=predict,
@@ -119,7 +117,7 @@ def _sweep_shard(
     targets_BxL: jax.Array,
     *,
     edges: tuple[int, ...],
-    vocab_size: int,
+    n_rows: int,
     vocab_axes: Axes,
     column_axes: Axes,
     predict: bool,
@@ -137,11 +135,11 @@ def _sweep_shard(
         flat = jnp.moveaxis(tiled, 1, 2).reshape(-1, len(edges))[:n_tokens]
         return flat.reshape(*targets_BxL.shape, len(edges))
 
-    counts_V = real_rows(rows_VxK.shape[0], vocab_size, vocab_axes)
+    counts_V = real_rows(rows_VxK.shape[0], n_rows, vocab_axes)
     blocks = RowBlocks(rows_VxK, counts_V, _TILE_ROWS)
     # No probability depends on the mean row, but sums of Δ and Δ² lose their digits to it.
     total_K = jnp.sum(jnp.where(counts_V[:, None], rows_VxK, 0), axis=0, dtype=jnp.float32)
-    mean_K = jax.lax.psum(total_K, vocab_axes) / vocab_size
+    mean_K = jax.lax.psum(total_K, vocab_axes) / n_rows
     first_row = jax.lax.axis_index(vocab_axes) * rows_VxK.shape[0] if vocab_axes else 0
     codes, targets = tiles(codes_BxLxD[..., :width]), tiles(targets_BxL) - first_row
 

@@ -1,6 +1,6 @@
 """How a probe walks over the vocabulary: on each device its own rows, a block at a time.
 
-V: rows of the head, padded; the first `vocab_size` of them are real. Probes are written for one
+V: rows of the head, padded; the first `n_rows` of them are real. Probes are written for one
 device's rows and tokens; `on_mesh` runs them on all devices of the mesh in context, and the sums
 and maxima over the vocabulary, taken at the end of a walk, are the only words between devices.
 """
@@ -48,10 +48,10 @@ def widest_row_axes(n_rows: int) -> Axes:
     return chosen
 
 
-def real_rows(n_rows: int, vocab_size: int, axes: Axes) -> jax.Array:
-    """bool [n_rows]: which of this device's rows of the head are real, not padding."""
-    first = jax.lax.axis_index(axes) * n_rows if axes else 0
-    return first + jnp.arange(n_rows) < vocab_size
+def real_rows(n_local: int, n_rows: int, axes: Axes) -> jax.Array:
+    """bool [n_local]: which of this device's rows of the head are real, not padding."""
+    first = jax.lax.axis_index(axes) * n_local if axes else 0
+    return first + jnp.arange(n_local) < n_rows
 
 
 class RowBlocks:

@@ -68,7 +68,6 @@ def make_loss(config: Config) -> Callable[[Params, Batch], tuple[jax.Array, jax.
             hidden_BxLxD,
             batch["targets"],
             batch["weights"],
-            vocab_size=config.model.vocab_size,
             chunk=config.compute.loss_chunk,
             z_loss=config.train.z_loss,
         )

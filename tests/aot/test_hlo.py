@@ -18,7 +18,7 @@ from bottleneck.config import (
     ProbeConfig,
     TrainConfig,
 )
-from bottleneck.model.kernels.loss import RARELY
+from bottleneck.model.kernels.loss_pieces import RARELY
 from bottleneck.parallel.mesh import make_mesh
 from bottleneck.probes.programs import ProbePrograms
 from bottleneck.training.step import make_train_program

@@ -70,7 +70,7 @@ def folder(features, tmp_path_factory):
 
 def training(features, ridge=1e-3):
     hidden = np.float64(features.part("train").hidden)
-    return Training(VOCAB, 256, jnp.float32(hidden.T @ hidden / len(hidden)), ridge)
+    return Training(256, jnp.float32(hidden.T @ hidden / len(hidden)), ridge)
 
 
 def test_the_penalty_is_half_the_ridge_times_the_mean_square_of_the_logits(features):

@@ -8,7 +8,7 @@ import scipy.special
 
 from bottleneck.config import ComputeConfig, MeshConfig
 from bottleneck.model.head import HeadFactors
-from bottleneck.model.kernels import loss as loss_chunks
+from bottleneck.model.kernels import loss, loss_pieces
 from bottleneck.model.loss import cross_entropy, token_losses
 from bottleneck.parallel.mesh import make_mesh
 
@@ -19,7 +19,8 @@ Z_LOSS = 0.01
 @pytest.fixture(autouse=True, params=["cpu", "gpu", "tpu"])
 def _path(request, monkeypatch):
     """Everything is tested in the ways of all devices."""
-    monkeypatch.setattr(loss_chunks, "platform", lambda: request.param)
+    for module in (loss, loss_pieces):
+        monkeypatch.setattr(module, "platform", lambda: request.param)
 
 
 def inputs(seed=0, dtype=jnp.float32):
@@ -27,8 +28,10 @@ def inputs(seed=0, dtype=jnp.float32):
     hidden = jax.random.normal(keys[0], (B, L, D)).astype(dtype)
     targets = jax.random.randint(keys[3], (B, L), 0, VOCAB)
     weights = jax.random.uniform(keys[4], (B, L)).at[0, 3:9].set(0.0)
-    full = HeadFactors(jax.random.normal(keys[1], (V, D)), None)
-    factored = HeadFactors(jax.random.normal(keys[2], (V, R)), jax.random.normal(keys[5], (R, D)))
+    full = HeadFactors(jax.random.normal(keys[1], (V, D)), None, VOCAB)
+    factored = HeadFactors(
+        jax.random.normal(keys[2], (V, R)), jax.random.normal(keys[5], (R, D)), VOCAB
+    )
     return hidden, targets, weights, {"full": full, "factored": factored}
 
 
@@ -71,9 +74,7 @@ def test_sums_and_gradients_equal_the_plain_loss(kind, chunk, cotangent):
     )
 
     def objective(factors, hidden):
-        total, loss = cross_entropy(
-            factors, hidden, targets, weights, vocab_size=VOCAB, chunk=chunk, z_loss=Z_LOSS
-        )
+        total, loss = cross_entropy(factors, hidden, targets, weights, chunk=chunk, z_loss=Z_LOSS)
         return cotangent * total, loss
 
     (value, loss), (head_gradient, hidden_gradient) = jax.value_and_grad(
@@ -92,9 +93,7 @@ def test_the_value_is_the_same_with_and_without_a_gradient():
     hidden, targets, weights, heads = inputs()
 
     def objective(hidden):
-        return cross_entropy(
-            heads["full"], hidden, targets, weights, vocab_size=VOCAB, chunk=30, z_loss=Z_LOSS
-        )[0]
+        return cross_entropy(heads["full"], hidden, targets, weights, chunk=30, z_loss=Z_LOSS)[0]
 
     assert objective(hidden) == jax.value_and_grad(objective)(hidden)[0]
 
@@ -103,9 +102,7 @@ def test_the_reported_loss_carries_no_gradient():
     hidden, targets, weights, heads = inputs()
 
     def loss(hidden):
-        return cross_entropy(
-            heads["full"], hidden, targets, weights, vocab_size=VOCAB, chunk=30, z_loss=Z_LOSS
-        )[1]
+        return cross_entropy(heads["full"], hidden, targets, weights, chunk=30, z_loss=Z_LOSS)[1]
 
     assert not np.any(jax.grad(loss)(hidden))
 
@@ -115,7 +112,7 @@ def test_a_token_of_weight_zero_leaves_no_trace():
     spoilt = hidden.at[0, 3:9].set(1e4)
 
     def objective(hidden):
-        return cross_entropy(heads["full"], hidden, targets, weights, vocab_size=VOCAB, chunk=30)[0]
+        return cross_entropy(heads["full"], hidden, targets, weights, chunk=30)[0]
 
     value, gradient = jax.value_and_grad(objective)(hidden)
     spoilt_value, spoilt_gradient = jax.value_and_grad(objective)(spoilt)
@@ -126,10 +123,10 @@ def test_a_token_of_weight_zero_leaves_no_trace():
 
 def test_padded_rows_have_no_probability_and_no_gradient():
     hidden, targets, weights, heads = inputs()
-    huge = HeadFactors(heads["full"].rows.at[VOCAB:].set(100.0), None)
+    huge = HeadFactors(heads["full"].rows.at[VOCAB:].set(100.0), None, VOCAB)
 
     def objective(factors):
-        return cross_entropy(factors, hidden, targets, weights, vocab_size=VOCAB, chunk=30)[0]
+        return cross_entropy(factors, hidden, targets, weights, chunk=30)[0]
 
     value, gradient = jax.value_and_grad(objective)(huge)
     assert value == objective(heads["full"])
@@ -141,7 +138,7 @@ def test_padded_rows_have_no_probability_and_no_gradient():
 def test_token_losses_equal_the_plain_ones(kind, chunk):
     hidden, targets, weights, heads = inputs()
     _, _, expected, _ = reference(heads[kind], hidden, targets, weights)
-    losses = token_losses(heads[kind], hidden, targets, vocab_size=VOCAB, chunk=chunk)
+    losses = token_losses(heads[kind], hidden, targets, chunk=chunk)
     assert losses.shape == (B, L)
     np.testing.assert_allclose(losses.reshape(-1), expected, atol=5e-6)
 
@@ -152,7 +149,7 @@ def test_bfloat16_inputs_lose_only_what_their_rounding_loses(kind):
     _, expected_loss, _, expected = reference(heads[kind], hidden, targets, weights, z_loss=0.0)
 
     def objective(factors, hidden):
-        return cross_entropy(factors, hidden, targets, weights, vocab_size=VOCAB, chunk=30)
+        return cross_entropy(factors, hidden, targets, weights, chunk=30)
 
     (_, loss), (head_gradient, hidden_gradient) = jax.value_and_grad(
         objective, argnums=(0, 1), has_aux=True
@@ -171,9 +168,7 @@ def test_large_logits_neither_overflow_nor_become_nan():
     hidden, targets, weights, heads = inputs()
 
     def objective(hidden):
-        return cross_entropy(
-            heads["full"], 1e3 * hidden, targets, weights, vocab_size=VOCAB, chunk=30
-        )[0]
+        return cross_entropy(heads["full"], 1e3 * hidden, targets, weights, chunk=30)[0]
 
     value, gradient = jax.value_and_grad(objective)(hidden)
     _, expected, _, _ = reference(heads["full"], 1e3 * hidden, targets, weights, z_loss=0.0)
@@ -193,22 +188,20 @@ def test_on_a_mesh_that_no_block_of_rows_divides_it_is_the_plain_loss(sizes, ran
     weights = jnp.float32(source.uniform(size=(4, 16)))
     rows = jnp.float32(source.standard_normal((n_rows, rank or D)))
     basis = None if rank is None else jnp.float32(source.standard_normal((rank, D)))
-    factors = HeadFactors(rows, basis)
+    factors = HeadFactors(rows, basis, vocab_size)
     expected, expected_loss, losses, gradients = reference(
         factors, hidden, targets, weights, vocab_size=vocab_size
     )
 
     def objective(factors, hidden):
-        return cross_entropy(
-            factors, hidden, targets, weights, vocab_size=vocab_size, chunk=8, z_loss=Z_LOSS
-        )
+        return cross_entropy(factors, hidden, targets, weights, chunk=8, z_loss=Z_LOSS)
 
     with jax.set_mesh(make_mesh(MeshConfig(*sizes), jax.devices()[:4])):
         gradient = jax.jit(jax.value_and_grad(objective, argnums=(0, 1), has_aux=True))
         (value, loss), (by_head, by_hidden) = gradient(factors, hidden)
-        of_tokens = jax.jit(
-            lambda factors: token_losses(factors, hidden, targets, vocab_size=vocab_size, chunk=8)
-        )(factors)
+        of_tokens = jax.jit(lambda factors: token_losses(factors, hidden, targets, chunk=8))(
+            factors
+        )
     assert_close([value, loss], [expected, expected_loss], 2e-6)
     assert_close(of_tokens.ravel(), losses, 2e-6)
     assert_close(by_hidden, gradients["hidden"], 3e-6)
@@ -235,13 +228,12 @@ def test_logits_far_above_those_of_the_first_rows(height, n_devices):
     by_logits = np.exp(logits - lse[:, None]) - np.eye(vocab_size)[y]
 
     def objective(rows, hidden):
-        factors = HeadFactors(rows, None)
+        factors = HeadFactors(rows, None, vocab_size)
         return cross_entropy(
             factors,
             hidden,
             targets,
             jnp.ones(y.shape).reshape(4, 16),
-            vocab_size=vocab_size,
             chunk=8,
         )
 
@@ -250,9 +242,7 @@ def test_logits_far_above_those_of_the_first_rows(height, n_devices):
         gradient = jax.jit(jax.value_and_grad(objective, argnums=(0, 1), has_aux=True))
         (value, loss), (by_rows, by_hidden) = gradient(rows, hidden)
         losses = jax.jit(
-            lambda rows: token_losses(
-                HeadFactors(rows, None), hidden, targets, vocab_size=vocab_size, chunk=8
-            )
+            lambda rows: token_losses(HeadFactors(rows, None, vocab_size), hidden, targets, chunk=8)
         )(rows)
     expected = lse - logits[np.arange(len(y)), y]
     assert_close(losses.ravel(), expected, 1e-6)
@@ -273,21 +263,19 @@ def test_value_and_gradient_of_32k_tokens_need_little_memory(rank):
     basis = None if rank is None else jax.ShapeDtypeStruct((rank, width), jnp.float32)
 
     def objective(factors, hidden, targets, weights):
-        return cross_entropy(
-            factors, hidden, targets, weights, vocab_size=50_277, chunk=ComputeConfig().loss_chunk
-        )
+        return cross_entropy(factors, hidden, targets, weights, chunk=ComputeConfig().loss_chunk)
 
     gradient = jax.jit(jax.value_and_grad(objective, argnums=(0, 1), has_aux=True))
-    compiled = gradient.lower(HeadFactors(rows, basis), hidden, tokens, weights).compile()
+    compiled = gradient.lower(HeadFactors(rows, basis, 50_277), hidden, tokens, weights).compile()
     assert compiled.memory_analysis().temp_size_in_bytes < 1.5e9
 
 
 def test_on_a_cpu_logits_are_made_moved_and_exponentiated_and_nothing_else(monkeypatch):
-    monkeypatch.setattr(loss_chunks, "platform", lambda: "cpu")
+    monkeypatch.setattr(loss, "platform", lambda: "cpu")
     hidden, targets, weights, heads = inputs()
 
     def objective(hidden, factors):
-        return cross_entropy(factors, hidden, targets, weights, vocab_size=VOCAB, chunk=30)[0]
+        return cross_entropy(factors, hidden, targets, weights, chunk=30)[0]
 
     program = jax.make_jaxpr(jax.grad(objective, argnums=(0, 1)))(hidden, heads["full"])
     (scan,) = [step for step in program.eqns if step.primitive.name == "scan"]

@@ -33,9 +33,9 @@ def test_the_share_of_the_norm_in_the_column_space(rank):
     columns = np.linalg.svd(W, full_matrices=False)[0][:, : rank or D]
     expected = np.sqrt(((g @ columns) ** 2).sum() / (g**2).sum())
 
-    factors = HeadFactors(jnp.float32(rows), None if basis is None else jnp.float32(basis))
+    factors = HeadFactors(jnp.float32(rows), None if basis is None else jnp.float32(basis), VOCAB)
     inverse = np.float32(gradient.inverse_map(truncation.plain(W)))
-    survival = jax.jit(functools.partial(gradient.survival, vocab_size=VOCAB, chunk=7))
+    survival = jax.jit(functools.partial(gradient.survival, chunk=7))
     found = survival(
         factors, jnp.float32(hidden), jnp.int32(targets), jnp.float32(weights), inverse
     )
@@ -53,7 +53,6 @@ def test_all_of_it_survives_where_the_head_has_as_many_columns_as_rows():
         jnp.zeros((2, 8), jnp.int32),
         jnp.ones((2, 8)),
         inverse,
-        vocab_size=D,
         chunk=16,
     )
     assert found == pytest.approx(1, rel=1e-4)

@@ -57,7 +57,7 @@ def svd(rows, vocab_size, *, centred=False):
 def test_every_singular_value_to_1e_5(kind, size):
     vocab_size, _, width = size
     rows = head_with(spectrum_of(kind, width), size)
-    spectrum = read_core(HeadFactors(rows, None), vocab_size).spectrum()
+    spectrum = read_core(HeadFactors(rows, None, vocab_size)).spectrum()
     np.testing.assert_allclose(spectrum.values, svd(rows, vocab_size), rtol=1e-5)
     assert spectrum.first_bounded_index == width
 
@@ -66,7 +66,7 @@ def test_every_singular_value_to_1e_5(kind, size):
 def test_centred_of_bfloat16_parameters_with_a_mean_row(size):
     vocab_size, _, width = size
     rows = (head_with(spectrum_of("power law", width), size) + 0.02).astype(jnp.bfloat16)
-    found = head_spectrum(HeadFactors(rows, None), vocab_size=vocab_size, centred=True)
+    found = head_spectrum(HeadFactors(rows, None, vocab_size), centred=True)
     np.testing.assert_allclose(found, svd(rows, vocab_size, centred=True), rtol=1e-5)
 
 
@@ -74,7 +74,7 @@ def test_centred_of_bfloat16_parameters_with_a_mean_row(size):
 def test_of_a_nearly_singular_head_it_says_what_is_only_a_bound(size):
     vocab_size, _, width = size
     rows = head_with(np.geomspace(1, 1e-9, width), size)
-    spectrum = read_core(HeadFactors(rows, None), vocab_size).spectrum()
+    spectrum = read_core(HeadFactors(rows, None, vocab_size)).spectrum()
     exact, found = svd(rows, vocab_size), spectrum.values
     first = spectrum.first_bounded_index
     # What is promised exact goes down to 1e-4 of the largest at least.
@@ -88,14 +88,16 @@ def test_of_a_factored_head_without_making_it():
     source = np.random.default_rng(1)
     rows = source.standard_normal((n_rows, rank)) * np.geomspace(1, 1e-3, rank)
     basis = source.standard_normal((rank, width))
-    factors = HeadFactors(jnp.asarray(rows, jnp.float32), jnp.asarray(basis, jnp.float32))
-    A, B = (np.asarray(factor, np.float64) for factor in factors)
+    factors = HeadFactors(
+        jnp.asarray(rows, jnp.float32), jnp.asarray(basis, jnp.float32), vocab_size
+    )
+    A, B = (np.asarray(factor, np.float64) for factor in (factors.rows, factors.basis))
     for centred in (False, True):
         exact = svd(A @ B, vocab_size, centred=centred)[:rank]
-        found = head_spectrum(factors, vocab_size=vocab_size, centred=centred)
+        found = head_spectrum(factors, centred=centred)
         np.testing.assert_allclose(found[:rank], exact, rtol=1e-5)
         assert (found[rank:] == 0).all() and len(found) == width
-    traced = str(jax.make_jaxpr(lambda f: reduce_head(f, vocab_size))(factors))
+    traced = str(jax.make_jaxpr(lambda f: reduce_head(f))(factors))
     assert f"[{n_rows},{rank}]" in traced
     assert f"[{n_rows},{width}]" not in traced and f"[{vocab_size},{width}]" not in traced
 
@@ -107,24 +109,24 @@ def test_of_a_factored_head_without_making_it():
 def test_sharded_equals_unsharded(sizes, size):
     vocab_size, _, width = size
     rows = head_with(spectrum_of("power law", width), size)
-    whole = head_spectrum(HeadFactors(rows, None), vocab_size=vocab_size)
+    whole = head_spectrum(HeadFactors(rows, None, vocab_size))
     mesh = make_mesh(MeshConfig(*sizes), jax.devices()[:4])
     placed = jax.device_put(rows, NamedSharding(mesh, PartitionSpec("tensor", "fsdp")))
     with jax.set_mesh(mesh):
-        found = head_spectrum(HeadFactors(placed, None), vocab_size=vocab_size)
+        found = head_spectrum(HeadFactors(placed, None, vocab_size))
     np.testing.assert_allclose(found, whole, rtol=1e-6)
 
 
 @pytest.mark.slow
 def test_five_times_as_fast_as_an_svd():
     vocab_size, _, width = REAL
-    factors = HeadFactors(head_with(spectrum_of("power law", width), REAL), None)
+    factors = HeadFactors(head_with(spectrum_of("power law", width), REAL), None, vocab_size)
     W = np.asarray(factors.rows)[:vocab_size]
-    head_spectrum(factors, vocab_size=vocab_size)  # compiles
+    head_spectrum(factors)  # compiles
     ours, theirs = [], []
     for _ in range(5):
         start = time.perf_counter()
-        head_spectrum(factors, vocab_size=vocab_size)
+        head_spectrum(factors)
         ours.append(time.perf_counter() - start)
         start = time.perf_counter()
         np.linalg.svd(W, full_matrices=False)
@@ -142,7 +144,7 @@ def test_compiles_for_a_tpu_in_a_minute():
     by_both = NamedSharding(mesh, PartitionSpec("tensor", "fsdp"))
     rows = jax.ShapeDtypeStruct((n_rows, 1024), jnp.float32, sharding=by_both)
     with jax.set_mesh(mesh):
-        lowered = jax.jit(reduce_head, static_argnums=1).lower(HeadFactors(rows, None), vocab_size)
+        lowered = jax.jit(reduce_head).lower(HeadFactors(rows, None, vocab_size))
         start = time.perf_counter()
         lowered.compile()
     seconds = time.perf_counter() - start

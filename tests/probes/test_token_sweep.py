@@ -33,7 +33,7 @@ def problem(rank=None):
     W = rows if basis is None else rows @ basis
     noise = source.gumbel(size=(B, L, VOCAB))
     targets = np.argmax(hidden @ W[:VOCAB].T + noise, axis=-1)
-    factors = HeadFactors(jnp.float32(rows), None if basis is None else jnp.float32(basis))
+    factors = HeadFactors(jnp.float32(rows), None if basis is None else jnp.float32(basis), VOCAB)
     W = np.asarray(factors.rows, np.float64)
     W = W if basis is None else W @ np.asarray(factors.basis, np.float64)
     return factors, jnp.float32(hidden), jnp.int32(targets), W[:VOCAB]
@@ -85,7 +85,7 @@ def maps(cut):
 def test_every_token_at_every_rank(rank, kind):
     factors, hidden, targets, W = problem(rank)
     cut = cuts(W, hidden)[kind]
-    sweep = jax.jit(functools.partial(token_sweep, ranks=RANKS, vocab_size=VOCAB))
+    sweep = jax.jit(functools.partial(token_sweep, ranks=RANKS))
     losses, predictions = sweep(factors, hidden, targets, *maps(cut))
     expected = reference(W, hidden, targets, cut)
     found = {"loss": losses, **predictions._asdict()}
@@ -97,7 +97,7 @@ def test_every_token_at_every_rank(rank, kind):
 def test_losses_alone_are_the_same():
     factors, hidden, targets, W = problem()
     arrays = (factors, hidden, targets, *maps(truncation.plain(W)))
-    sweep = functools.partial(token_sweep, ranks=RANKS, vocab_size=VOCAB)
+    sweep = functools.partial(token_sweep, ranks=RANKS)
     alone, nothing = jax.jit(functools.partial(sweep, predict=False))(*arrays)
     assert nothing is None
     np.testing.assert_allclose(alone, jax.jit(sweep)(*arrays)[0], atol=1e-6)
@@ -115,7 +115,7 @@ def test_losses_alone_are_the_same():
 def test_sharded_equals_unsharded(rank, sizes):
     factors, hidden, targets, W = problem(rank)
     cut = maps(truncation.plain(W))
-    sweep = functools.partial(token_sweep, ranks=RANKS, vocab_size=VOCAB)
+    sweep = functools.partial(token_sweep, ranks=RANKS)
     whole = jax.jit(sweep)(factors, hidden, targets, *cut)
     mesh = make_mesh(MeshConfig(*sizes), jax.devices()[:4])
 
@@ -126,6 +126,7 @@ def test_sharded_equals_unsharded(rank, sizes):
         placed = HeadFactors(
             place(factors.rows, "vocab", "embed" if rank is None else "rank"),
             None if rank is None else place(factors.basis, "rank", "embed"),
+            VOCAB,
         )
         found = jax.jit(sweep)(placed, place(hidden, "batch"), place(targets, "batch"), *cut)
     assert len(found[0].sharding.device_set) == 4
@@ -146,7 +147,7 @@ def test_means_are_those_of_separate_float64_evaluations_to_1e_6(kind, rank):
     factors, hidden, targets, W = problem(rank)
     expected = reference(W, hidden, targets, cuts(W, hidden)[kind])
     gaps = expected["loss"] - expected["loss"][..., -1:]
-    found = rank_sweep(factors, hidden, targets, RANKS[:-1], kind, vocab_size=VOCAB)
+    found = rank_sweep(factors, hidden, targets, RANKS[:-1], kind)
     np.testing.assert_allclose(found.loss, expected["loss"].mean((0, 1)), atol=1e-6)
     np.testing.assert_allclose(found.gap, gaps.mean((0, 1)), atol=1e-6)
     assert found.gap[-1] == 0
@@ -187,7 +188,6 @@ def test_only_tokens_that_count_are_in_any_mean_and_documents_may_be_unequal(kin
         targets,
         RANKS[:-1],
         kind,
-        vocab_size=VOCAB,
         weights_BxL=weights,
         documents_BxL=documents,
     )
@@ -235,8 +235,8 @@ def test_the_first_and_second_order_predict_small_gaps():
         hidden = jnp.float32(source.standard_normal((B, L, D)))
         targets = jnp.int32(source.integers(0, VOCAB, (B, L)))
         cut = truncation.plain(W)
-        factors = HeadFactors(jnp.float32(W), None)
-        sweep = functools.partial(token_sweep, ranks=(D - 1, D), vocab_size=VOCAB)
+        factors = HeadFactors(jnp.float32(W), None, VOCAB)
+        sweep = functools.partial(token_sweep, ranks=(D - 1, D))
         losses, found = jax.jit(sweep)(factors, hidden, targets, *maps(cut))
         gap = np.float64(losses[..., 0]) - losses[..., 1]
         predicted = np.float64(found.first_order[..., 0]) + found.second_order[..., 0]
@@ -275,13 +275,11 @@ def test_cost_is_a_few_evaluations_of_the_loss():
     cut = (np.eye(width, dtype=np.float32),) * 2
 
     def sweep(predict):
-        function = functools.partial(
-            token_sweep, ranks=ranks, vocab_size=vocab_size, predict=predict
-        )
+        function = functools.partial(token_sweep, ranks=ranks, predict=predict)
         return functools.partial(jax.jit(function), factors, hidden, targets, *cut)
 
     def loss(chunk):
-        function = functools.partial(token_losses, vocab_size=vocab_size, chunk=chunk)
+        function = functools.partial(token_losses, chunk=chunk)
         return functools.partial(jax.jit(function), factors, hidden, targets)
 
     runs = {"loss": loss(256), "losses": sweep(False), "all": sweep(True)}

@@ -1,4 +1,4 @@
-"""The cross-entropy of a CPU's tokens, its gradient in as few passes over the logits as can be.
+"""The loss on one CPU, its gradient in as few passes over the logits as can be.
 
 On a CPU a pass over [tokens, V] costs a fifth of a product, and a matrix is turned by copying it.
 So all that is made of the logits is exp(z − max z). Its sum is the softmax's, and the gradient
@@ -16,6 +16,8 @@ from typing import Any, NamedTuple
 import jax
 import jax.numpy as jnp
 
+from bottleneck.model.kernels.loss_pieces import Chunking, Layout
+
 
 class _Chunk(NamedTuple):
     exponentials: jax.Array  # [c, V]: exp(z − max z)
@@ -26,34 +28,34 @@ class _Chunk(NamedTuple):
 
 
 def statistics(
-    hidden_nxK: jax.Array, rows: jax.Array, targets_n: jax.Array, *, vocab_size: int, chunk: int
+    layout: Layout, chunking: Chunking, projected: jax.Array, rows: jax.Array, targets: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """float32 [n]: log-sum-exps, and target logits."""
-    rows = rows[:vocab_size]
+    """float32 [b, L]: log-sum-exp of every token's logits, and the logit of its target."""
+    rows = rows.astype(jnp.float32)[: chunking.n_rows]
 
     def one_chunk(_: None, arrays: tuple[jax.Array, ...]) -> tuple[None, tuple[jax.Array, ...]]:
         found = _exponentials(rows, *arrays)
         return None, (found.lse, found.target_logits)
 
-    return _by_chunks(one_chunk, None, (hidden_nxK, targets_n), chunk)[1]
+    arrays = (projected.reshape(-1, rows.shape[1]), targets.reshape(-1))
+    lse, target_logits = _by_chunks(one_chunk, None, arrays, chunking.chunk)[1]
+    return lse.reshape(targets.shape), target_logits.reshape(targets.shape)
 
 
-def losses_and_gradients(
-    hidden_nxK: jax.Array,
-    rows: jax.Array,
-    targets_n: jax.Array,
-    weights_n: jax.Array,
-    *,
-    vocab_size: int,
-    chunk: int,
+def gradients(
+    layout: Layout,
+    chunking: Chunking,
     z_loss: float,
+    projected: jax.Array,
+    rows: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
 ) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-    """((log-sum-exps, target logits), gradients of Σ w·(CE + z_loss·lse²) by hidden and rows).
-
-    All float32: the first two [n], the gradients [n, K] and [V, K].
-    """
-    n_padding = rows.shape[0] - vocab_size
-    rows = rows[:vocab_size]
+    """`statistics`, and the gradients with respect to `projected` and `rows`."""
+    hidden_nxK = projected.reshape(-1, rows.shape[1])
+    targets_n, weights_n = targets.reshape(-1), weights.reshape(-1)
+    n_padding = rows.shape[0] - chunking.n_rows
+    rows = rows[: chunking.n_rows]
 
     def one_chunk(
         rows_gradient_KxV: jax.Array, arrays: tuple[jax.Array, ...]
@@ -67,11 +69,17 @@ def losses_and_gradients(
         return rows_gradient_KxV, (found.lse, found.target_logits, hidden_gradient)
 
     rows_gradient_KxV, (lse, target_logits, hidden_gradient) = _by_chunks(
-        one_chunk, jnp.zeros(rows.shape[::-1]), (hidden_nxK, targets_n, weights_n), chunk
+        one_chunk,
+        jnp.zeros(rows.shape[::-1]),
+        (hidden_nxK, targets_n, weights_n),
+        chunking.chunk,
     )
     rows_gradient = jnp.pad(rows_gradient_KxV.T, ((0, n_padding), (0, 0)))
     rows_gradient = rows_gradient.at[targets_n].add(-weights_n[:, None] * hidden_nxK)
-    return (lse, target_logits), (hidden_gradient, rows_gradient)
+    return (
+        (lse.reshape(targets.shape), target_logits.reshape(targets.shape)),
+        (hidden_gradient.reshape(projected.shape), rows_gradient),
+    )
 
 
 def _exponentials(rows: jax.Array, hidden: jax.Array, targets: jax.Array) -> _Chunk:
@@ -89,6 +97,7 @@ def _by_chunks(
 ) -> tuple[Any, Any]:
     """(what is carried in the end, results [n, ...]) of a scan over chunks of arrays [n, ...]."""
     n_tokens = arrays[0].shape[0]
+    chunk = min(chunk, n_tokens)
     n_chunks = -(-n_tokens // chunk)
 
     def split(array: jax.Array) -> jax.Array:
