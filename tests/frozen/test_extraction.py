@@ -70,6 +70,15 @@ def every_depth(workdir, inputs):
     return model(jnp.asarray(inputs), observe=lambda hidden: hidden)[1]
 
 
+def test_a_run_is_read_in_the_dtype_that_it_was_trained_in(workdir):
+    run = load_run(workdir)
+    compute = dataclasses.replace(run.config.compute, dtype="bfloat16")
+    run = dataclasses.replace(run, config=dataclasses.replace(run.config, compute=compute))
+    inputs = np.zeros((1, LENGTH), np.int32)
+    hidden, _ = RunSource(run).read(inputs, np.ones((1, LENGTH), np.float32), LAYERS)
+    assert hidden.dtype == jnp.bfloat16
+
+
 @pytest.mark.parametrize("layer", range(LAYERS + 1))
 def test_features_are_the_models_hidden_states_and_targets(made, workdir, tmp_path, layer):
     features = made(tmp_path / "set", layer=layer).part("heldout")

@@ -98,6 +98,18 @@ def test_runs_on_different_text_have_no_gap(make_run):
     assert full_rank_reference(low, [low, load_run(folder)]) is None
 
 
+@pytest.mark.parametrize(
+    ("field", "value", "will_do"),
+    [("remat", "full", True), ("attention", "xla", True), ("dtype", "bfloat16", False)],
+)
+def test_a_reference_may_be_computed_in_another_way_but_not_dtype(make_run, field, value, will_do):
+    low, folder = load_run(make_run("low", head_rank=8)), make_run("full")
+    record = json.loads((folder / "config.json").read_text())
+    record["config"]["compute"][field] = value
+    (folder / "config.json").write_text(json.dumps(record))
+    assert (full_rank_reference(low, [low, load_run(folder)]) is not None) == will_do
+
+
 def test_reference_of_the_same_seed_comes_first(make_run):
     runs = [load_run(make_run(f"full{seed}", seed=seed)) for seed in (0, 1, 2)]
     for seed in (0, 1, 2):

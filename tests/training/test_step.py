@@ -111,7 +111,7 @@ def test_the_gradient_is_that_of_finite_differences(params, gradient):
 
 
 def test_steps_on_one_batch_drive_its_loss_down():
-    mesh = make_mesh(CONFIG.mesh, jax.devices()[:1])
+    mesh = make_mesh(CONFIG.compute.mesh, jax.devices()[:1])
     program = make_train_program(CONFIG, mesh)
     with jax.set_mesh(mesh):
         step = program.compile(8, 16)
@@ -125,7 +125,7 @@ def test_steps_on_one_batch_drive_its_loss_down():
 
 
 def test_the_seed_alone_decides_the_parameters():
-    mesh = make_mesh(CONFIG.mesh, jax.devices()[:1])
+    mesh = make_mesh(CONFIG.compute.mesh, jax.devices()[:1])
     states = [
         make_train_program(dataclasses.replace(CONFIG, seed=seed), mesh).init()[0]
         for seed in (0, 0, 1)
@@ -169,7 +169,7 @@ def test_under_bfloat16_no_product_has_a_float32_side_forward_or_backward(rank):
 
 def test_the_train_step_and_the_probes_are_compiled_with_the_flags_of_the_mesh(monkeypatch):
     monkeypatch.setattr(mesh_lib, "compiler_options", lambda mesh: {"no_such_flag": "1"})
-    mesh = make_mesh(CONFIG.mesh, jax.devices()[:1])
+    mesh = make_mesh(CONFIG.compute.mesh, jax.devices()[:1])
     program = make_train_program(CONFIG, mesh)
     params = program.abstract_state[0]
     with jax.set_mesh(mesh):
