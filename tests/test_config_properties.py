@@ -1,7 +1,9 @@
 """Whatever stands in a config, a flag, a config file or a sweep: valid, or refused in one line."""
 
 import dataclasses
+import functools
 import json
+import operator
 from pathlib import Path
 
 import pytest
@@ -62,8 +64,8 @@ values = st.recursive(
 
 def with_value(name, value):
     fields = json.loads(json.dumps(DEFAULTS))
-    group, _, key = name.rpartition(".")
-    (fields[group] if group else fields)[key] = value
+    *groups, key = name.split(".")
+    functools.reduce(operator.getitem, groups, fields)[key] = value
     return fields
 
 
