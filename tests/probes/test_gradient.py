@@ -43,6 +43,27 @@ def test_the_share_of_the_norm_in_the_column_space(rank):
     assert found == pytest.approx(expected, rel=1e-4)
 
 
+def test_a_direction_that_float32_cannot_resolve_takes_no_part():
+    source = np.random.default_rng(0)
+    left = np.linalg.qr(source.standard_normal((VOCAB, D)))[0]
+    right = np.linalg.qr(source.standard_normal((D, D)))[0]
+    W = 20 * (left * np.append(np.ones(D - 1), 1e-7)) @ right.T
+    hidden = source.standard_normal((3, 20, D))
+    targets = source.integers(0, VOCAB, (3, 20))
+    g = softmax(hidden @ W.T) - np.eye(VOCAB)[targets]
+    expected = np.sqrt(((g @ left[:, : D - 1]) ** 2).sum() / (g**2).sum())
+    found = gradient.survival(
+        HeadFactors(jnp.float32(W), None),
+        jnp.float32(hidden),
+        jnp.int32(targets),
+        jnp.ones((3, 20)),
+        np.float32(gradient.inverse_map(truncation.plain(W))),
+        vocab_size=VOCAB,
+        chunk=60,
+    )
+    assert found == pytest.approx(expected, rel=1e-4)
+
+
 def test_all_of_it_survives_where_the_head_has_as_many_columns_as_rows():
     W = np.random.default_rng(0).standard_normal((D, D))
     inverse = np.float32(gradient.inverse_map(truncation.plain(W)))
