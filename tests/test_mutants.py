@@ -1,11 +1,16 @@
 """The mutation tests: which mutants are drawn, which tests run, and what the report says."""
 
 import re
+import time
 import tomllib
+from concurrent.futures import ThreadPoolExecutor
 
+import mutant_sources
 import mutants
 import pytest
-from mutants import Mutant, Trial
+from mutant_copies import Copies
+from mutant_sources import Mutant
+from mutants import Trial
 
 SOURCE = '''\
 """1"""
@@ -55,7 +60,7 @@ def trial(source, line=2, column=13):
 
 
 def test_strings_annotations_messages_and_reprs_are_not_mutated():
-    spans = mutants.spans_without_effect(SOURCE)
+    spans = mutant_sources.spans_without_effect(SOURCE)
     outside = [
         int(found.group())
         for number, line in enumerate(SOURCE.splitlines(), 1)
@@ -69,11 +74,13 @@ def test_strings_annotations_messages_and_reprs_are_not_mutated():
 def test_every_drawn_mutant_is_another_program_and_has_an_effect(tmp_path):
     pytest.importorskip("cosmic_ray", reason="needs the [mutants] extra")
     (tmp_path / "area.py").write_text(SOURCE)
-    found = mutants.mutants_of("area.py", tmp_path)
+    found = mutant_sources.mutants_of("area.py", tmp_path)
     lines = SOURCE.splitlines()
     numbers = [mutant for mutant in found if mutant.operator == "core/NumberReplacer"]
     for mutant in numbers:
-        before, after = mutants.changed_lines(SOURCE, mutants.mutated(mutant, tmp_path))
+        before, after = mutant_sources.changed_lines(
+            SOURCE, mutant_sources.mutated(mutant, tmp_path)
+        )
         assert before == lines[mutant.line - 1].strip() != after
     at = {re.match(r"\d+", lines[mutant.line - 1][mutant.column :]).group() for mutant in numbers}
     assert {int(number) for number in at} == set(SEEN)
@@ -86,8 +93,8 @@ def test_every_drawn_mutant_is_another_program_and_has_an_effect(tmp_path):
 def test_a_mutation_that_changes_nothing_or_is_no_python_is_not_drawn(tmp_path):
     pytest.importorskip("cosmic_ray", reason="needs the [mutants] extra")
     (tmp_path / "one.py").write_text("limit = 1e300\nboth = {**left}\nhalf = 0.5\n")
-    found = mutants.mutants_of("one.py", tmp_path)
-    changed = {mutant: mutants.mutated(mutant, tmp_path) for mutant in found}
+    found = mutant_sources.mutants_of("one.py", tmp_path)
+    changed = {mutant: mutant_sources.mutated(mutant, tmp_path) for mutant in found}
     assert {mutant.line for mutant in found} == {1, 2, 3}
     # 1e300 + 1 is 1e300, and {/left} no Python, but {*left} is a set.
     assert {mutant.line for mutant, source in changed.items() if source} == {2, 3}
@@ -107,19 +114,19 @@ def test_a_mutation_that_changes_nothing_or_is_no_python_is_not_drawn(tmp_path):
     ],
 )
 def test_operators_that_only_change_the_type_are_not_drawn(operator, is_drawn):
-    assert mutants.is_drawn(operator) is is_drawn
+    assert mutant_sources.is_drawn(operator) is is_drawn
 
 
 def test_a_draw_takes_each_place_once_in_an_order_of_the_seed():
     every = [
         Mutant("file.py", line, 0, f"core/{i}", 0) for line in range(40) for i in range(1 + line)
     ]
-    order = list(mutants.in_random_order(every, seed=1))
+    order = list(mutant_sources.in_random_order(every, seed=1))
     lines, others = (
-        [mutant.line for mutant in mutants.in_random_order(every, seed)] for seed in (1, 2)
+        [mutant.line for mutant in mutant_sources.in_random_order(every, seed)] for seed in (1, 2)
     )
     assert sorted(lines) == sorted(others) == list(range(40)) != lines != others
-    assert order == list(mutants.in_random_order(reversed(every), seed=1))
+    assert order == list(mutant_sources.in_random_order(reversed(every), seed=1))
     assert len({mutant.operator for mutant in order}) > 5
 
 
@@ -135,7 +142,7 @@ def test_a_module_is_tested_beside_it_then_by_the_table_then_by_its_package(
     )
 
     def tests_of(name):
-        return mutants.tests_of(f"bottleneck/shapes/{name}.py", repository)
+        return mutants.tests_of(f"bottleneck/shapes/{name}.py")
 
     assert tests_of("area") == ("tests/shapes/test_area.py", "tests/other/test_a.py")
     assert tests_of("side") == ("tests/other/test_b.py",)
@@ -192,18 +199,39 @@ def test_tests_that_fail_without_a_mutation_end_the_session(repository):
 
 
 def test_a_copy_holds_the_original_again_after_a_mutant(repository):
-    copies = mutants.Copies(repository.parent / f"{repository.name}-scratch", 1)
+    copies = Copies(repository, repository.parent / f"{repository.name}-scratch", 1)
     dies = trial("return a + b + 0")
     change = (dies.mutant.file, dies.source)
     assert copies.run(dies.tests, change=change, programs="none")[0] == 1
     assert copies.run(dies.tests, programs="none")[0] == 0
 
 
+def test_a_run_that_is_stopped_has_no_result(repository):
+    started = repository / "started"
+    (repository / "tests/shapes/test_area.py").write_text(
+        "from pathlib import Path\n"
+        "def test_area():\n"
+        f"    Path({str(started)!r}).touch()\n"
+        "    while True:\n"
+        "        pass\n"
+    )
+    copies = Copies(repository, repository.parent / f"{repository.name}-scratch", 1)
+    with ThreadPoolExecutor(1) as pool:
+        run = pool.submit(copies.run, ["tests/shapes/test_area.py"], programs="none")
+        while not started.exists() and not run.done():
+            time.sleep(0.05)
+        copies.stop()
+        with pytest.raises(SystemExit, match="stopped"):
+            run.result()
+    with pytest.raises(SystemExit, match="stopped"):
+        copies.run(["tests/shapes/test_area.py"], programs="none")
+
+
 def test_tests_that_never_end_kill_the_mutant(repository):
     (repository / "tests/shapes/test_area.py").write_text(
         "def test_area():\n    while True:\n        pass\n"
     )
-    copies = mutants.Copies(repository.parent / f"{repository.name}-scratch", 1)
+    copies = Copies(repository, repository.parent / f"{repository.name}-scratch", 1)
     code, _, _ = copies.run(["tests/shapes/test_area.py"], limit=3, programs="none")
     assert code is None
 
