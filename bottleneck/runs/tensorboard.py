@@ -1,8 +1,7 @@
 """The scalars of a run in the files that TensorBoard reads.
 
-Written in this thread, with TensorBoard's own records. A SummaryWriter, whoever's it is, has another
-thread write, which ends without a word when the disk is full; its queue then fills up, and the run
-waits for ever.
+Written in this thread, with TensorBoard's own records. Another thread writes for a SummaryWriter,
+and ends without a word when the disk is full; its queue then fills up, and the run waits for ever.
 """
 
 from __future__ import annotations
