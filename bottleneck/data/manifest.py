@@ -4,15 +4,14 @@ from __future__ import annotations
 
 import dataclasses
 import hashlib
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bottleneck.data.corpus import Fingerprint
-from bottleneck.data.shards import CHECKSUMS, DTYPES
-from bottleneck.storage.checksums import FileInfo, cannot_read, damaged
-from bottleneck.storage.folders import is_inside
+from bottleneck.data.shards import CHECKSUMS, DTYPES, REBUILD
+from bottleneck.storage import json_files
+from bottleneck.storage.checksums import FileInfo, damaged, infos_in
 
 MANIFEST = "manifest.json"
 TOKENIZER = "tokenizer.json"
@@ -50,35 +49,24 @@ class Manifest:
         return hashlib.sha256("\n".join(files).encode()).hexdigest()
 
     def write(self, folder: Path) -> None:
-        fields = dataclasses.asdict(self)
-        fields["sha256"] = _digest_of(fields)
-        (folder / MANIFEST).write_text(json.dumps(fields, indent=2) + "\n")
+        json_files.write(folder / MANIFEST, dataclasses.asdict(self))
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a cache; raises `UserError` where it is missing or damaged."""
+    """The manifest of a cache; raises `UserError` if it is missing or damaged."""
     path = folder / MANIFEST
+    fields = json_files.read(path, REBUILD)
     try:
-        fields = json.loads(path.read_text())
-        if fields.pop("sha256") != _digest_of(fields):
-            raise ValueError("its contents do not match its own sha256")
+        fields["files"] = infos_in(fields)
         fields["fingerprint"] = Fingerprint(**fields["fingerprint"])
         fields["splits"] = {name: SplitInfo(**info) for name, info in fields["splits"].items()}
-        fields["files"] = {name: FileInfo(**info) for name, info in fields["files"].items()}
         manifest = Manifest(**fields)
-        # A cache may come from a stranger, and a sha256 of a manifest is soon made.
-        names = [*manifest.files, *(n for split in manifest.splits.values() for n in split.shards)]
-        if outside := sorted(name for name in names if not is_inside(name)):
-            raise ValueError(f"it names {outside[0]!r}, which is not in its folder")
+        for split in manifest.splits.values():
+            if unknown := sorted(set(split.shards).difference(manifest.files)):
+                raise ValueError(f"it names {unknown[0]!r}, which is not among its files")
         if manifest.dtype not in DTYPES:
             raise ValueError(f"its dtype is {manifest.dtype!r}, and not one of {', '.join(DTYPES)}")
         return manifest
-    except OSError as error:
-        raise cannot_read(path, error) from error
-    except (ValueError, LookupError, TypeError, AttributeError, RecursionError) as error:
+    except (ValueError, LookupError, TypeError, AttributeError) as error:
         reason = str(error) if isinstance(error, ValueError) else "it is no manifest"
-        raise damaged(path, reason) from error
-
-
-def _digest_of(fields: dict[str, Any]) -> str:
-    return hashlib.sha256(json.dumps(fields, sort_keys=True).encode()).hexdigest()
+        raise damaged(path, reason, REBUILD) from error

@@ -22,6 +22,8 @@ import numpy as np
 
 from bottleneck.storage.checksums import FileInfo, cannot_read, damaged, info_of, read_whole
 
+REBUILD = "make it again with `python -m bottleneck prepare --rebuild` and the same --config"
+
 SHARD_TOKENS = 2**28  # half a gigabyte of uint16
 
 # 16 windows of 2,048 uint16 tokens. Windows are read in random order, so the first one in a block
@@ -136,7 +138,7 @@ class _Shard:
         table = _table_of(path)
         self.bytes = files[path.name].bytes
         self._path = path
-        contents = read_whole(table, files[table.name])
+        contents = read_whole(table, files[table.name], REBUILD)
         self._checksums: list[int] = np.frombuffer(contents, _CHECKSUM).tolist()
         # A byte each, which a thread sets once its block is found right; that two threads check
         # the same one at the same time does no harm.
@@ -144,7 +146,7 @@ class _Shard:
         try:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
         except OSError as error:
-            raise cannot_read(path, error) from error
+            raise cannot_read(path, error, REBUILD) from error
         weakref.finalize(self, os.close, self._descriptor)
 
     def read(self, start: int, stop: int) -> bytes:
@@ -153,7 +155,8 @@ class _Shard:
         while (block := self._is_checked.find(0, first, last)) >= 0:
             begin, end = block * BLOCK_BYTES, min((block + 1) * BLOCK_BYTES, self.bytes)
             if zlib.crc32(self._contents(begin, end)) != self._checksums[block]:
-                raise damaged(self._path, f"bytes {begin:,} to {end:,} fail their CRC-32")
+                problem = f"bytes {begin:,} to {end:,} fail their CRC-32"
+                raise damaged(self._path, problem, REBUILD)
             self._is_checked[block] = 1
         return self._contents(start, stop)
 
@@ -164,10 +167,11 @@ class _Shard:
                 place = start + len(contents)
                 more = os.pread(self._descriptor, stop - place, place)
                 if not more:
-                    raise damaged(self._path, f"it has {place:,} bytes instead of {self.bytes:,}")
+                    problem = f"it has {place:,} bytes instead of {self.bytes:,}"
+                    raise damaged(self._path, problem, REBUILD)
                 contents += more
         except OSError as error:
-            raise cannot_read(self._path, error) from error
+            raise cannot_read(self._path, error, REBUILD) from error
         return contents
 
 

@@ -27,13 +27,13 @@ from bottleneck.data import tokenizer as tokenization
 from bottleneck.data.cache_writer import write_cache
 from bottleneck.data.corpus import Corpus, open_corpus
 from bottleneck.data.manifest import TOKENIZER, UNIGRAM_COUNTS, Manifest, read_manifest
-from bottleneck.data.shards import TokenSequence
+from bottleneck.data.shards import REBUILD, TokenSequence
 from bottleneck.errors import UserError
 from bottleneck.signals import removed
-from bottleneck.storage.checksums import REBUILD, check_contents, check_size, read_whole
+from bottleneck.storage.checksums import check, read_whole
 from bottleneck.storage.folders import locked
 
-FORMAT = 2  # of the cache; after a change of it nothing made before is found
+FORMAT = 3  # of the cache; after a change of it nothing made before is found
 
 Split = Literal["train", "heldout"]
 
@@ -90,10 +90,10 @@ class TokenCache:
     def verify(self) -> None:
         """Reads every file whole; raises `UserError` naming the first that has changed."""
         for name, info in self.manifest.files.items():
-            check_contents(self.path / name, info)
+            check(self.path / name, info, REBUILD)
 
     def _small_file(self, name: str) -> bytes:
-        return read_whole(self.path / name, self.manifest.files[name])
+        return read_whole(self.path / name, self.manifest.files[name], REBUILD)
 
 
 def prepare(config: DataConfig, *, rebuild: bool = False) -> TokenCache:
@@ -142,9 +142,7 @@ def open_cache(path: Path) -> TokenCache:
     manifest = read_manifest(path)
     shards = {name for split in manifest.splits.values() for name in split.shards}
     for name, info in manifest.files.items():
-        check_size(path / name, info)
-        if name not in shards:
-            check_contents(path / name, info)
+        check(path / name, info, REBUILD, size_only=name in shards)
     return TokenCache(path, manifest)
 
 

@@ -20,6 +20,7 @@ from bottleneck.data import manifest, shards
 from bottleneck.data.batches import Batches, held_out
 from bottleneck.data.tokens import TokenCache, open_cache, prepare
 from bottleneck.errors import UserError
+from bottleneck.storage import json_files
 
 SPLITS = ("train", "heldout")
 BLOCK = 64  # bytes, 32 tokens
@@ -275,12 +276,10 @@ def test_a_damaged_cache_is_mended_by_what_the_message_says(tmp_path):
 
 
 def rewrite(folder: Path, change) -> None:
-    """Changes a manifest and gives it the hash of what it then is."""
-    fields = json.loads((folder / manifest.MANIFEST).read_text())
-    del fields["sha256"]
+    """Changes a manifest and gives it the seal of what it then is."""
+    fields = json_files.read(folder / manifest.MANIFEST, "")
     change(fields)
-    fields["sha256"] = manifest._digest_of(fields)
-    (folder / manifest.MANIFEST).write_text(json.dumps(fields))
+    json_files.write(folder / manifest.MANIFEST, fields)
 
 
 @pytest.mark.parametrize("name", ["../secret.bin", "/secret.bin", "a/../../secret.bin", "..", ""])

@@ -1,5 +1,6 @@
 """What a checkpoint holds is what was saved, or it is not used, whichever bit of it has flipped."""
 
+import dataclasses
 import json
 import shutil
 import sys
@@ -16,7 +17,7 @@ from bottleneck.runs import checkpoints as checkpoint
 from bottleneck.runs import seals
 from bottleneck.runs.checkpoints import Checkpointer
 from bottleneck.runs.folder import saved_steps
-from bottleneck.storage import json_files
+from bottleneck.storage import checksums, json_files
 
 
 def state(step):
@@ -143,10 +144,10 @@ def test_a_file_that_is_not_whole_is_found_out(saved, tmp_path, what):
             assert restored(folder) == 1
 
 
-def test_a_checkpoint_without_seals_is_taken_as_one_of_an_older_version(copy):
-    for path in copy.rglob(seals.SEAL):
-        path.unlink()
-    assert restored(copy) == 2
+@pytest.mark.parametrize("item", checkpoint.ITEMS)
+def test_a_checkpoint_without_one_of_its_seals_is_not_used(copy, item):
+    (copy / "2" / item / seals.SEAL).unlink()
+    assert restored(copy) == 1
 
 
 @pytest.mark.parametrize("name", ["../../../secret", "/SECRET", "a/../../../../secret", ".", ""])
@@ -154,12 +155,11 @@ def test_a_seal_that_names_files_outside_of_its_folder_is_not_followed(copy, nam
     secret = copy.parent / "secret"
     secret.write_text("of another")
     name = name.replace("/SECRET", str(secret))
+    reseal(copy / "2" / "meta", {name: dataclasses.asdict(checksums.info_of_file(secret))})
     read = []
-    facts = seals._facts
-    monkeypatch.setattr(seals, "_facts", lambda path: read.append(path) or facts(path))
-    reseal(copy / "2" / "meta", {name: facts(secret)})
+    monkeypatch.setattr(checksums, "info_of_file", read.append)
     problem = seals.damage(copy / "2" / "meta")
-    assert f"seal.json names {name!r}, which is not in its folder" in problem
+    assert f"seal.json cannot be read: it names {name!r}, which is not in its folder" in problem
     assert read == []
     assert restored(copy) == 1
 
