@@ -1,9 +1,8 @@
 """Event files, as TensorBoard itself reads them."""
 
 import pytest
-from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
-
 from bottleneck.training.tensorboard import TensorBoard
+from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
 
 
 def events(folder):
