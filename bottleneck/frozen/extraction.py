@@ -24,9 +24,10 @@ from bottleneck.frozen.features import PARTS, FeatureSet, FeatureWriter, Manifes
 from bottleneck.frozen.figures import PROBE
 from bottleneck.model import transformer
 from bottleneck.model.head import HeadFactors
-from bottleneck.probes import gap, geometry, spectral_metrics, spectrum
+from bottleneck.probes import gap, geometry, spectrum, truncation
+from bottleneck.probes.prober import head_fields
+from bottleneck.runs.probe import Probe
 from bottleneck.runs.reading import Run
-from bottleneck.storage import json_files
 from bottleneck.terminal import Progress
 
 _PROBED_TOKENS = 2**16  # at most
@@ -201,47 +202,40 @@ def anisotropy_by_layer(features: FeatureSet, part: Part) -> tuple[np.ndarray, n
 
 
 def write_probe(features: FeatureSet) -> None:
-    """Writes what the probes say of a set into its folder.
+    """Writes the probe of a feature set into its folder, unless that exists.
 
-    probe.json: the head's spectrum in numbers, anisotropy by layer, and, where the head reads these
-    features, the gap at powers of two of rank with errors, plain and whitened. Nothing is done
-    where it is there already.
+    It has the head's spectrum, anisotropy by layer and, if the head reads these features, the loss
+    and the gap at powers of two of rank.
     """
-    if (features.path / PROBE).exists():
+    path = features.path / PROBE
+    if path.exists():
         return
     part: Part = "heldout" if features.manifest.tokens["heldout"] else "train"
+    width = features.manifest.d_model
+    ranks = sorted({*(2**i for i in range(width.bit_length()) if 2**i < width), width})
     raw, centred = anisotropy_by_layer(features, part)
-    values = spectrum.head_spectrum(features.head)
-    record: dict[str, Any] = {
-        "model": features.manifest.model,
-        "part": part,
-        "anisotropy": raw.tolist(),
-        "anisotropy_centred": centred.tolist(),
-        "singular_entropy": spectral_metrics.singular_entropy(values),
-        "effective_rank": spectral_metrics.effective_rank(values),
-        "stable_rank": spectral_metrics.stable_rank(values),
-        "singular_values": values.tolist(),
-    }
+    core = spectrum.read_core(features.head)
+    found = head_fields(core, truncation.plain(core.raw), ranks)
+    found |= {"anisotropy": raw, "anisotropy_centred": centred}
     if features.manifest.head_mismatch is not None:
-        some = features.part(part)
-        taken = slice(0, _PROBED_TOKENS)
-        width = features.manifest.d_model
-        for kind in ("plain", "whitened"):
-            sweep = gap.rank_sweep(
+        some, taken = features.part(part), slice(0, _PROBED_TOKENS)
+        sweeps = {
+            kind: gap.rank_sweep(
                 features.head,
                 sequence_of(some.hidden, taken),
                 jnp.asarray(some.targets[taken])[None],
-                [2**i for i in range(width.bit_length()) if 2**i < width],
+                ranks,
                 kind,
                 documents_BxL=some.documents[taken][None],
             )
-            record[kind] = {
-                "ranks": sweep.ranks.tolist(),
-                "loss": sweep.loss.tolist(),
-                "gap": sweep.gap.tolist(),
-                "gap_se": sweep.gap_se.tolist(),
-            }
-    json_files.write(features.path / PROBE, record)
+            for kind in ("plain", "whitened")
+        }
+        plain = sweeps["plain"]
+        found |= {kind: sweep.gaps for kind, sweep in sweeps.items()}
+        found |= {"loss": plain.full_loss, "loss_se": plain.full_loss_se}
+        found |= {"document_losses": plain.document_losses}
+        found |= {"document_tokens": plain.document_tokens}
+    Probe(**found).save(path)
 
 
 def sequence_of(hidden: np.ndarray, rows: Sequence[int] | slice = slice(None)) -> jax.Array:

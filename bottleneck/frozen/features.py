@@ -134,7 +134,7 @@ def load_features(path: str | os.PathLike[str]) -> FeatureSet:
         raise UserError(f"{path} is not a feature set: it has no {_MANIFEST}")
     if not (path / _DONE).is_file():
         raise UserError(f"{path} is not finished; run the command that began it again")
-    manifest = _read_manifest(path)
+    manifest = read_manifest(path)
     width = DTYPES[manifest.dtype].itemsize * manifest.d_model
     for name, n_tokens in manifest.tokens.items():
         file = path / name / _HIDDEN
@@ -152,7 +152,7 @@ def load_features(path: str | os.PathLike[str]) -> FeatureSet:
     )
 
 
-def _read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Path) -> Manifest:
     try:
         manifest = Manifest(**json_files.read(path / _MANIFEST, _ANEW))
         if manifest.dtype not in DTYPES or not set(manifest.tokens) <= set(get_args(Part)):
@@ -169,7 +169,7 @@ class FeatureWriter:
         """Raises `UserError` where the folder holds something else, or the disk is too small."""
         self.path, self.manifest = path, manifest
         if (path / _MANIFEST).exists():
-            self._check_same(_read_manifest(path))
+            self._check_same(read_manifest(path))
         elif not is_unused(path):
             raise UserError(f"{path} is not empty and holds no feature set; choose a new folder")
         missing = manifest.bytes - self._bytes_written()

@@ -25,8 +25,8 @@ from bottleneck.drawing.style import (
 from bottleneck.errors import UserError
 from bottleneck.frozen.results import DOCUMENTS, RESULTS, load_results
 from bottleneck.laws.rank import LEAST_RANKS, RankLaw, fit_rank_law
+from bottleneck.runs.probe import Probe
 from bottleneck.runs.reading import Run
-from bottleneck.storage import json_files
 from bottleneck.storage.arrays import read_arrays
 from bottleneck.terminal import PlainConsole
 
@@ -209,36 +209,28 @@ def _by_start(record: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-PROBE = "probe.json"
-
-
-def read_probe(folder: Path) -> dict[str, Any]:
-    """The record that `features` left in a folder; `UserError` where there is none."""
-    if not (folder / PROBE).is_file():
-        raise UserError(f"{folder} is not a finished feature set: it has no {PROBE}")
-    record = json_files.read(folder / PROBE, "delete it, and `features` makes it anew")
-    if not {"model", "anisotropy"} <= record.keys():
-        raise UserError(f"{folder / PROBE} is not what `features` writes")
-    return record
+PROBE = "probe.npz"  # in the folder of a feature set
 
 
 @styled
 def features_figure(folders: Sequence[Path]) -> Figure:
-    """Anisotropy against depth, and the gap of the cut head against its rank, of each set."""
+    """Draws anisotropy against depth, and the gap of the truncated head, of each feature set."""
+    from bottleneck.frozen.features import read_manifest  # here, as it imports jax
+
     figure = Figure(figsize=(WIDTH, 4.0), layout="constrained")
     of_depth, of_rank = figure.subplots(1, 2)
     ranks: list[int] = []
     for i, folder in enumerate(folders):
-        record, colour = read_probe(folder), DISTINCT[i % len(DISTINCT)]
-        values = np.array(record["anisotropy"])
-        depth = np.linspace(0, 1, len(values))
-        of_depth.plot(depth, values, color=colour, marker="o", label=plain(record["model"]))
-        for kind, line in (("plain", "-"), ("whitened", "--")):
-            if kind in record:
-                sweep = {name: np.array(some[:-1]) for name, some in record[kind].items()}
-                points = (sweep["ranks"], sweep["gap"], sweep["gap_se"])
+        if not (folder / PROBE).is_file():
+            raise UserError(f"{folder} is not a finished feature set: it has no {PROBE}")
+        name, probe = read_manifest(folder).model, Probe.load(folder / PROBE)
+        colour, depth = DISTINCT[i % len(DISTINCT)], np.linspace(0, 1, len(probe.anisotropy))
+        of_depth.plot(depth, probe.anisotropy, color=colour, marker="o", label=plain(name))
+        for gaps, line in ((probe.plain, "-"), (probe.whitened, "--")):
+            if gaps is not None:
+                points = (probe.ranks[:-1], gaps.gap[:-1], gaps.gap_se[:-1])
                 of_rank.errorbar(*points, color=colour, ls=line, marker="o")
-                ranks += record[kind]["ranks"]
+                ranks += probe.ranks.tolist()
     of_depth.set(xlabel="depth (0: embedding, 1: after the final norm)")
     of_depth.set(ylabel="mean cosine similarity", ylim=(min(0.0, of_depth.get_ylim()[0]), 1.0))
     of_rank.set(xlabel="rank r kept", ylabel="gap to the untruncated head (nats/token)")

@@ -134,13 +134,13 @@ def series_of_run(run: Run) -> LossSeries | None:
         return None
     steps = steps.astype(int)
     probes = [run.probe(step) for step in run.probe_steps if step in steps]
-    kept = [probe for probe in probes if "document_losses" in probe]
+    kept = [probe for probe in probes if probe.document_losses is not None]
     if not kept or len(kept) != len(steps):
         return LossSeries(run.name, steps, loss)
     return LossSeries(
         *(run.name, steps, loss),
-        np.stack([probe["document_losses"] for probe in kept]),
-        kept[0]["document_tokens"],
+        np.stack([probe.document_losses for probe in kept]),
+        kept[0].document_tokens,
     )
 
 

@@ -34,7 +34,6 @@ from bottleneck.runs.metrics_writer import MetricsWriter
 from bottleneck.runs.reading import load_run
 from bottleneck.storage.folders import write_whole
 from bottleneck.terminal import Progress
-from bottleneck.training.reporter import write_record
 
 
 def choose(series: Series, steps: list[int] | None = None, every: int | None = None) -> list[int]:
@@ -153,7 +152,7 @@ def _measure(
                 continue
             with _deleted_afterwards(params):
                 found = prober.measure(params)
-            write_record(writer, workdir, step, step * config.tokens_per_step, found)
+            writer.write_probe(step, step * config.tokens_per_step, found)
             progress.say(f"step {step:,}: {found.headline()}")
         progress.show(len(steps), "")
 

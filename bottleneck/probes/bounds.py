@@ -9,6 +9,8 @@ from __future__ import annotations
 
 import numpy as np
 
+from bottleneck.probes.spectral_metrics import tails
+
 
 def lipschitz_bound(change_norm: np.ndarray, input_norm: np.ndarray) -> np.ndarray:
     """√2·‖ΔW‖_F·‖x‖ ≥ |L(W) − L(W*)| for any two weights, as the gradient p − q is at most √2 long.
@@ -17,12 +19,6 @@ def lipschitz_bound(change_norm: np.ndarray, input_norm: np.ndarray) -> np.ndarr
     the constant that its O(·) leaves out.
     """
     return np.sqrt(2) * np.asarray(change_norm) * np.asarray(input_norm)
-
-
-def tails(singular_values: np.ndarray) -> np.ndarray:
-    """Σ_{i>r} σ_i² for r = 1 … D: float64 [D], the last 0; σ descending."""
-    squares = np.asarray(singular_values, np.float64) ** 2
-    return np.append(np.cumsum(squares[:0:-1])[::-1], 0.0)  # summed from the small end
 
 
 def plain_bound(singular_values: np.ndarray, mean_input_norm: float) -> np.ndarray:

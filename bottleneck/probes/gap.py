@@ -21,6 +21,7 @@ from bottleneck.probes import geometry, spectrum
 from bottleneck.probes import truncation as truncations
 from bottleneck.probes.document_sums import DocumentSums
 from bottleneck.probes.token_sweep import Predictions, token_sweep
+from bottleneck.runs.probe import RankGaps
 
 FREQUENCY_CLASSES = ("rare", "middle", "frequent")
 Kind = Literal["plain", "centred", "whitened"]  # of a truncation
@@ -30,54 +31,24 @@ _token_sweep = jax.jit(token_sweep, static_argnames="ranks")
 
 
 @dataclass(frozen=True)
-class Anatomy:
-    """Of the gap at each rank: float64 [n], means over tokens.
-
-    first_order: E_p[Δ] − Δ[y]; zero where the head is at a minimum.
-    second_order: ½·Var_p(Δ); first_order + second_order predicts the gap.
-    kl: KL of the cut head's distribution from the whole head's, nats.
-    agreement: share of the tokens whose most likely next token the cut leaves as it is.
-    """
-
-    first_order: np.ndarray
-    second_order: np.ndarray
-    kl: np.ndarray
-    agreement: np.ndarray
-
-    @property
-    def predicted(self) -> np.ndarray:
-        """The gap to second order in Δ, nats per token."""
-        return self.first_order + self.second_order
-
-
-@dataclass(frozen=True)
 class RankSweep:
-    """Mean losses over tokens that count, nats; arrays are float64 [n], one entry a rank.
+    """Mean losses over tokens that count, nats per token; arrays are float64.
 
-    ranks: int [n], ascending.
-    loss: of the head cut to each rank.
-    gap: loss less the whole head's, over the same tokens.
-    gap_se, gap_token_se: standard errors of the gap, paired: clustered by document, and as if all
-        tokens were independent.
+    ranks: int [n], ascending; the last is D.
+    loss: [n], of the head truncated to each rank.
+    gaps: [n] each, the loss less the whole head's, and how it comes about.
     full_loss, full_loss_se: of the whole head, clustered by document.
-    full_document_losses, document_tokens: [g], sums of the whole head's losses and counts of tokens
-        in each of g documents, so that runs can be compared pair by pair.
-    gap_by_frequency: [3, n], what targets of each of `FREQUENCY_CLASSES` add to the gap; the sum
-        over classes is the gap.
-    anatomy: how the gap comes about, where that was asked for.
+    document_losses, document_tokens: [g], sums of the whole head's losses and counts of tokens in
+        each document, so that runs can be compared pair by pair.
     """
 
     ranks: np.ndarray
     loss: np.ndarray
-    gap: np.ndarray
-    gap_se: np.ndarray
-    gap_token_se: np.ndarray
+    gaps: RankGaps
     full_loss: float
     full_loss_se: float
-    full_document_losses: np.ndarray
+    document_losses: np.ndarray
     document_tokens: np.ndarray
-    gap_by_frequency: np.ndarray
-    anatomy: Anatomy | None
 
 
 def rank_sweep(
@@ -138,7 +109,7 @@ def summarise(
     documents: np.ndarray,
     classes: np.ndarray,
     ranks: Sequence[int],
-    predictions: Predictions | None = None,
+    predictions: Predictions,
 ) -> RankSweep:
     """Means and errors from the losses [B, L, n] of `token_sweep`, whose last rank is D.
 
@@ -155,25 +126,20 @@ def summarise(
     gaps = loss - full
     sums = DocumentSums.of(np.hstack([gaps, full]), documents.reshape(-1)[counts])
     means, errors = sums.means(), sums.standard_errors()
-    n_tokens = len(loss)
     token_classes = classes.reshape(-1)[counts]
+    by_class = {
+        name: gaps[token_classes == i].sum(axis=0) / len(loss)
+        for i, name in enumerate(FREQUENCY_CLASSES)
+    }
+    parts = {name: by_token(array).mean(axis=0) for name, array in predictions._asdict().items()}
     return RankSweep(
         ranks=np.asarray(ranks),
         loss=loss.mean(axis=0),
-        gap=means[:-1],
-        gap_se=errors[:-1],
-        gap_token_se=gaps.std(axis=0) / np.sqrt(max(n_tokens - 1, 1)),
+        gaps=RankGaps(gap=means[:-1], gap_se=errors[:-1], **parts, **by_class),
         full_loss=float(means[-1]),
         full_loss_se=float(errors[-1]),
-        full_document_losses=sums.totals[:, -1],
+        document_losses=sums.totals[:, -1],
         document_tokens=sums.n_tokens,
-        gap_by_frequency=np.stack(
-            [gaps[token_classes == i].sum(axis=0) for i in range(len(FREQUENCY_CLASSES))]
-        )
-        / n_tokens,
-        anatomy=None
-        if predictions is None
-        else Anatomy(*(by_token(array).mean(axis=0) for array in predictions)),
     )
 
 

@@ -22,11 +22,6 @@ def linear_singular_entropy(singular_values: np.ndarray) -> float:
     return _kl_from_uniform(singular_values)
 
 
-def normalised(entropy: float, width: int) -> float:
-    """An entropy of either kind over log D, its largest value: between 0 and 1."""
-    return entropy / float(np.log(width))
-
-
 def effective_rank(singular_values: np.ndarray) -> float:
     """exp of the entropy of p ∝ σ, between 1 and D. Source: Roy and Vetterli 2007."""
     return len(singular_values) * float(np.exp(-_kl_from_uniform(singular_values)))
@@ -41,11 +36,6 @@ def participation_ratio(singular_values: np.ndarray) -> float:
     """(Σσ²)² / Σσ⁴, between 1 and D: how many directions of equal size would spread as wide."""
     squares = singular_values**2
     return float(np.sum(squares) ** 2 / np.sum(squares**2))
-
-
-def top_share(singular_values: np.ndarray) -> float:
-    """σ₀² / Σσ², between 1/D and 1."""
-    return 1 / stable_rank(singular_values)
 
 
 def tail_exponent(singular_values: np.ndarray) -> float:
@@ -65,14 +55,15 @@ def tail_exponent(singular_values: np.ndarray) -> float:
     return float(-slope)
 
 
-def w_error(singular_values: np.ndarray) -> np.ndarray:
-    """float64 [D]: at index i, √(Σ_{j>i} σ_j² / Σσ²), the error of the best copy of rank i + 1.
+def tails(singular_values: np.ndarray) -> np.ndarray:
+    """Σ_{j>i} σ_j² at index i: float64 [D], the last 0. Summed from the small end."""
+    squares = np.asarray(singular_values, np.float64) ** 2
+    return np.append(np.cumsum(squares[:0:-1])[::-1], 0.0)
 
-    Summed from the small end, so that small errors keep their digits.
-    """
-    squares = singular_values**2
-    tails = np.append(np.cumsum(squares[::-1])[::-1][1:], 0.0)
-    return np.sqrt(tails / np.sum(squares))
+
+def w_error(singular_values: np.ndarray) -> np.ndarray:
+    """√(Σ_{j>i} σ_j² / Σσ²) at index i: float64 [D], the error of the best copy of rank i + 1."""
+    return np.sqrt(tails(singular_values) / np.sum(singular_values**2))
 
 
 def _kl_from_uniform(masses: np.ndarray) -> float:

@@ -37,13 +37,13 @@ class Predictions(NamedTuple):
     first_order: E_p[Δ] − Δ[y], the gap to first order in Δ.
     second_order: ½·Var_p(Δ), what the second order adds.
     kl: KL(p‖p_r) = lse(z_r) − lse(z) − E_p[Δ].
-    agrees: 1 where the whole head's most likely token is the cut head's too, else 0.
+    agreement: 1 where the whole head's most likely token is the cut head's too, else 0.
     """
 
     first_order: jax.Array
     second_order: jax.Array
     kl: jax.Array
-    agrees: jax.Array
+    agreement: jax.Array
 
 
 def token_sweep(
@@ -234,7 +234,7 @@ def _finish(states: _State, axes: Axes) -> tuple[jax.Array, Predictions | None]:
         first_order=mean - _change(jax.lax.psum(running.target, axes)),
         second_order=jax.lax.psum(squares, axes) / total / 2,
         kl=_change(lse) - mean,
-        agrees=(favourite == top).astype(jnp.float32),
+        agreement=(favourite == top).astype(jnp.float32),
     )
 
 

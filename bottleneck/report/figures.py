@@ -154,7 +154,7 @@ def spectrum(runs: Sequence[Run], overlay: Overlay | None = None) -> Figure:
 
 def singular_value_ratios(run: Run) -> np.ndarray:
     """σᵢ/σ₀ of every probe: float64 [D−1, probes], i = 1 … D−1; nan from the head's rank on."""
-    values = np.stack([run.probe(step)["singular_values"] for step in run.probe_steps], axis=1)
+    values = np.stack([run.probe(step).singular_values for step in run.probe_steps], axis=1)
     ratios = np.full((run.config.model.d_model - 1, values.shape[1]), np.nan)
     ratios[: run.head_rank - 1] = values[1 : run.head_rank] / values[0]
     return ratios
@@ -200,13 +200,14 @@ def gap_by_rank(runs: Sequence[Run]) -> Figure:
         raise NothingToShow("no run has been probed yet")
     figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    titles = {"gap_plain": "truncated SVD of W", "gap_whitened": r"truncated SVD of W C$^{1/2}$"}
-    for panel, (key, title) in zip(panels, titles.items(), strict=True):
+    titles = {"plain": "truncated SVD of W", "whitened": r"truncated SVD of W C$^{1/2}$"}
+    for panel, (kind, title) in zip(panels, titles.items(), strict=True):
         for run in shown:
             probe = run.probe()
-            cut = probe["ranks"] < run.head_rank  # the others take nothing away
-            ranks, gap, error = (probe[name][cut] for name in ("ranks", key, f"{key}_se"))
-            _gap_line(panel, ranks, gap, error, look[run.name])
+            gaps = getattr(probe, kind)
+            cut = probe.ranks < run.head_rank  # the others take nothing away
+            points = (probe.ranks[cut], gaps.gap[cut], gaps.gap_se[cut])
+            _gap_line(panel, *points, look[run.name])
         panel.set(xscale="log", yscale="log", xlabel="rank r kept", title=title)
         panel.set_ylabel("gap to the untruncated head (nats/token)")
         log2_ticks(panel.xaxis, 1, max(run.head_rank for run in shown) - 1)
@@ -266,7 +267,7 @@ def anisotropy(runs: Sequence[Run], overlay: Overlay | None = None) -> Figure:
     for run in shown:
         style, n_layers = look[run.name], run.config.model.n_layers
         layers = np.arange(n_layers + 1) / (1 if len(depths) == 1 else n_layers)
-        _line(panels[0], layers, run.probe()["anisotropy"], style)
+        _line(panels[0], layers, run.probe().anisotropy, style)
         steps, last = run.series("probe", "step", f"anisotropy/{n_layers}")
         _line(panels[1], steps, last, style)
         ends += [(steps[-1], last[-1], run.name, style)] if len(steps) else []

@@ -25,7 +25,6 @@ from bottleneck.drawing.style import (
     styles,
 )
 from bottleneck.probes.bounds import plain_bound, whitened_bound
-from bottleneck.probes.spectral_metrics import w_error
 from bottleneck.runs.reading import Run
 
 # A gap below this is drawn as no gap: losses are float32 means, whose last digits are rounding.
@@ -36,21 +35,20 @@ SMALLEST_GAP = 1e-5  # nats per token
 def anatomy(runs: Sequence[Run]) -> Figure:
     """At the last probe, against the rank kept: who pays the gap, and how many predictions stay."""
     look = styles(runs)
-    probed = [(run, run.probe()) for run in runs if run.probe_steps and run.head_rank > 1]
-    shown = [(run, probe) for run, probe in probed if "gap_plain_rare" in probe]
+    shown = [(run, run.probe()) for run in runs if run.probe_steps and run.head_rank > 1]
     if not shown:
-        raise NothingToShow("no probe says which tokens a gap falls on")
+        raise NothingToShow("no run has been probed yet")
     figure = Figure(figsize=(WIDTH, 4.0), layout="constrained")
     panels = figure.subplots(1, 2)
     for run, probe in shown:
         style = look[run.name]
-        cut = probe["ranks"] < run.head_rank  # the others take nothing away
-        ranks, gap, error = (probe[name][cut] for name in ("ranks", "gap_plain", "gap_plain_se"))
+        cut = probe.ranks < run.head_rank  # the others take nothing away
+        ranks, gap, error = probe.ranks[cut], probe.plain.gap[cut], probe.plain.gap_se[cut]
         clear = gap > 2 * error
         for kind, dashes in (("rare", "-"), ("frequent", (0, (1.5, 1.5)))):
-            share = probe[f"gap_plain_{kind}"][cut][clear] / gap[clear]
+            share = getattr(probe.plain, kind)[cut][clear] / gap[clear]
             panels[0].plot(ranks[clear], share, ms=3.5, **style.line | {"linestyle": dashes})
-        panels[1].plot(ranks, probe["agreement_plain"][cut], ms=3.5, **style.line)
+        panels[1].plot(ranks, probe.plain.agreement[cut], ms=3.5, **style.line)
     panels[0].axhline(1 / 3, color=GREY, lw=0.8, ls=":")
     panels[0].set(ylabel="share of the gap", title="who pays")
     panels[0].legend(
@@ -104,10 +102,9 @@ def gap_by_w_error(runs: Sequence[Run]) -> Figure:
     panel = figure.subplots()
     for run in shown:
         probe = run.probe()
-        cut = probe["ranks"] < run.head_rank  # the others take nothing away
-        error = w_error(probe["singular_values"])[probe["ranks"][cut] - 1]
-        gap, uncertainty = (probe[name][cut] for name in ("gap_plain", "gap_plain_se"))
-        is_measured = gap > 2 * uncertainty
+        cut = probe.ranks < run.head_rank  # the others take nothing away
+        error, gap = probe.w_error[cut], probe.plain.gap[cut]
+        is_measured = gap > 2 * probe.plain.gap_se[cut]
         panel.plot(error[is_measured], gap[is_measured], lw=0.8, ms=4, **look[run.name].line)
     if not any(len(line.get_xdata()) for line in panel.lines):
         raise NothingToShow("no gap is more than two standard errors from zero")
@@ -123,11 +120,9 @@ def gap_by_w_error(runs: Sequence[Run]) -> Figure:
 def against_bounds(runs: Sequence[Run]) -> Figure:
     """Gap against the rank that the head is cut to, plain and whitened, with the bound on each."""
     look = styles(runs)
-    needed = {"singular_values", "mean_hidden_norm", "whitened_singular_values"}
-    probed = [(run, run.probe()) for run in runs if run.probe_steps and run.head_rank > 1]
-    shown = [(run, probe) for run, probe in probed if needed <= probe.keys()]
+    shown = [(run, run.probe()) for run in runs if run.probe_steps and run.head_rank > 1]
     if not shown:
-        raise NothingToShow("no probe says how long and how spread out the hidden states are")
+        raise NothingToShow("no run has been probed yet")
     figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     kinds = {
@@ -137,22 +132,20 @@ def against_bounds(runs: Sequence[Run]) -> Figure:
     for panel, (kind, (title, bound_name)) in zip(panels, kinds.items(), strict=True):
         for run, probe in shown:
             if kind == "plain":
-                bound = plain_bound(probe["singular_values"], float(probe["mean_hidden_norm"]))
+                bound = plain_bound(probe.singular_values, probe.mean_hidden_norm)
             else:
-                bound = whitened_bound(probe["whitened_singular_values"])
+                bound = whitened_bound(probe.whitened_singular_values)
             cut = np.arange(1, run.head_rank)  # greater ranks take nothing away
             cut = cut[bound[cut - 1] > SMALLEST_GAP]
             style = look[run.name]
             panel.plot(cut, bound[cut - 1], color=style.colour, lw=1, ls=(0, (4, 2)))
-            ranks, gap, error = (probe[key] for key in ("ranks", f"gap_{kind}", f"gap_{kind}_se"))
-            orders = [f"gap_{kind}_{order}_order" for order in ("first", "second")]
-            if set(orders) <= probe.keys():
-                predicted = probe[orders[0]] + probe[orders[1]]
-                drawn = (ranks < run.head_rank) & (predicted > SMALLEST_GAP)
-                panel.plot(
-                    *(ranks[drawn], predicted[drawn]),
-                    **{"ls": "", "marker": "x", "ms": 6, "mec": style.colour},
-                )
+            ranks, gaps = probe.ranks, getattr(probe, kind)
+            gap, error, predicted = gaps.gap, gaps.gap_se, gaps.predicted
+            drawn = (ranks < run.head_rank) & (predicted > SMALLEST_GAP)
+            panel.plot(
+                *(ranks[drawn], predicted[drawn]),
+                **{"ls": "", "marker": "x", "ms": 6, "mec": style.colour},
+            )
             clear = (ranks < run.head_rank) & (gap > np.maximum(2 * error, SMALLEST_GAP))
             panel.errorbar(
                 ranks[clear], gap[clear], error[clear], ms=3.5, elinewidth=0.9, **style.line

@@ -98,12 +98,16 @@ def _gap_error(run: Run, reference: Run) -> float:
     Document by document where both kept those losses, since what makes a document hard makes it
     hard for both; else as if they had been measured on different texts, which is too large.
     """
-    ours, theirs = (r.probe() if r.probe_steps else {} for r in (run, reference))
-    n_tokens = ours.get("document_tokens")
-    if n_tokens is None or not np.array_equal(n_tokens, theirs.get("document_tokens", ())):
+    ours, theirs = (r.probe() if r.probe_steps else None for r in (run, reference))
+    if (
+        ours is None
+        or theirs is None
+        or ours.document_tokens is None
+        or not np.array_equal(ours.document_tokens, theirs.document_tokens)
+    ):
         return math.hypot(_last(run, "eval")["loss_se"], _last(reference, "eval")["loss_se"])
-    differences = ours["document_losses"] - theirs["document_losses"]
-    return float(DocumentSums(differences[:, None], n_tokens).standard_errors()[0])
+    differences = ours.document_losses - theirs.document_losses
+    return float(DocumentSums(differences[:, None], ours.document_tokens).standard_errors()[0])
 
 
 def full_rank_reference(run: Run, runs: Sequence[Run]) -> Run | None:

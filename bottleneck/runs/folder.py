@@ -22,6 +22,7 @@ if TYPE_CHECKING:  # analysis reads run folders without what these import
 
 CONFIG = "config.json"
 METRICS = "metrics.jsonl"  # in a bucket, metrics-00000.jsonl and so on
+PROBE = "probes/{:08d}.npz"  # of a step
 COMPLETE = "COMPLETE"
 LOCK = ".lock"  # held by the process that writes the folder
 

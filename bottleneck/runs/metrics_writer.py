@@ -15,13 +15,14 @@ from pathlib import Path
 
 from bottleneck.storage.folders import is_remote, writing
 from bottleneck.runs import metrics as metric_lines
-from bottleneck.runs.folder import METRICS
+from bottleneck.runs.folder import PROBE, METRICS
+from bottleneck.runs.probe import Probe
 from bottleneck.runs.tensorboard import TensorBoard
 import time
 from collections.abc import Callable
 from pathlib import Path
 from bottleneck.storage.folders import write_whole
-from bottleneck.runs.folder import metric_parts, part_name
+from bottleneck.runs.folder import PROBE, metric_parts, part_name
 
 
 class MetricsWriter:
@@ -44,6 +45,18 @@ class MetricsWriter:
         if self._board is not None:
             with writing(self._workdir / "tensorboard"):
                 self._board.add(step, split, scalars)
+
+    def write_probe(self, step: int, tokens: int, probe: Probe) -> None:
+        """Writes a probe's arrays into a file of their own, and then its scalars.
+
+        So a step whose two lines of scalars exist has everything.
+        """
+        path = self._workdir / PROBE.format(step)
+        path.parent.mkdir(exist_ok=True)
+        probe.save(path)
+        evaluation = {"tokens": tokens, "loss": probe.loss, "loss_se": probe.loss_se}
+        self.write(step, "eval", evaluation)
+        self.write(step, "probe", {"tokens": tokens, **probe.scalars()})
 
     def flush(self) -> None:
         """Returns when everything written is on the disk, or in the bucket."""

@@ -18,16 +18,14 @@ import numpy as np
 import polars as pl
 import polars.selectors as cs
 
-from bottleneck.storage.arrays import Arrays, read_arrays
 from bottleneck.config import Config, parse
 from bottleneck.errors import UserError
 from bottleneck.storage.folders import absolute, as_path
 from bottleneck.sections import flatten
 from bottleneck.runs import metrics as metric_lines
 from bottleneck.runs.seals import damage
-from bottleneck.runs.folder import CONFIG, is_complete, read_config, saved_steps
-
-_PROBE = "{:08d}.npz"
+from bottleneck.runs.probe import Probe
+from bottleneck.runs.folder import CONFIG, PROBE, is_complete, read_config, saved_steps
 
 
 @dataclass(frozen=True)
@@ -85,7 +83,7 @@ class Run:
     @property
     def probe_steps(self) -> list[int]:
         """Steps with arrays of a probe, ascending."""
-        return _numbered(self.path / "probes", _PROBE)
+        return _numbered((self.path / PROBE).parent, Path(PROBE).name)
 
     def split(self, name: str) -> pl.DataFrame:
         """The rows of one split ("train", "eval" or "probe") and the columns that it has."""
@@ -100,13 +98,13 @@ class Run:
         rows = rows.drop_nulls(columns)
         return [rows[column].cast(pl.Float64).to_numpy() for column in columns]
 
-    def probe(self, step: int | None = None) -> Arrays:
-        """The arrays of the probe at a step (None: the last).
+    def probe(self, step: int | None = None) -> Probe:
+        """The probe of a step (None: the last).
 
         Raises: `UserError` if it was not probed, and where the file is damaged; it is named.
         """
         step = self._known(step, self.probe_steps, "probe")
-        return read_arrays(self.path / "probes" / _PROBE.format(step))
+        return Probe.load(self.path / PROBE.format(step))
 
     def params(self, step: int | None = None) -> dict[str, Any]:
         """The parameters at a step (None: the last), whatever mesh saved them.

@@ -15,33 +15,16 @@ import numpy as np
 
 from bottleneck.config import Config
 from bottleneck.model.accounting import flops_per_token
-from bottleneck.probes.prober import ProbeRecord
 from bottleneck.runs.metrics_writer import MetricsWriter, Stopwatch
-from bottleneck.storage.arrays import write_arrays
+from bottleneck.runs.probe import Probe
 from bottleneck.terminal import Progress, console
 from bottleneck.training.divergence import Watch
 from bottleneck.training.optimizer import learning_rate_schedule
 from bottleneck.training.step import Metrics
 
-PROBES = "probes"
-
 _T = TypeVar("_T")
 
 _MOST_WAITING = 100  # steps that nobody has looked at
-
-
-def write_record(
-    writer: MetricsWriter, workdir: Path, step: int, tokens: int, record: ProbeRecord
-) -> None:
-    """Writes what a probe found: its arrays into a file of their own, and then its scalars.
-
-    So a step whose two lines of scalars are there has all.
-    """
-    probes = workdir / PROBES
-    probes.mkdir(exist_ok=True)
-    write_arrays(probes / f"{step:08}.npz", record.arrays)
-    writer.write(step, "eval", {"tokens": tokens, **record.evaluation})
-    writer.write(step, "probe", {"tokens": tokens, **record.scalars})
 
 
 class Reporter:
@@ -185,12 +168,11 @@ class Reporter:
         if self._writer is not None:
             self._writer.flush()
 
-    def probe(self, step: int, record: ProbeRecord) -> None:
-        """Writes what a probe found, and says the most of it."""
+    def probe(self, step: int, probe: Probe) -> None:
+        """Writes a probe's results and prints the headline numbers."""
         if self._writer is not None:
-            tokens = step * self._config.tokens_per_step
-            write_record(self._writer, self._workdir, step, tokens, record)
-        self.say(f"step {step:,}: {record.headline()}")
+            self._writer.write_probe(step, step * self._config.tokens_per_step, probe)
+        self.say(f"step {step:,}: {probe.headline()}")
 
     def _write(self, step: int, split: str, values: dict[str, float]) -> None:
         if self._writer is not None:

@@ -9,7 +9,7 @@ import pytest
 
 from bottleneck.errors import UserError
 from bottleneck.frozen.features import FeatureWriter, Manifest, load_features
-from bottleneck.frozen.figures import laws, read_probe
+from bottleneck.frozen.figures import laws
 from bottleneck.frozen.results import load_results
 from bottleneck.model.head import HeadFactors
 from bottleneck.ngrams import counts as ngram_counts
@@ -185,17 +185,6 @@ def test_damaged_results_of_frozen_heads_are_named(write_frozen_heads, tmp_path)
     (folder / "results.json").write_text('{"cells": []}')
     with pytest.raises(UserError, match=r"results\.json is not what `frozen_heads` writes"):
         laws(folder)
-
-
-def test_a_damaged_probe_of_features_is_named(tmp_path):
-    with pytest.raises(UserError, match=r"it has no probe\.json"):
-        read_probe(tmp_path)
-    json_files.write(tmp_path / "probe.json", {"model": "m", "anisotropy": [0.25, 0.5]})
-    assert read_probe(tmp_path) == {"model": "m", "anisotropy": [0.25, 0.5]}
-    path = tmp_path / "probe.json"
-    path.write_text(path.read_text().replace("0.25", "0.35"))
-    with pytest.raises(UserError, match=r"probe\.json is damaged: its checksum"):
-        read_probe(tmp_path)
 
 
 def test_a_damaged_audit_is_named(tmp_path):

@@ -21,7 +21,6 @@ from bottleneck.data.tokens import prepare
 from bottleneck.errors import UserError
 from bottleneck.pretrained import series_source
 from bottleneck.pretrained.huggingface import save_pretrained
-from bottleneck.probes.prober import ProbeRecord
 from bottleneck.report.page import EXHIBITS, write_report
 from bottleneck.runs.reading import load_run
 from bottleneck.training.loop import train
@@ -155,7 +154,7 @@ def test_a_published_series_gives_the_numbers_of_the_runs_own_probes(trained, me
             (expected,), (found,) = ours.series(split, name), theirs.series(split, name)
             np.testing.assert_allclose(found, expected, atol=1e-4, rtol=1e-4, err_msg=name)
     for step in STEPS:
-        expected, found = ours.probe(step), theirs.probe(step)
+        expected, found = ours.probe(step).arrays(), theirs.probe(step).arrays()
         assert found.keys() == expected.keys()
         for name, values in expected.items():
             size = max(np.abs(values).max(), 1)
@@ -205,11 +204,7 @@ def test_a_run_folder_is_a_series_too(trained, tmp_path, monkeypatch):
             pass
 
         def measure(self, params):
-            return ProbeRecord(
-                {"loss": 1.0, "loss_se": 0.1},
-                {"singular_entropy": 1.0, "effective_rank": 1.0},
-                ours.probe(16),
-            )
+            return ours.probe(16)
 
     monkeypatch.setattr("bottleneck.pretrained.series.Prober", Quick)
     flags = [str(trained[0]), f"--config={trained[1]}"]

@@ -8,6 +8,7 @@ import shutil
 import jax
 import numpy as np
 import pytest
+from made_up_runs import probe_of
 from safetensors.numpy import load_file, save_file
 from small_runs import write_experiment
 
@@ -19,7 +20,6 @@ from bottleneck.model import transformer
 from bottleneck.pretrained.huggingface import save_pretrained
 from bottleneck.pretrained.series_audit import left_out_steps
 from bottleneck.pretrained.weight_digest import of_folder
-from bottleneck.probes.prober import ProbeRecord
 from bottleneck.runs.reading import load_run
 
 STEPS = (0, 4, 8, 12, 16)
@@ -58,8 +58,7 @@ class Quick:
 
     def measure(self, params):
         Quick.asked += 1
-        scalars = {"singular_entropy": 1.0, "effective_rank": 1.0}
-        return ProbeRecord({"loss": 1.0, "loss_se": 0.1}, scalars, {"ranks": np.arange(1, 4)})
+        return probe_of()
 
 
 @pytest.fixture(scope="module", autouse=True)

@@ -53,12 +53,11 @@ def test_a_direction_that_float32_cannot_resolve_takes_no_part():
     g = softmax(hidden @ W.T) - np.eye(VOCAB)[targets]
     expected = np.sqrt(((g @ left[:, : D - 1]) ** 2).sum() / (g**2).sum())
     found = gradient.survival(
-        HeadFactors(jnp.float32(W), None),
+        HeadFactors(jnp.float32(W), None, VOCAB),
         jnp.float32(hidden),
         jnp.int32(targets),
         jnp.ones((3, 20)),
         np.float32(gradient.inverse_map(truncation.plain(W))),
-        vocab_size=VOCAB,
         chunk=60,
     )
     assert found == pytest.approx(expected, rel=1e-4)

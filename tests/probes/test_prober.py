@@ -127,11 +127,11 @@ def tail_exponent(values):
 
 
 def expected_of_head(probed):
-    W, arrays, rank = probed.W, probed.record.arrays, probed.rank
+    W, record, rank = probed.W, probed.record, probed.rank
     spectra = {}
     for name, matrix in (("", W), ("_centred", W - W.mean(axis=0))):
         # From the rank on there are zeros, or a bound where float32 cannot tell, which counts.
-        tail = arrays[f"singular_values{name}"][rank:]
+        tail = getattr(record, f"singular_values{name}")[rank:]
         np.testing.assert_allclose(tail, 0, atol=1e-3)
         exact = np.linalg.svd(matrix, compute_uv=False)[:rank]
         spectra[f"singular_values{name}"] = np.append(exact, tail)
@@ -145,21 +145,18 @@ def expected_of_head(probed):
     scores = probed.hidden @ (W - W.mean(axis=0)).T / len(probed.hidden) ** 0.5
     scalars = {
         "singular_entropy": squares,
-        "singular_entropy_normalised": squares / np.log(D),
         "singular_entropy_linear": linear,
-        "singular_entropy_linear_normalised": linear / np.log(D),
         "singular_entropy_centred": entropy(centred**2),
         "effective_rank": D / np.exp(linear),
         "stable_rank": np.sum(W**2) / np.linalg.norm(W, 2) ** 2,
         "participation_ratio": np.sum(W**2) ** 2 / np.sum((W.T @ W) ** 2),
-        "top_share": np.linalg.norm(W, 2) ** 2 / np.sum(W**2),
         "tail_exponent": tail_exponent(values),
-        **{
-            f"w_error/{r}": np.linalg.norm(W - best_of_rank(W, r)) / np.linalg.norm(W)
-            for r in RANKS
-        },
     }
-    return scalars, spectra | {
+    errors = [np.linalg.norm(W - best_of_rank(W, r)) / np.linalg.norm(W) for r in RANKS]
+    return scalars | {f"w_error/{r}": e for r, e in zip(RANKS, errors, strict=True)}, {
+        **spectra,
+        **scalars,
+        "w_error": errors,
         "first_bounded_index": D - 1 if rank == D - 1 else D,
         # σ(W_centred C^{1/2}), for C = HᵀH/n.
         "whitened_singular_values": np.linalg.svd(scores, compute_uv=False)[:D],
@@ -188,17 +185,18 @@ def expected_of_hidden_states(probed):
     # Rudman et al. 2022, section 4, with its intermediate quantities eliminated.
     evenness = np.trace(covariance) ** 2 / np.sum(covariance**2)
     moments = np.linalg.svd(hidden, compute_uv=False) ** 2 / len(hidden)
-    scalars = {
+    by_layer = {
         **{f"anisotropy/{depth}": value for depth, value in enumerate(anisotropy)},
         **{f"anisotropy_centred/{depth}": value for depth, value in enumerate(centred)},
+    }
+    scalars = {
         "anisotropy_without_bias": total / number,
         "iso_score": (evenness - 1) / (D - 1),
         "hidden_top_share": moments[0] / moments.sum(),
     }
-    return scalars, {
+    return scalars | by_layer, scalars | {
         "anisotropy": anisotropy,
         "anisotropy_centred": centred,
-        "hidden_eigenvalues": moments,
         "mean_hidden_norm": np.sqrt((hidden**2).sum(axis=1)).mean(),
     }
 
@@ -234,17 +232,15 @@ def expected_of_sweep(probed, kind):
     gap = gaps.mean(axis=0)
     scalars = {f"gap/{kind}/{r}": value for r, value in zip(RANKS, gap, strict=True)}
     arrays = {
-        "loss_at_rank" if kind == "plain" else "loss_at_rank_whitened": means["loss"],
-        f"gap_{kind}": gap,
-        f"gap_{kind}_se": clustered_error(gaps, documents),
-        f"gap_{kind}_token_se": gaps.std(axis=0, ddof=1) / n**0.5,
-        f"gap_{kind}_first_order": means["first"],
-        f"gap_{kind}_second_order": means["second"],
-        f"kl_{kind}": means["kl"],
-        f"agreement_{kind}": means["agreement"],
-        f"gap_{kind}_rare": gaps[thirds == 0].sum(axis=0) / n,
-        f"gap_{kind}_middle": gaps[thirds == 1].sum(axis=0) / n,
-        f"gap_{kind}_frequent": gaps[thirds == 2].sum(axis=0) / n,
+        f"{kind}/gap": gap,
+        f"{kind}/gap_se": clustered_error(gaps, documents),
+        f"{kind}/first_order": means["first"],
+        f"{kind}/second_order": means["second"],
+        f"{kind}/kl": means["kl"],
+        f"{kind}/agreement": means["agreement"],
+        f"{kind}/rare": gaps[thirds == 0].sum(axis=0) / n,
+        f"{kind}/middle": gaps[thirds == 1].sum(axis=0) / n,
+        f"{kind}/frequent": gaps[thirds == 2].sum(axis=0) / n,
     }
     if kind == "plain":
         predicted = means["first"] + means["second"]
@@ -269,24 +265,25 @@ def expected_survival(probed):
 
 
 def test_every_entry_of_the_record_by_its_name(probed):
+    losses = cross_entropies(probed.hidden @ probed.W.T, probed.targets)
+    error = clustered_error(losses, probed.counted(probed.tokens["documents"]))
+    survival = expected_survival(probed)
     parts = [
         expected_of_head(probed),
         expected_of_hidden_states(probed),
         expected_of_sweep(probed, "plain"),
         expected_of_sweep(probed, "whitened"),
-        ({"gradient_survival": expected_survival(probed)}, {}),
+        ({"gradient_survival": survival}, {"gradient_survival": survival}),
+        ({}, {"loss": losses.mean(), "loss_se": error}),
     ]
-    losses = cross_entropies(probed.hidden @ probed.W.T, probed.targets)
-    error = clustered_error(losses, probed.counted(probed.tokens["documents"]))
-    expected = {
-        "evaluation": {"loss": losses.mean(), "loss_se": error},
-        "scalars": {name: value for scalars, _ in parts for name, value in scalars.items()},
-        "arrays": {name: value for _, arrays in parts for name, value in arrays.items()},
-    }
-    for kind, entries in expected.items():
-        found = getattr(probed.record, kind)
-        assert found.keys() == entries.keys()
-        for name, value in entries.items():
+    scalars = {name: value for some, _ in parts for name, value in some.items()}
+    arrays = {name: value for _, some in parts for name, value in some.items()}
+    for found, expected in (
+        (probed.record.scalars(), scalars),
+        (probed.record.arrays(), arrays),
+    ):
+        assert found.keys() == expected.keys()
+        for name, value in expected.items():
             # The least of them are what float32 leaves of zero.
             atol = 1e-4 if name == "whitened_singular_values" else ATOL
             np.testing.assert_allclose(found[name], value, rtol=RTOL, atol=atol, err_msg=name)
@@ -295,8 +292,8 @@ def test_every_entry_of_the_record_by_its_name(probed):
 def test_no_entry_can_be_taken_for_another(probed):
     """Else the test before this one could not tell whether two have changed places."""
     record = probed.record
-    scalars = {n: v for n, v in (record.scalars | record.evaluation).items() if abs(v) > ATOL}
-    for values in (scalars, record.arrays):
+    scalars = {n: v for n, v in record.scalars().items() if abs(v) > ATOL}
+    for values in (scalars, record.arrays()):
         for (name, one), (other, two) in itertools.combinations(values.items(), 2):
             is_same = np.shape(one) == np.shape(two) and np.allclose(one, two, RTOL, 2 * ATOL)
             assert not is_same, f"{name} and {other}"
@@ -304,4 +301,4 @@ def test_no_entry_can_be_taken_for_another(probed):
 
 def test_the_gap_at_full_rank_is_zero(probed):
     for kind in ("plain", "whitened"):
-        assert abs(probed.record.scalars[f"gap/{kind}/{D}"]) < 1e-6
+        assert abs(getattr(probed.record, kind).gap[-1]) < 1e-6

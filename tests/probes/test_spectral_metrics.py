@@ -16,17 +16,14 @@ def test_a_flat_spectrum():
     assert metrics.linear_singular_entropy(FLAT) == pytest.approx(0, abs=1e-12)
     for of in (metrics.effective_rank, metrics.stable_rank, metrics.participation_ratio):
         assert of(FLAT) == pytest.approx(D)
-    assert metrics.top_share(FLAT) == pytest.approx(1 / D)
     assert metrics.tail_exponent(FLAT) == pytest.approx(0, abs=1e-12)
 
 
 def test_a_single_direction():
     for of in (metrics.singular_entropy, metrics.linear_singular_entropy):
         assert of(SINGLE) == pytest.approx(np.log(D))
-        assert metrics.normalised(of(SINGLE), D) == pytest.approx(1)
     for of in (metrics.effective_rank, metrics.stable_rank, metrics.participation_ratio):
         assert of(SINGLE) == pytest.approx(1)
-    assert metrics.top_share(SINGLE) == pytest.approx(1)
     assert np.isnan(metrics.tail_exponent(SINGLE))
 
 

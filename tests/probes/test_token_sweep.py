@@ -61,7 +61,7 @@ def reference(W, hidden, targets, cut):
                 "first_order": mean - np.take_along_axis(change, targets, -1)[..., 0],
                 "second_order": (p * (change - mean[..., None]) ** 2).sum(-1) / 2,
                 "kl": (p * (log_p - log_p_r)).sum(-1),
-                "agrees": z_r.argmax(-1) == z.argmax(-1),
+                "agreement": z_r.argmax(-1) == z.argmax(-1),
             }
         )
     return {name: np.stack([each[name] for each in found], axis=-1) for name in found[0]}
@@ -149,23 +149,20 @@ def test_means_are_those_of_separate_float64_evaluations_to_1e_6(kind, rank):
     gaps = expected["loss"] - expected["loss"][..., -1:]
     found = rank_sweep(factors, hidden, targets, RANKS[:-1], kind)
     np.testing.assert_allclose(found.loss, expected["loss"].mean((0, 1)), atol=1e-6)
-    np.testing.assert_allclose(found.gap, gaps.mean((0, 1)), atol=1e-6)
-    assert found.gap[-1] == 0
-    n = B * L
-    np.testing.assert_allclose(
-        found.gap_token_se, gaps.reshape(n, -1).std(axis=0, ddof=1) / n**0.5, rtol=1e-4, atol=1e-7
-    )
+    np.testing.assert_allclose(found.gaps.gap, gaps.mean((0, 1)), atol=1e-6)
+    assert found.gaps.gap[-1] == 0
     by_sequence = gaps.mean(axis=1)  # each a document; all are of one length
     np.testing.assert_allclose(
-        found.gap_se, by_sequence.std(axis=0, ddof=1) / B**0.5, rtol=1e-4, atol=1e-7
+        found.gaps.gap_se, by_sequence.std(axis=0, ddof=1) / B**0.5, rtol=1e-4, atol=1e-7
     )
     np.testing.assert_allclose(
-        found.anatomy.predicted,
+        found.gaps.predicted,
         (expected["first_order"] + expected["second_order"]).mean((0, 1)),
         rtol=1e-5,
         atol=1e-6,
     )
-    np.testing.assert_allclose(found.gap_by_frequency.sum(axis=0), found.gap, atol=1e-12)
+    parts = found.gaps.rare + found.gaps.middle + found.gaps.frequent
+    np.testing.assert_allclose(parts, found.gaps.gap, atol=1e-12)
 
 
 @pytest.mark.parametrize("kind", ["plain", "whitened"])
@@ -207,17 +204,17 @@ def test_only_tokens_that_count_are_in_any_mean_and_documents_may_be_unequal(kin
     close = functools.partial(np.testing.assert_allclose, rtol=1e-4, atol=1e-6)
     assert found.ranks.tolist() == list(RANKS)
     close(found.loss, means["loss"])
-    close(found.gap, gaps.mean(axis=0))
-    close(found.gap_se, clustered_error(gaps))
-    close(found.gap_token_se, gaps.std(axis=0, ddof=1) / len(gaps) ** 0.5)
+    close(found.gaps.gap, gaps.mean(axis=0))
+    close(found.gaps.gap_se, clustered_error(gaps))
     close([found.full_loss, found.full_loss_se], [full.mean(), clustered_error(full)])
-    close(found.full_document_losses, [full[of == d].sum() for d in np.unique(of)])
+    close(found.document_losses, [full[of == d].sum() for d in np.unique(of)])
     close(found.document_tokens, [(of == d).sum() for d in np.unique(of)])
-    close(found.gap_by_frequency, [gaps[thirds == i].sum(axis=0) / len(gaps) for i in range(3)])
-    close(found.anatomy.first_order, means["first_order"])
-    close(found.anatomy.second_order, means["second_order"])
-    close(found.anatomy.kl, means["kl"])
-    close(found.anatomy.agreement, means["agrees"])
+    by_class = [found.gaps.rare, found.gaps.middle, found.gaps.frequent]
+    close(by_class, [gaps[thirds == i].sum(axis=0) / len(gaps) for i in range(3)])
+    close(found.gaps.first_order, means["first_order"])
+    close(found.gaps.second_order, means["second_order"])
+    close(found.gaps.kl, means["kl"])
+    close(found.gaps.agreement, means["agreement"])
 
 
 def test_one_document_has_no_standard_error():

@@ -142,8 +142,8 @@ def test_a_gap_within_its_error_is_drawn_as_an_upper_limit(make_run):
     with np.load(path) as arrays:
         probe = dict(arrays)
     assert probe["ranks"].tolist() == [1, 2, 4, 8, 16, 32, 64]
-    probe["gap_plain"] = np.array([0.9, 0.3, 0.004, -0.001, 1e-9, 0.0, 0.0])
-    probe["gap_plain_se"] = np.array([0.01, 0.01, 0.003, 0.003, 0.01, 0.0, 0.0])
+    probe["plain/gap"] = np.array([0.9, 0.3, 0.004, -0.001, 1e-9, 0.0, 0.0])
+    probe["plain/gap_se"] = np.array([0.01, 0.01, 0.003, 0.003, 0.01, 0.0, 0.0])
     np.savez(path, **probe)
     axes = figures.gap_by_rank([load_run(folder)]).axes[0]
     (bars,) = axes.containers

@@ -18,12 +18,12 @@ def test_shares_are_of_the_gap_and_only_of_gaps_that_are_there(make_run):
     probe = run.probe()
     panels = anatomy([run]).axes
     rare, frequent = lines_of(panels[0])
-    clear = (probe["ranks"] < run.head_rank) & (probe["gap_plain"] > 2 * probe["gap_plain_se"])
+    clear = (probe.ranks < run.head_rank) & (probe.plain.gap > 2 * probe.plain.gap_se)
     assert clear.sum() > 1
-    np.testing.assert_array_equal(rare.get_xdata(), probe["ranks"][clear])
-    gap = probe["gap_plain"][clear]
-    np.testing.assert_allclose(rare.get_ydata(), probe["gap_plain_rare"][clear] / gap)
-    np.testing.assert_allclose(frequent.get_ydata(), probe["gap_plain_frequent"][clear] / gap)
+    np.testing.assert_array_equal(rare.get_xdata(), probe.ranks[clear])
+    gap = probe.plain.gap[clear]
+    np.testing.assert_allclose(rare.get_ydata(), probe.plain.rare[clear] / gap)
+    np.testing.assert_allclose(frequent.get_ydata(), probe.plain.frequent[clear] / gap)
 
 
 def test_agreement_is_drawn_below_the_heads_own_rank(make_run):
@@ -53,31 +53,22 @@ def test_figure_draws_the_bounds_beside_the_measured_gaps(make_run):
     for run, stop in zip(runs, (16, 64), strict=True):
         probe = run.probe()
         (drawn,) = (line for line in plain_panel.lines if len(line.get_xdata()) == stop - 1)
-        values, length = probe["singular_values"], probe["mean_hidden_norm"]
+        values, length = probe.singular_values, probe.mean_hidden_norm
         expected = [length * np.sqrt(2 * np.sum(values[r:] ** 2)) for r in range(1, stop)]
         np.testing.assert_allclose(drawn.get_ydata(), expected, rtol=1e-9)
         (drawn,) = (line for line in whitened_panel.lines if len(line.get_xdata()) == stop - 1)
-        values = probe["whitened_singular_values"]
+        values = probe.whitened_singular_values
         expected = [np.sum(values[r:] ** 2) / 4 for r in range(1, stop)]
         np.testing.assert_allclose(drawn.get_ydata(), expected, rtol=1e-9)
     measured = whitened_panel.containers[-1].lines[0]
-    clear = (probe["ranks"] < 64) & (probe["gap_whitened"] > 2 * probe["gap_whitened_se"])
-    np.testing.assert_array_equal(measured.get_xdata(), probe["ranks"][clear])
-    np.testing.assert_array_equal(measured.get_ydata(), probe["gap_whitened"][clear])
+    clear = (probe.ranks < 64) & (probe.whitened.gap > 2 * probe.whitened.gap_se)
+    np.testing.assert_array_equal(measured.get_xdata(), probe.ranks[clear])
+    np.testing.assert_array_equal(measured.get_ydata(), probe.whitened.gap[clear])
     (bars,) = whitened_panel.containers[-1].lines[2]
     lengths = [np.ptp(segment[:, 1]) for segment in bars.get_segments()]
-    np.testing.assert_allclose(lengths, 2 * probe["gap_whitened_se"][clear], rtol=1e-9)
+    np.testing.assert_allclose(lengths, 2 * probe.whitened.gap_se[clear], rtol=1e-9)
     crosses = [line for line in whitened_panel.lines if line.get_marker() == "x"]
-    predicted = probe["gap_whitened_first_order"] + probe["gap_whitened_second_order"]
-    shown = (probe["ranks"] < 64) & (predicted > 1e-5)
-    np.testing.assert_array_equal(crosses[-1].get_xdata(), probe["ranks"][shown])
+    predicted = probe.whitened.first_order + probe.whitened.second_order
+    shown = (probe.ranks < 64) & (predicted > 1e-5)
+    np.testing.assert_array_equal(crosses[-1].get_xdata(), probe.ranks[shown])
     np.testing.assert_array_equal(crosses[-1].get_ydata(), predicted[shown])
-
-
-def test_figure_is_left_out_where_probes_do_not_hold_what_the_bounds_need(make_run):
-    folder = make_run(steps=50)
-    for path in (folder / "probes").iterdir():
-        with np.load(path) as found:
-            np.savez(path, **{k: v for k, v in found.items() if k != "whitened_singular_values"})
-    with pytest.raises(NothingToShow, match="hidden states"):
-        against_bounds([load_run(folder)])

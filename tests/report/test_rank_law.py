@@ -116,16 +116,16 @@ def test_gap_against_w_error_shows_each_truncation_that_was_measured(sweep):
     run = load_run(sweep / "d_model=64,head_rank=None")
     ((error, gap),) = lines_of(gap_by_w_error([run]).axes[0])
     probe = run.probe()
-    shown = (probe["ranks"] < 64) & (probe["gap_plain"] > 2 * probe["gap_plain_se"])
-    np.testing.assert_array_equal(gap, probe["gap_plain"][shown])
-    np.testing.assert_allclose(error, w_error(probe["singular_values"])[probe["ranks"][shown] - 1])
+    shown = (probe.ranks < 64) & (probe.plain.gap > 2 * probe.plain.gap_se)
+    np.testing.assert_array_equal(gap, probe.plain.gap[shown])
+    np.testing.assert_allclose(error, w_error(probe.singular_values)[probe.ranks[shown] - 1])
 
 
 def test_gaps_that_are_all_noise_are_not_drawn(make_run):
     folder = make_run(head_rank=4)
     path = max((folder / "probes").iterdir())
     arrays = dict(np.load(path))
-    np.savez(path, **arrays | {"gap_plain_se": np.abs(arrays["gap_plain"])})
+    np.savez(path, **arrays | {"plain/gap_se": np.abs(arrays["plain/gap"])})
     with pytest.raises(NothingToShow, match="no gap is more than"):
         gap_by_w_error([load_run(folder)])
 

@@ -114,7 +114,7 @@ def test_probe_gives_the_arrays_of_a_step_and_by_default_the_last(make_run):
     assert run.probe_steps == [0, 50, 100]
     for step, expected in ((50, 50), (None, 100)):
         with np.load(folder / "probes" / f"{expected:08d}.npz") as arrays:
-            probe = run.probe(step)
+            probe = run.probe(step).arrays()
             assert probe.keys() == set(arrays.files)
             assert all(np.array_equal(probe[key], arrays[key]) for key in arrays.files)
     with pytest.raises(UserError, match="no probe of step 60; it has those of 0, 50, 100"):

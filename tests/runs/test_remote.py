@@ -117,7 +117,7 @@ print(json.dumps({
     "probe_steps": run.probe_steps,
     "metrics": metrics.select(c for c in metrics.columns if c not in timings
                               and not c.endswith("seconds")).to_dicts(),
-    "probe": {k: np.asarray(v, float).tolist() for k, v in run.probe().items()},
+    "probe": {k: np.asarray(v, float).tolist() for k, v in run.probe().arrays().items()},
     "params": [np.asarray(x).tolist() for x in jax.tree.leaves(run.params())],
 }, sort_keys=True))
 """

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from bottleneck.config import base, parse, to_dict
+from bottleneck.runs.probe import Probe, RankGaps
 
 VERSIONS = {"jax": "0.10.2", "flax": "0.12.8", "optax": "0.2.6", "orbax-checkpoint": "0.12.8"}
 
@@ -102,39 +103,76 @@ def _write_probe(
     w_error = np.sqrt(np.maximum(1 - power[ranks - 1] / power[-1], 0))
     scale = 0.02 + step / 300
     gap = 2.2 * scale * w_error**2
-    arrays = {
-        "singular_values": singular_values,
-        "singular_values_centred": centred,
-        "whitened_singular_values": 0.8 * centred,
-        "mean_hidden_norm": np.float64(d_model**0.5),
-        "ranks": ranks,
-        "gap_plain": gap + 0.002 * w_error * rng.standard_normal(len(ranks)),
-        "gap_plain_se": 0.03 * gap + 0.004 * w_error,
-        "gap_whitened": 0.4 * gap * w_error + 0.002 * w_error * rng.standard_normal(len(ranks)),
-        "gap_whitened_se": 0.02 * gap + 0.004 * w_error,
-        **{f"gap_{kind}_first_order": 0.3 * gap for kind in ("plain", "whitened")},
-        **{f"gap_{kind}_second_order": 0.8 * gap for kind in ("plain", "whitened")},
-        "gap_plain_rare": 0.5 * gap,
-        "gap_plain_middle": 0.3 * gap,
-        "gap_plain_frequent": 0.2 * gap,
-        "agreement_plain": 1 - 0.8 * w_error,
-        "anisotropy": 0.05
-        + 0.5 * np.linspace(0, 1, n_layers + 1) * (1 - np.linspace(0, 1, n_layers + 1))
-        + 0.25 * (1 - np.exp(-step / 200)) * np.linspace(0.2, 1, n_layers + 1) * (8 / rank) ** 0.2,
+    depths = np.linspace(0, 1, n_layers + 1)
+    anisotropy = (
+        0.05
+        + 0.5 * depths * (1 - depths)
+        + 0.25 * (1 - np.exp(-step / 200)) * np.linspace(0.2, 1, n_layers + 1) * (8 / rank) ** 0.2
+    )
+
+    def gaps(size: np.ndarray, error: np.ndarray) -> RankGaps:
+        noise = 0.002 * w_error * rng.standard_normal(len(ranks))
+        return RankGaps(
+            gap=size + noise,
+            gap_se=error,
+            first_order=0.3 * gap,
+            second_order=0.8 * gap,
+            kl=0.9 * gap,
+            agreement=1 - 0.8 * w_error,
+            rare=0.5 * gap,
+            middle=0.3 * gap,
+            frequent=0.2 * gap,
+        )
+
+    probe = Probe(
+        singular_values=singular_values,
+        singular_values_centred=centred,
+        first_bounded_index=d_model,
+        singular_entropy=_entropy(singular_values),
+        singular_entropy_linear=float(np.log(d_model)) + _plogp(singular_values),
+        singular_entropy_centred=_entropy(centred),
+        effective_rank=float(np.exp(-_plogp(singular_values))),
+        stable_rank=float(power[-1] / singular_values[0] ** 2),
+        participation_ratio=float(power[-1] ** 2 / np.sum(singular_values**4)),
+        tail_exponent=0.5,
+        ranks=ranks,
+        w_error=w_error,
+        anisotropy=anisotropy,
+        anisotropy_centred=0.1 * anisotropy,
+        mean_hidden_norm=d_model**0.5,
+        whitened_singular_values=0.8 * centred,
+        gradient_survival=0.4,
+        loss=loss,
+        loss_se=0.021,
+        plain=gaps(gap, 0.03 * gap + 0.004 * w_error),
+        whitened=gaps(0.4 * gap * w_error, 0.02 * gap + 0.004 * w_error),
+    )
+    probe.save(folder / "probes" / f"{step:08d}.npz")
+    return probe.scalars()
+
+
+def probe_of(**fields: Any) -> Probe:
+    """A probe of a head of width 2 with made-up numbers, and these in place of some."""
+    values = np.array([2.0, 1.0])
+    numbers = {
+        "singular_values": values,
+        "singular_values_centred": values,
+        "first_bounded_index": 2,
+        "singular_entropy": 1.0,
+        "singular_entropy_linear": 1.0,
+        "singular_entropy_centred": 1.0,
+        "effective_rank": 1.0,
+        "stable_rank": 1.25,
+        "participation_ratio": 1.5,
+        "tail_exponent": 1.0,
+        "ranks": np.array([1, 2]),
+        "w_error": np.array([0.5, 0.0]),
+        "anisotropy": np.array([0.1, 0.2]),
+        "anisotropy_centred": np.array([0.0, 0.1]),
+        "loss": 1.0,
+        "loss_se": 0.1,
     }
-    arrays["loss_at_rank"] = loss + arrays["gap_plain"]
-    arrays["loss_at_rank_whitened"] = loss + arrays["gap_whitened"]
-    np.savez(folder / "probes" / f"{step:08d}.npz", **arrays)
-    return {
-        "singular_entropy": _entropy(singular_values),
-        "singular_entropy_centred": _entropy(centred),
-        "effective_rank": float(np.exp(-_plogp(singular_values))),
-        "stable_rank": float(power[-1] / singular_values[0] ** 2),
-        **{f"w_error/{r}": float(w) for r, w in zip(ranks, w_error, strict=True)},
-        **{f"gap/plain/{r}": float(g) for r, g in zip(ranks, arrays["gap_plain"], strict=True)},
-        **{f"anisotropy/{i}": float(a) for i, a in enumerate(arrays["anisotropy"])},
-        "gradient_survival": 0.4,
-    }
+    return Probe(**numbers | fields)
 
 
 def _plogp(values: np.ndarray) -> float:

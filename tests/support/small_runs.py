@@ -126,7 +126,7 @@ def assert_same_run(ours: Path, theirs: Path, *, tolerance: float = 0.0) -> None
     _assert_same_metrics(metrics(ours), metrics(theirs), tolerance)
     assert_same_state(ours, theirs, b.steps[-1], tolerance=tolerance)
     for step in b.probe_steps if tolerance == 0 else ():
-        mine, other = a.probe(step), b.probe(step)
+        mine, other = a.probe(step).arrays(), b.probe(step).arrays()
         assert mine.keys() == other.keys()
         for name in other:
             np.testing.assert_array_equal(mine[name], other[name], err_msg=f"{name} of step {step}")

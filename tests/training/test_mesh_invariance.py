@@ -77,7 +77,11 @@ def run(config):
         prober = Prober(config, mesh, held_out, token_counts=np.arange(VOCAB)[::-1])
         prober.compile(program.abstract_state[0])
         record = prober.measure(params)
-    return losses, {**record.scalars, **record.evaluation}, jax.tree.map(np.asarray, params)
+    return (
+        losses,
+        {"loss": record.loss, "loss_se": record.loss_se, **record.scalars()},
+        jax.tree.map(np.asarray, params),
+    )
 
 
 @pytest.mark.parametrize(("rank", "n_micro"), [(None, 1), (8, 2)])

@@ -6,10 +6,10 @@ import time
 
 import numpy as np
 import pytest
+from made_up_runs import probe_of
 
 from bottleneck.config import Config, ModelConfig, OptimizerConfig, TrainConfig
 from bottleneck.errors import Diverged
-from bottleneck.probes.prober import ProbeRecord
 from bottleneck.training.reporter import Reporter
 
 PEAK_FLOPS = 1e12
@@ -163,10 +163,8 @@ def test_a_run_that_ends_spoilt_says_so_and_one_that_does_not_goes_on(tmp_path):
 
 
 def test_a_probe_is_two_lines_and_a_file_of_its_own_step(tmp_path, capsys):
-    record = ProbeRecord(
-        {"loss": 1.5, "loss_se": 0.1},
-        {"singular_entropy": 2.5, "effective_rank": 7.5},
-        {"singular_values": np.arange(3.0)},
+    record = probe_of(
+        loss=1.5, singular_entropy=2.5, effective_rank=7.5, singular_values=np.arange(3.0)
     )
     with reporter(tmp_path) as report:
         report.probe(6, record)
@@ -177,4 +175,4 @@ def test_a_probe_is_two_lines_and_a_file_of_its_own_step(tmp_path, capsys):
     assert (probe["singular_entropy"], probe["effective_rank"]) == (2.5, 7.5)
     with np.load(tmp_path / "probes" / "00000006.npz") as arrays:
         assert arrays["singular_values"].tolist() == [0, 1, 2]
-    assert "step 6: held-out loss 1.5000 ± 0.1000" in capsys.readouterr().err
+    assert "step 6: validation loss 1.5000 ± 0.1000" in capsys.readouterr().err
