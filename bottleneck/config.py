@@ -16,7 +16,7 @@ from typing import Any, ClassVar, Literal
 
 from ml_collections import config_dict
 
-from bottleneck.sections import Section, bounded, build, defaults, flatten, positive, require
+from bottleneck.sections import Section, bounded, build, defaults, positive, require
 
 
 @dataclass(frozen=True)
@@ -380,12 +380,6 @@ def parse(fields: config_dict.ConfigDict | dict[str, Any]) -> Config:
 def to_dict(config: Any) -> dict[str, Any]:
     """The fields of a config or section as plain nested values that JSON can hold."""
     return dataclasses.asdict(config)
-
-
-def differences(old: Config, new: Config) -> list[str]:
-    """One "field: old → new" for each field in which two configs differ."""
-    before, after = flatten(old), flatten(new)
-    return [f"{k}: {before[k]!r} → {after[k]!r}" for k in before if before[k] != after[k]]
 
 
 def _round_up(value: int, unit: int) -> int:

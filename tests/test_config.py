@@ -1,7 +1,6 @@
 """A config is checked whole at the door, and says in one line what is wrong."""
 
 import contextlib
-import dataclasses
 import functools
 import json
 import operator
@@ -118,12 +117,6 @@ def test_a_config_survives_json():
     assert config_lib.parse(json.loads(json.dumps(config_lib.to_dict(config)))) == config
 
 
-def test_differences_name_each_changed_field_and_only_those():
-    old = Config()
-    new = dataclasses.replace(old, seed=3, train=TrainConfig(steps=5, batch_size=16))
-    assert config_lib.differences(old, new) == ["seed: 0 → 3", "train.steps: 1000 → 5"]
-
-
 BASE = parse_with(train__bad_steps=2)  # which train.skip_bad_batches needs
 TEXTS = ["bfloat16", "known_rank", "full", "rmsnorm", "swiglu", "learned", "xla", "normal", "other"]
 
@@ -150,7 +143,7 @@ def with_another(name):
 @pytest.mark.parametrize("name", flatten(BASE))
 def test_an_experiment_is_blind_to_how_it_is_computed_but_for_the_dtype(name):
     other = with_another(name)
-    assert [line.partition(":")[0] for line in config_lib.differences(BASE, other)] == [name]
+    assert {key for key, _ in flatten(other).items() ^ flatten(BASE).items()} == {name}
     is_the_same = other.experiment() == BASE.experiment()
     assert is_the_same == (name.startswith("compute.") and name != "compute.dtype")
 

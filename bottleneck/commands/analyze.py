@@ -30,8 +30,8 @@ def main(argv: list[str]) -> int:
     # Imported here, as they take seconds that `--help` need not wait for.
     from bottleneck.report.page import write_report
     from bottleneck.report.summary import print_summary, summary_table
-    from bottleneck.runs.folder import claimed
     from bottleneck.runs.reading import load_runs
+    from bottleneck.storage.workspace import claimed
 
     runs, problems = load_runs(flags.workdir)
     for problem in problems:

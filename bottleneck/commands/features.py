@@ -78,7 +78,6 @@ def main(argv: list[str]) -> int:
     from bottleneck.frozen import features as feature_set
     from bottleneck.frozen.figures import features_figure
     from bottleneck.parallel import compile_cache
-    from bottleneck.runs.folder import claimed
 
     compile_cache.use()
     if flags.transformers:
@@ -104,11 +103,10 @@ def main(argv: list[str]) -> int:
         dtype=flags.dtype,
         batch_size=flags.batch_size,
     )
-    with claimed(flags.output, "--output"):
-        made = features.make_features(source, data, request, flags.output)
-        for name, text in feature_set.describe(made.manifest).items():
-            print(f"{name:<8} {text}")
-        features.write_probe(made)
-        figure = features_figure([flags.output, *flags.beside])
-        print(f"figure   {save(figure, flags.output / 'features.png')}")
+    made = features.make_features(source, data, request, flags.output)
+    for name, text in feature_set.describe(made.manifest).items():
+        print(f"{name:<8} {text}")
+    features.write_probe(made)
+    figure = features_figure([flags.output, *flags.beside])
+    print(f"figure   {save(figure, flags.output / 'features.png')}")
     return 0

@@ -67,7 +67,6 @@ def main(argv: list[str]) -> int:
     from bottleneck.frozen.figures import print_results, write_figures
     from bottleneck.frozen.study import Plan, Study
     from bottleneck.parallel import compile_cache
-    from bottleneck.runs.folder import claimed
 
     compile_cache.use()
     features = load_features(flags.features)
@@ -88,9 +87,8 @@ def main(argv: list[str]) -> int:
         seed=flags.seed,
     )
     folder = flags.output or flags.features / "frozen_heads"
-    with claimed(folder, "--output"):
-        Study(features, plan, folder).run()
-        print_results(folder)
-        for path in write_figures(folder):
-            print(f"figure: {path}")
+    Study(features, plan, folder).run()
+    print_results(folder)
+    for path in write_figures(folder):
+        print(f"figure: {path}")
     return 0

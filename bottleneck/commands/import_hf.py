@@ -27,8 +27,8 @@ def main(argv: list[str]) -> int:
 
     # Imported here, as they take seconds that `--help` need not wait for.
     from bottleneck.pretrained.import_run import TOKENIZER, import_run
-    from bottleneck.runs.folder import claimed
     from bottleneck.runs.reading import load_run
+    from bottleneck.storage.workspace import claimed
     from bottleneck.terminal import count
 
     with claimed(flags.workdir):

@@ -43,7 +43,6 @@ def main(argv: list[str]) -> int:
     from bottleneck.ngrams.rows import Estimate
     from bottleneck.ngrams.windows import Windows, largest_id
     from bottleneck.paper.curves import w_errors
-    from bottleneck.runs.folder import claimed
 
     smoothing = flags.smoothing
     if smoothing is None:
@@ -77,11 +76,10 @@ def main(argv: list[str]) -> int:
         flags.exact,
         flags.split_half,
     )
-    with claimed(flags.output, "--output"):
-        published = w_errors() if flags.paper else None
-        spectra = ngram_study.carry_out(study, tokens, identity, flags.output)
-        print(ngram_study.summary(spectra))
-        print(f"\nfigure: {ngram_study.draw(spectra, flags.output, published)}")
+    published = w_errors() if flags.paper else None
+    spectra = ngram_study.carry_out(study, tokens, identity, flags.output)
+    print(ngram_study.summary(spectra))
+    print(f"\nfigure: {ngram_study.draw(spectra, flags.output, published)}")
     return 0
 
 

@@ -43,16 +43,14 @@ def main(argv: list[str]) -> int:
     from bottleneck.pretrained.series import audit_series, choose, measure_series
     from bottleneck.pretrained.series_audit import print_audit
     from bottleneck.pretrained.series_source import open_series
-    from bottleneck.runs.folder import claimed
     from bottleneck.terminal import PlainConsole
 
     series = open_series(flags.source)
     steps = choose(series, list(flags.steps or ()), flags.every)
-    with claimed(workdir):
-        if config is None:
-            audit = audit_series(series, steps, workdir)
-        else:
-            compile_cache.use(config)
-            audit = measure_series(config, series, steps, workdir)
+    if config is None:
+        audit = audit_series(series, steps, workdir)
+    else:
+        compile_cache.use(config)
+        audit = measure_series(config, series, steps, workdir)
     print_audit(audit, steps, PlainConsole())
     return 1 if audit.n_failed(steps) else 0

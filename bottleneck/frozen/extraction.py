@@ -20,7 +20,15 @@ from bottleneck.config import DataConfig
 from bottleneck.data.batches import held_out
 from bottleneck.data.tokens import TokenCache, prepare
 from bottleneck.errors import UserError
-from bottleneck.frozen.features import PARTS, FeatureSet, FeatureWriter, Manifest, Part
+from bottleneck.frozen.features import (
+    PARTS,
+    FeatureSet,
+    FeatureWriter,
+    Manifest,
+    Part,
+    filling,
+    load_features,
+)
 from bottleneck.frozen.figures import PROBE
 from bottleneck.model import transformer
 from bottleneck.model.head import HeadFactors
@@ -154,14 +162,14 @@ def _head_mismatch(source: Source, windows: dict[str, np.ndarray]) -> float:
 
 
 def make_features(source: Source, data: DataConfig, request: Request, path: Path) -> FeatureSet:
-    """The feature set of a request, made or gone on with in a folder; progress is shown."""
+    """Makes the feature set of a request in a folder, or resumes it; shows its progress."""
     cache = prepare(data)
     manifest, windows = plan(source, cache, request)
-    writer = FeatureWriter(path, manifest, source.head)
-    if not writer.is_complete:
-        for part, some in windows.items():
-            _write_part(source, writer, part, some, request)
-    return writer.finish()
+    with filling(path, manifest, source.head) as writer:
+        if writer is not None:
+            for part, some in windows.items():
+                _write_part(source, writer, part, some, request)
+    return load_features(path)
 
 
 def _write_part(

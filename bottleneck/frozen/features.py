@@ -9,9 +9,7 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-import errno
 import os
-import shutil
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
@@ -23,10 +21,11 @@ import numpy as np
 
 from bottleneck.errors import UserError
 from bottleneck.model.head import HeadFactors
-from bottleneck.runs.folder import is_unused
 from bottleneck.storage import json_files
-from bottleneck.storage.arrays import check, checksum, read_arrays, write_arrays
-from bottleneck.storage.folders import as_path
+from bottleneck.storage.arrays import read_arrays, write_arrays
+from bottleneck.storage.checksums import FileInfo, check, damaged, listed, read_infos
+from bottleneck.storage.folders import as_path, free_bytes
+from bottleneck.storage.workspace import DONE, Workspace
 
 Part = Literal["train", "heldout"]
 PARTS: tuple[Part, ...] = ("train", "heldout")
@@ -39,8 +38,7 @@ DTYPES = {
 _MANIFEST = "manifest.json"
 _HEAD = "head.npz"
 _HIDDEN, _LAYERS, _TOKENS = "hidden.bin", "layers.bin", "tokens.npz"
-_DONE = "COMPLETE"  # holds the sizes and CRC-32s of the large files
-_ANEW = "delete the folder and make it anew"
+_REMEDY = "delete the folder, and `features` makes it again"
 
 
 @dataclass(frozen=True)
@@ -82,7 +80,7 @@ class FeatureSet:
     path: Path
     manifest: Manifest
     head: HeadFactors  # float32
-    files: dict[str, dict[str, int]]  # "train/hidden.bin" → its bytes and crc32
+    files: dict[str, FileInfo]  # the large ones, such as "train/hidden.bin"
 
     def part(self, name: Part) -> Features:
         """The features of a part; `UserError` where it was made without, or is damaged."""
@@ -92,11 +90,11 @@ class FeatureSet:
         folder = self.path / name
         self._check(name, _HIDDEN)
         hidden = np.memmap(folder / _HIDDEN, DTYPES[self.manifest.dtype], mode="r")
-        arrays = read_arrays(folder / _TOKENS, _ANEW)
+        arrays = read_arrays(folder / _TOKENS, _REMEDY)
         targets, documents = arrays["targets"], arrays["documents"]
         if not len(targets) == len(documents) == n_tokens:
             raise UserError(
-                f"{folder / _TOKENS} has not the {n_tokens:,} tokens of {name}; {_ANEW}"
+                f"{folder / _TOKENS} has not the {n_tokens:,} tokens of {name}; {_REMEDY}"
             )
         return Features(hidden.reshape(n_tokens, self.manifest.d_model), targets, documents)
 
@@ -108,9 +106,7 @@ class FeatureSet:
 
     def _check(self, part: Part, name: str) -> None:
         """Reads a file through, about a second for each gigabyte; `UserError` if it is damaged."""
-        path, info = self.path / part / name, self.files.get(f"{part}/{name}")
-        if info is not None:  # sets of older versions have none
-            check(path, info["bytes"], info["crc32"], _ANEW)
+        check(self.path / part / name, self.files[f"{part}/{name}"], _REMEDY)
 
     def require_linear_head(self, tolerance: float = 1e-2) -> None:
         """Raises `UserError` where the logits are not the head times these hidden states."""
@@ -132,29 +128,23 @@ def load_features(path: str | os.PathLike[str]) -> FeatureSet:
     path = as_path(path)
     if not (path / _MANIFEST).is_file():
         raise UserError(f"{path} is not a feature set: it has no {_MANIFEST}")
-    if not (path / _DONE).is_file():
+    if not (path / DONE).is_file():
         raise UserError(f"{path} is not finished; run the command that began it again")
-    manifest = read_manifest(path)
+    manifest, files = read_manifest(path), read_infos(path / DONE, _REMEDY)
     width = DTYPES[manifest.dtype].itemsize * manifest.d_model
     for name, n_tokens in manifest.tokens.items():
-        file = path / name / _HIDDEN
-        size = file.stat().st_size if file.exists() else 0
-        if size != n_tokens * width:
-            raise UserError(
-                f"{file} is damaged: it has {size:,} bytes instead of {n_tokens * width:,}; {_ANEW}"
-            )
-    arrays = read_arrays(path / _HEAD, _ANEW)
+        if files.get(f"{name}/{_HIDDEN}", FileInfo(0, None)).bytes != n_tokens * width:
+            raise damaged(path / DONE, "it is the mark of other features", _REMEDY)
+    for name, info in files.items():
+        check(path / name, info, _REMEDY, size_only=True)
+    arrays = read_arrays(path / _HEAD, _REMEDY)
     basis = jnp.asarray(arrays["basis"]) if "basis" in arrays else None
-    head = HeadFactors(jnp.asarray(arrays["rows"]), basis)
-    is_empty = not (path / _DONE).stat().st_size
-    return FeatureSet(
-        path, manifest, head, {} if is_empty else json_files.read(path / _DONE, _ANEW)
-    )
+    return FeatureSet(path, manifest, HeadFactors(jnp.asarray(arrays["rows"]), basis), files)
 
 
 def read_manifest(path: Path) -> Manifest:
     try:
-        manifest = Manifest(**json_files.read(path / _MANIFEST, _ANEW))
+        manifest = Manifest(**json_files.read(path / _MANIFEST, _REMEDY))
         if manifest.dtype not in DTYPES or not set(manifest.tokens) <= set(get_args(Part)):
             raise ValueError(f"it has {manifest.dtype} and the parts {[*manifest.tokens]}")
         return manifest
@@ -162,49 +152,61 @@ def read_manifest(path: Path) -> Manifest:
         raise UserError(f"{path / _MANIFEST} is damaged: {error}") from error
 
 
+@contextlib.contextmanager
+def filling(path: Path, manifest: Manifest, head: HeadFactors) -> Iterator[FeatureWriter | None]:
+    """Opens a feature set for the block, which adds what an earlier writer did not; then seals it.
+
+    Yields None if the set is finished.
+
+    Raises: `UserError` if the folder holds something else, or the disk is too small.
+    """
+    workspace = Workspace(
+        *(path, dataclasses.asdict(manifest), "features"),
+        record=_MANIFEST,
+        free=["head_mismatch"],
+        remedy=_REMEDY,
+    )
+    workspace.check()
+    large = [path / part / _HIDDEN for part in PARTS]
+    missing = manifest.bytes - sum(file.stat().st_size for file in large if file.exists())
+    if missing > (free := free_bytes(path)):
+        raise UserError(
+            f"{path} needs {missing:,} bytes more and its disk has {free:,}; take fewer tokens, "
+            "--dtype=bfloat16, or another disk"
+        )
+    with workspace.opened() as facts:
+        if facts:
+            yield None
+            return
+        if not (path / _HEAD).exists():
+            factors = {"rows": head.rows, "basis": head.basis}
+            arrays = {k: np.asarray(v) for k, v in factors.items() if v is not None}
+            write_arrays(path / _HEAD, arrays)
+        yield FeatureWriter(path, manifest)
+        names = [f"{part}/{name}" for part in PARTS for name in (_HIDDEN, _LAYERS)]
+        facts.update(listed(path, [name for name in names if (path / name).is_file()]))
+
+
 class FeatureWriter:
-    """Writes a feature set, going on where an earlier writer of the same one stopped."""
+    """Appends batches to the parts of a feature set."""
 
-    def __init__(self, path: Path, manifest: Manifest, head: HeadFactors):
-        """Raises `UserError` where the folder holds something else, or the disk is too small."""
+    def __init__(self, path: Path, manifest: Manifest):
         self.path, self.manifest = path, manifest
-        if (path / _MANIFEST).exists():
-            self._check_same(read_manifest(path))
-        elif not is_unused(path):
-            raise UserError(f"{path} is not empty and holds no feature set; choose a new folder")
-        missing = manifest.bytes - self._bytes_written()
-        parent = next(p for p in (path, *path.absolute().parents) if p.exists())
-        free = shutil.disk_usage(parent).free
-        if missing > free:
-            raise UserError(
-                f"{path} needs {missing:,} bytes more and {parent} has {free:,}; take fewer "
-                "tokens, --dtype=bfloat16, or another disk"
-            )
-        with writing(path):
-            path.mkdir(parents=True, exist_ok=True)
-            # The manifest first: a folder without one is taken for something else's.
-            if not (path / _MANIFEST).exists():
-                json_files.write(path / _MANIFEST, dataclasses.asdict(manifest))
-            if not (path / _HEAD).exists():
-                factors = {"rows": head.rows, "basis": head.basis}
-                arrays = {k: np.asarray(v) for k, v in factors.items() if v is not None}
-                write_arrays(path / _HEAD, arrays)
-
-    @property
-    def is_complete(self) -> bool:
-        return (self.path / _DONE).exists()
 
     def begin(self, part: Part, targets: np.ndarray, documents: np.ndarray) -> None:
         """Writes what is known of a part before the model has run; int32 [N] each."""
         folder = self.path / part
-        with writing(folder):
-            folder.mkdir(exist_ok=True)
-            write_arrays(folder / _TOKENS, {"targets": targets, "documents": documents})
-            for name in (_HIDDEN, _LAYERS):
-                (folder / name).touch()
+        folder.mkdir(exist_ok=True)
+        write_arrays(folder / _TOKENS, {"targets": targets, "documents": documents})
+        for name in (_HIDDEN, _LAYERS):
+            (folder / name).touch()
 
     def batches_done(self, part: Part, sizes: np.ndarray) -> int:
-        """How many batches of so many tokens each are there; what is there of the next is cut."""
+        """Returns the number of complete batches on disk; truncates a partial one.
+
+        Args:
+            sizes: int [batches], the tokens of each batch.
+        """
         folder = self.path / part
         width = self.manifest.d_model * DTYPES[self.manifest.dtype].itemsize
         record = (self.manifest.n_layers + 1) * (self.manifest.d_model + 3) * 8
@@ -223,48 +225,10 @@ class FeatureWriter:
             layers: [n_layers + 1, D + 3], `geometry.layer_sums` over them at each depth.
         """
         folder = self.path / part
-        with writing(folder), (folder / _HIDDEN).open("ab") as file:
+        with (folder / _HIDDEN).open("ab") as file:
             file.write(np.ascontiguousarray(hidden, DTYPES[self.manifest.dtype]).tobytes())
-        with writing(folder), (folder / _LAYERS).open("ab") as file:
+        with (folder / _LAYERS).open("ab") as file:
             file.write(np.ascontiguousarray(layers, np.float64).tobytes())
-
-    def finish(self) -> FeatureSet:
-        """Marks the set as whole, with the checksums of its large files, and opens it."""
-        if not self.is_complete:
-            names = [f"{part}/{name}" for part in PARTS for name in (_HIDDEN, _LAYERS)]
-            paths = {name: self.path / name for name in names if (self.path / name).is_file()}
-            files = {
-                name: {"bytes": path.stat().st_size, "crc32": checksum(path)}
-                for name, path in paths.items()
-            }
-            with writing(self.path):
-                json_files.write(self.path / _DONE, files)
-        return load_features(self.path)
-
-    def _bytes_written(self) -> int:
-        files = (self.path / part / _HIDDEN for part in PARTS)
-        return sum(file.stat().st_size for file in files if file.exists())
-
-    def _check_same(self, old: Manifest) -> None:
-        before, now = dataclasses.asdict(old), dataclasses.asdict(self.manifest)
-        changed = [k for k in now if k != "head_mismatch" and before[k] != now[k]]
-        if changed:
-            what = "; ".join(f"{k}: {before[k]} → {now[k]}" for k in changed)
-            raise UserError(f"{self.path} holds other features ({what}); choose a new folder")
-
-
-@contextlib.contextmanager
-def writing(path: Path) -> Iterator[None]:
-    """Turns a failure to write into a line that says what is kept."""
-    try:
-        yield
-    except OSError as error:
-        if error.errno == errno.ENOSPC:
-            raise UserError(
-                f"the disk of {path} is full; what is written stays, and the same command goes on "
-                "from there once there is room"
-            ) from error
-        raise UserError(f"cannot write {path}: {error.strerror or error}") from error
 
 
 def describe(manifest: Manifest) -> dict[str, Any]:

@@ -10,7 +10,6 @@ from __future__ import annotations
 
 import dataclasses
 import itertools
-import json
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -21,7 +20,7 @@ import numpy as np
 
 from bottleneck.config import CheckpointConfig
 from bottleneck.errors import UserError
-from bottleneck.frozen.features import Features, FeatureSet, writing
+from bottleneck.frozen.features import Features, FeatureSet
 from bottleneck.frozen.heads import (
     STARTS,
     BatchOrder,
@@ -40,13 +39,13 @@ from bottleneck.model.head import HeadFactors
 from bottleneck.probes import spectral_metrics, spectrum, truncation
 from bottleneck.probes.document_sums import DocumentSums
 from bottleneck.runs.checkpoints import Checkpointer
-from bottleneck.runs.folder import is_unused
 from bottleneck.storage import json_files
 from bottleneck.storage.arrays import read_arrays, write_arrays
+from bottleneck.storage.workspace import Workspace
 from bottleneck.terminal import Progress, console
 
-_PLAN, _SEARCH, _OPTIMUM = "plan.json", "search.json", "optimum.npz"
-_ANEW = "delete it, and the same command makes it anew"
+_SEARCH, _OPTIMUM = "search.json", "optimum.npz"
+_REMEDY = "delete it, and the same command makes it again"
 
 _STEPS_TOGETHER = 10  # in one call of the compiled program
 _EVALUATIONS = 20  # of a training, about
@@ -109,7 +108,11 @@ class Study:
         features.require_linear_head()
         plan.check(features.manifest.d_model)
         self.features, self.plan, self.folder = features, plan, folder
-        self._check_folder()
+        remedy = f"delete it if it is {RESULTS}, else the folder; the same command makes it again"
+        self._workspace = Workspace(
+            folder, dataclasses.asdict(plan), "a study", done=RESULTS, remedy=remedy
+        )
+        self._workspace.check()
         self._train = features.part("train")
         self._heldout = _first(features.part("heldout"), _HELDOUT_TOKENS)
         self._heldout_hidden = jnp.asarray(self._heldout.hidden, jnp.float32)
@@ -131,37 +134,22 @@ class Study:
 
     def run(self) -> dict[str, Any]:
         """The results, as results.json has them; stages that are done are not done again."""
-        if (self.folder / RESULTS).exists():
-            console.print(f"{self.folder} holds this study, complete; nothing to do")
-            return load_results(self.folder)
-        with writing(self.folder):
-            self.folder.mkdir(parents=True, exist_ok=True)
-            json_files.write(self.folder / _PLAN, dataclasses.asdict(self.plan))
+        with self._workspace.opened() as results:
+            if results:
+                console.print(f"{self.folder} holds this study, complete; nothing to do")
+                return load_results(self.folder)
             rates = self._search()
             optimum = self._optimum()
-            states = self._train_all(rates)
-            return self._write_results(rates, optimum, states)
-
-    def _check_folder(self) -> None:
-        path = self.folder / _PLAN
-        if path.exists():
-            old = json_files.read(path, _ANEW)
-            now = json.loads(json.dumps(dataclasses.asdict(self.plan)))
-            changed = [f"{k}: {old.get(k)} → {now[k]}" for k in now if old.get(k) != now[k]]
-            if changed:
-                raise UserError(
-                    f"{self.folder} holds another study ({'; '.join(changed)}); choose a new folder"
-                )
-        elif not is_unused(self.folder):
-            raise UserError(f"{self.folder} is not empty and holds no study; choose a new folder")
+            results.update(self._results(rates, optimum, self._train_all(rates)))
+        return results
 
     def _search(self) -> dict[str, float]:
         """Group → the learning rate with the least held-out loss after a short training."""
         path = self.folder / _SEARCH
         if path.exists():
-            found: dict[str, float] = json_files.read(path, _ANEW).get("best", {})
+            found: dict[str, float] = json_files.read(path, _REMEDY).get("best", {})
             if not all(isinstance(found.get(group.name), float) for group in self._groups):
-                raise UserError(f"{path} lacks the rates of some heads; {_ANEW}")
+                raise UserError(f"{path} lacks the rates of some heads; {_REMEDY}")
             return found
         grid = np.array(self.plan.learning_rates)
         states = self._states(len(grid))
@@ -201,7 +189,7 @@ class Study:
                     watch=watch,
                 )
             write_arrays(path, dataclasses.asdict(found) | {"best_rows": best["rows"]})
-        return read_arrays(path, _ANEW)
+        return read_arrays(path, _REMEDY)
 
     def _train_all(self, rates: dict[str, float]) -> list[State]:
         states = self._states(1)
@@ -278,7 +266,7 @@ class Study:
         loss, is_right = (np.asarray(array[0], np.float64) for array in found)
         return loss, is_right
 
-    def _write_results(
+    def _results(
         self, rates: dict[str, float], optimum: dict[str, np.ndarray], states: list[State]
     ) -> dict[str, Any]:
         own = self.features.head
@@ -330,7 +318,6 @@ class Study:
         }
         kept = {"names": names, "losses": of_loss.totals, "tokens": of_loss.n_tokens}
         write_arrays(self.folder / DOCUMENTS, kept)
-        json_files.write(self.folder / RESULTS, record)
         return record
 
 

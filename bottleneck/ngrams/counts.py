@@ -15,7 +15,6 @@ import zlib
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any
 
 import numpy as np
 
@@ -30,7 +29,8 @@ from bottleneck.ngrams.windows import (
     sorted_by_part,
 )
 from bottleneck.storage import json_files
-from bottleneck.storage.arrays import check
+from bottleneck.storage.checksums import check, damaged, listed, read_infos
+from bottleneck.storage.workspace import DONE, Workspace
 from bottleneck.terminal import Progress
 
 STATE = "state.json"
@@ -39,7 +39,7 @@ TABLE: dict[str, np.dtype] = {
     "tokens": np.dtype("<u4"),
     "counts": np.dtype("<u4"),
 }
-_ANEW = "delete the folder, and they are counted again"
+_REMEDY = "delete the folder, and they are counted again"
 _WINDOW_BYTES = 120  # of memory for each window of a run: keys, copies, the order of a sort
 _MOST_PARTS = 1024  # files of one pass; their pieces stay long enough for a disk
 
@@ -136,25 +136,27 @@ def count(
     """
     layout = plan(len(tokens), windows, memory)
     made_of = dataclasses.asdict(windows) | {"tokens": len(tokens), "identity": identity}
-    state = _State.open(folder, made_of, layout)
-    runs = folder / "runs"
-    if state.is_complete:
-        for name, dtype in TABLE.items():
-            crc = None if state.table_crc is None else state.table_crc[name]
-            check(folder / f"{name}.bin", state.lengths[name] * dtype.itemsize, crc, _ANEW)
-    else:
-        runs.mkdir(exist_ok=True)
-        if windows.sample is None:
-            _write_runs(tokens, windows, state, runs)
+    with Workspace(folder, made_of, "counts", flag=None, remedy=_REMEDY).opened() as facts:
+        state = _State.open(folder, layout)
+        runs = folder / "runs"
+        if facts:
+            for name, info in read_infos(folder / DONE, _REMEDY).items():
+                check(folder / name, info, _REMEDY)
         else:
-            high, low = _drawn(tokens, windows, layout.run)
-            _start_over(runs, state)
-            _append(runs, state, *sorted_by_part(high, low, windows.bits, state.parts))
-            state.read = layout.windows
-        _merge(windows, state, folder, runs)
-        state.is_complete = True
-        state.save()
-    shutil.rmtree(runs, ignore_errors=True)
+            runs.mkdir(exist_ok=True)
+            if windows.sample is None:
+                _write_runs(tokens, windows, state, runs)
+            else:
+                high, low = _drawn(tokens, windows, layout.run)
+                _start_over(runs, state)
+                _append(runs, state, *sorted_by_part(high, low, windows.bits, state.parts))
+                state.read = layout.windows
+            _merge(windows, state, folder, runs)
+            for name, crc in state.table_crc.items():
+                path = folder / f"{name}.bin"
+                _check_grown(path, state.lengths[name] * TABLE[name].itemsize, crc)
+            facts.update(listed(folder, [f"{name}.bin" for name in TABLE]))
+        shutil.rmtree(runs, ignore_errors=True)
     table = {name: mapped(folder / f"{name}.bin", dtype) for name, dtype in TABLE.items()}
     if not len(table["tokens"]):
         raise UserError(
@@ -168,7 +170,6 @@ class _State:
     """How far counting has come; on disk after every run and every part."""
 
     path: Path
-    made_of: dict[str, Any]
     run: int
     parts: int
     read: int = 0  # windows whose runs are written
@@ -177,11 +178,9 @@ class _State:
     contexts: int = 0  # in the table
     pairs: int = 0
     counted: int = 0  # windows
-    is_complete: bool = False
-    # CRC-32 of what is in each part's file and in each file of the table; those begun by older
-    # versions have none.
-    run_crc: list[int] | None = None
-    table_crc: dict[str, int] | None = None
+    # CRC-32 of the files that grow, which can be continued from its value after a kill.
+    run_crc: list[int] = dataclasses.field(default_factory=list)
+    table_crc: dict[str, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(TABLE, 0))
 
     @property
     def lengths(self) -> dict[str, int]:
@@ -189,27 +188,15 @@ class _State:
         return {"starts": self.contexts, "tokens": self.pairs, "counts": self.pairs}
 
     @classmethod
-    def open(cls, folder: Path, made_of: dict[str, Any], layout: Plan) -> _State:
-        folder.mkdir(parents=True, exist_ok=True)
+    def open(cls, folder: Path, layout: Plan) -> _State:
         path = folder / STATE
         if not path.exists():
-            none = [0] * layout.parts
-            return cls(
-                path,
-                made_of,
-                layout.run,
-                layout.parts,
-                run_bytes=none,
-                run_crc=none.copy(),
-                table_crc=dict.fromkeys(TABLE, 0),
-            )
+            zeros = [0] * layout.parts
+            return cls(path, layout.run, layout.parts, run_bytes=zeros, run_crc=zeros.copy())
         try:
-            found = cls(path, **json_files.read(path, _ANEW))
+            return cls(path, **json_files.read(path, _REMEDY))
         except TypeError as error:
-            raise UserError(f"{path} is no state of a count: {error}; {_ANEW}") from error
-        if found.made_of != made_of:
-            raise UserError(f"{folder} holds counts of other windows; choose a new folder")
-        return found
+            raise UserError(f"{path} is no state of a count: {error}; {_REMEDY}") from error
 
     def save(self) -> None:
         json_files.write(self.path, {k: v for k, v in vars(self).items() if k != "path"})
@@ -262,8 +249,7 @@ def _append(runs: Path, state: _State, records: np.ndarray, ends: np.ndarray) ->
     for part, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
         if end > start:
             write_at(runs / f"{part:04d}.bin", state.run_bytes[part], records[start:end])
-            if state.run_crc is not None:
-                state.run_crc[part] = zlib.crc32(records[start:end].data, state.run_crc[part])
+            state.run_crc[part] = zlib.crc32(records[start:end].data, state.run_crc[part])
             state.run_bytes[part] += (int(end) - int(start)) * RECORD.itemsize
 
 
@@ -272,7 +258,7 @@ def _merge(windows: Windows, state: _State, folder: Path, runs: Path) -> None:
     with Progress(f"merging {windows.n}-grams", state.parts) as progress:
         for part in range(state.merged, state.parts):
             path = runs / f"{part:04d}.bin"
-            _check_run(path, state, part)
+            _check_grown(path, state.run_bytes[part], state.run_crc[part])
             stored = mapped(path, RECORD)[: state.run_bytes[part] // RECORD.itemsize]
             records = merge_records(stored, state.run)
             # Within a part contexts are in the order of their keys, so equal ones are together.
@@ -287,8 +273,7 @@ def _merge(windows: Windows, state: _State, folder: Path, runs: Path) -> None:
             for name, (offset, values) in columns.items():
                 column = values.astype(TABLE[name])
                 write_at(folder / f"{name}.bin", offset * column.itemsize, column)
-                if state.table_crc is not None:
-                    state.table_crc[name] = zlib.crc32(column.data, state.table_crc[name])
+                state.table_crc[name] = zlib.crc32(column.data, state.table_crc[name])
             state.contexts += len(begins)
             state.pairs += len(records)
             state.counted += int(records["count"].sum(dtype=np.int64))
@@ -297,13 +282,11 @@ def _merge(windows: Windows, state: _State, folder: Path, runs: Path) -> None:
             progress.show(part + 1)
 
 
-def _check_run(path: Path, state: _State, part: int) -> None:
-    """Raises `UserError` where a part's file is not what was written; more may stand after it."""
-    n_bytes = state.run_bytes[part]
+def _check_grown(path: Path, n_bytes: int, crc: int) -> None:
+    """Raises `UserError` if the start of a file is not what was written; more may follow it."""
     records = mapped(path, np.dtype(np.uint8))[:n_bytes]
-    expected = None if state.run_crc is None else state.run_crc[part]
-    if len(records) != n_bytes or expected not in (None, zlib.crc32(records.data)):
-        raise UserError(f"{path} is damaged: its records are not those that were written; {_ANEW}")
+    if len(records) != n_bytes or zlib.crc32(records.data) != crc:
+        raise damaged(path, "its records are not those that were written", _REMEDY)
 
 
 def write_at(path: Path, offset: int, values: np.ndarray) -> None:

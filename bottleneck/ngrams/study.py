@@ -16,7 +16,6 @@ from typing import Any
 
 from bottleneck import __version__
 from bottleneck.drawing.style import save
-from bottleneck.errors import UserError
 from bottleneck.ngrams.counts import Table, count, plan
 from bottleneck.ngrams.figure import Published, figure_7
 from bottleneck.ngrams.halves import check_comparable
@@ -25,6 +24,7 @@ from bottleneck.ngrams.spectra import Spectrum, spectrum_of
 from bottleneck.ngrams.windows import Tokens, Windows
 from bottleneck.signals import removed
 from bottleneck.storage import json_files
+from bottleneck.storage.workspace import Workspace
 
 MANIFEST = "manifest.json"
 FIGURE = "figure-7.png"
@@ -53,12 +53,13 @@ def carry_out(study: Study, tokens: Tokens, identity: str, folder: Path) -> list
     Args:
         identity: of the tokens, such as their hash; a folder of others is refused.
     Raises:
-        UserError: where the folder is another text's or cannot be written, or there is no window.
+        UserError: if another process has the folder, it is another text's or cannot be written, or
+            there is no window.
     """
-    try:
-        curves, table_of = folder / "curves", folder / "counts"
-        curves.mkdir(parents=True, exist_ok=True)
-        spectra, names = [], []
+    curves, table_of = folder / "curves", folder / "counts"
+    spectra, names = [], []
+    with Workspace(folder, {"tokens": identity}, "n-gram spectra").opened():
+        curves.mkdir(exist_ok=True)
         for windows in study.windows:
             table = None
             for estimate in study.estimates:
@@ -72,8 +73,6 @@ def carry_out(study: Study, tokens: Tokens, identity: str, folder: Path) -> list
                 spectra.append(found)
                 names.append(name)
         _write_manifest(folder / MANIFEST, spectra, names, identity)
-    except OSError as error:
-        raise UserError(f"cannot write {folder}: {error.strerror or error}") from error
     return spectra
 
 
@@ -150,13 +149,8 @@ def _asked(study: Study, windows: Windows, estimate: Estimate, identity: str) ->
 
 def _found(path: Path, asked: dict[str, Any]) -> Spectrum | None:
     """The curve in a file, where it is what is asked for."""
-    if not path.exists():
-        return None
-    found = Spectrum.load(path)
-    of = found.facts.get("asked")  # a spectrum that was saved by itself was asked for by none
-    if of is None or of["tokens"] != asked["tokens"]:
-        raise UserError(f"{path} is a curve of another text; choose a new folder")
-    return found if of == asked else None
+    found = Spectrum.load(path) if path.exists() else None
+    return found if found is not None and found.facts.get("asked") == asked else None
 
 
 def _write_manifest(

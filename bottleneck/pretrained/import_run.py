@@ -13,7 +13,6 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from bottleneck import config as config_lib
 from bottleneck.config import Config, DataConfig, MeshConfig, ModelConfig, ProbeConfig, TrainConfig
 from bottleneck.errors import UserError
 from bottleneck.model.accounting import count_parameters
@@ -24,7 +23,9 @@ from bottleneck.pretrained.huggingface import from_pretrained
 from bottleneck.runs import folder as run_folder
 from bottleneck.runs.checkpoints import save_params
 from bottleneck.runs.reading import Run, load_run
-from bottleneck.storage.folders import write_whole
+from bottleneck.sections import flatten
+from bottleneck.storage.folders import write_whole, writing
+from bottleneck.storage.workspace import check_same, is_unused
 
 TOKENIZER = "tokenizer.json"
 TOKENIZER_CONFIG = "tokenizer_config.json"  # which tokens it begins and ends texts with
@@ -65,7 +66,7 @@ def import_run(
             _check_same_weights(old, step, params)
             return step
     parameters = count_parameters(model)
-    try:
+    with writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
         facts = {
             "mesh": dict(here.shape),
@@ -82,8 +83,6 @@ def import_run(
                 write_whole(workdir / name, (source / name).read_bytes())
         origin = {"imported_from": os.fspath(path_or_name), "revision": revision}
         save_params(workdir / "checkpoints", step, params, origin)
-    except OSError as error:
-        raise UserError(f"cannot write {workdir}: {error.strerror or error}") from error
     return step
 
 
@@ -100,7 +99,7 @@ def _config(model: ModelConfig, workdir: Path) -> Config:
 
 def _run_to_add_to(workdir: Path) -> Run | None:
     """The imported run in a folder, None where there is nothing; `UserError` for anything else."""
-    if run_folder.is_unused(workdir):
+    if is_unused(workdir):
         return None
     run = load_run(workdir)
     if run.trained_on is not None:
@@ -109,13 +108,8 @@ def _run_to_add_to(workdir: Path) -> Run | None:
 
 
 def _check_same_model(run: Run, config: Config) -> None:
-    changed = [
-        line for line in config_lib.differences(run.config, config) if line.startswith("model.")
-    ]
-    if changed:
-        raise UserError(
-            f"--workdir={run.path} holds another model ({'; '.join(changed)}); choose a new folder"
-        )
+    before, now = (flatten(one.model) for one in (run.config, config))
+    check_same(run.path, "a model", before, now)
 
 
 def _check_same_weights(run: Run, step: int, params: Params) -> None:

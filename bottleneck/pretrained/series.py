@@ -32,7 +32,8 @@ from bottleneck.probes.prober import Prober
 from bottleneck.runs import folder as run_folder
 from bottleneck.runs.metrics_writer import MetricsWriter
 from bottleneck.runs.reading import load_run
-from bottleneck.storage.folders import write_whole
+from bottleneck.storage.folders import write_whole, writing
+from bottleneck.storage.workspace import check_unused, claimed
 from bottleneck.terminal import Progress
 
 
@@ -56,17 +57,18 @@ def choose(series: Series, steps: list[int] | None = None, every: int | None = N
 
 def audit_series(series: Series, steps: list[int], workdir: Path) -> Audit:
     """Hashes the weights of each step and measures nothing; what was hashed before is not read."""
-    _record(workdir)
-    audit = Audit(workdir, series.name)
-    with Progress("checkpoint", len(steps), unit="items", numbers="reading") as progress:
-        for done, step in enumerate(reversed(steps)):
-            progress.show(done, f"step {step:,}")
-            if not audit.is_settled(step):
-                try:
-                    audit.note(step, series.checkpoints[step].digest())
-                except UserError as error:
-                    audit.note_failure(step, error)
-    return audit
+    with claimed(workdir), writing(workdir):
+        _record(workdir)
+        audit = Audit(workdir, series.name)
+        with Progress("checkpoint", len(steps), unit="items", numbers="reading") as progress:
+            for done, step in enumerate(reversed(steps)):
+                progress.show(done, f"step {step:,}")
+                if not audit.is_settled(step):
+                    try:
+                        audit.note(step, series.checkpoints[step].digest())
+                    except UserError as error:
+                        audit.note_failure(step, error)
+        return audit
 
 
 def measure_series(config: Config, series: Series, steps: list[int], workdir: Path) -> Audit:
@@ -76,9 +78,14 @@ def measure_series(config: Config, series: Series, steps: list[int], workdir: Pa
         config: its data, probe and train sections say what to measure on, and compute how; its
             model section is ignored. Without a tokenizer the series's own is taken.
     Raises:
-        UserError: where folder, data or devices do not fit; not where a step cannot be read, which
-            is in the audit.
+        UserError: if folder, data or devices do not fit; not if a step cannot be read, which is in
+            the audit.
     """
+    with claimed(workdir), writing(workdir):
+        return _measured(config, series, steps, workdir)
+
+
+def _measured(config: Config, series: Series, steps: list[int], workdir: Path) -> Audit:
     record = _record(workdir)
     audit = Audit(workdir, series.name)
     mesh = make_mesh(config.compute.mesh)
@@ -98,10 +105,8 @@ def measure_series(config: Config, series: Series, steps: list[int], workdir: Pa
     run_folder.check_same_corpus(workdir, cache.digest)
     windows = held_out(cache, config.probe.tokens, config.train.sequence_length)
     parameters = count_parameters(config.model)
-    with _writing(workdir):
-        workdir.mkdir(parents=True, exist_ok=True)
-        facts = run_folder.facts(dict(mesh.shape), parameters, cache)
-        run_folder.write_config(workdir, config, facts | {"series": series.name})
+    facts = run_folder.facts(dict(mesh.shape), parameters, cache)
+    run_folder.write_config(workdir, config, facts | {"series": series.name})
     with jax.set_mesh(mesh):
         prober = Prober(config, mesh, windows, cache.unigram_counts())
         _measure(config, series, steps, workdir, mesh, prober, audit)
@@ -129,7 +134,6 @@ def _measure(
     measured = measured_steps(workdir)
     left = [s for s in reversed(steps) if s not in measured or not audit.is_settled(s)]
     with (
-        _writing(workdir),
         contextlib.closing(MetricsWriter(workdir, start_step=None)) as writer,
         Progress(
             "checkpoint", len(steps), len(steps) - len(left), unit="items", numbers="reading"
@@ -167,14 +171,6 @@ def _deleted_afterwards(params: Params) -> Iterator[None]:
             leaf.delete()
 
 
-@contextlib.contextmanager
-def _writing(workdir: Path) -> Iterator[None]:
-    try:
-        yield
-    except OSError as error:
-        raise UserError(f"cannot write {workdir}: {error.strerror or error}") from error
-
-
 def _record(workdir: Path) -> dict[str, Any] | None:
     """What a series that is here already wrote down; None in a new folder, or after an audit alone.
 
@@ -189,10 +185,7 @@ def _record(workdir: Path) -> dict[str, Any] | None:
                 f"--workdir={workdir} holds a run that is no series; choose a new folder"
             )
         return record
-    if not run_folder.is_unused(workdir, known=(AUDIT, TOKENIZER)):
-        raise UserError(
-            f"--workdir={workdir} is not empty and holds no series; choose a new folder"
-        )
+    check_unused(workdir, "a series", known=(AUDIT, TOKENIZER))
     return None
 
 
@@ -228,9 +221,7 @@ def _with_tokenizer(
                 "--config.data.tokenizer=FILE"
             )
         if not path.is_file():
-            with _writing(workdir):
-                workdir.mkdir(parents=True, exist_ok=True)
-                write_whole(path, own.read_bytes())
+            write_whole(path, own.read_bytes())
         data = dataclasses.replace(data, tokenizer=str(path))
     if path is not None and (size := vocab_size_in_file(path)) > model.vocab_size:
         raise UserError(

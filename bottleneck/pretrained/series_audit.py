@@ -17,6 +17,7 @@ from rich.table import Table
 
 from bottleneck.errors import UserError
 from bottleneck.storage import json_files
+from bottleneck.storage.workspace import check_same
 
 AUDIT = "audit.json"
 
@@ -40,11 +41,7 @@ class Audit:
         if not self._path.is_file():
             return
         found, self.findings = _read(self._path)
-        if found != source:
-            raise UserError(
-                f"--workdir={workdir} holds the series of {found}, not of {source}; choose a new "
-                "folder"
-            )
+        check_same(workdir, "a series", {"source": found}, {"source": source})
 
     def note(self, step: int, weights: str) -> Finding:
         """Takes the hash of a step, and says whose weights they are."""
@@ -69,11 +66,7 @@ class Audit:
     def _put(self, step: int, finding: Finding) -> Finding:
         self.findings[step] = finding
         steps = {str(s): dataclasses.asdict(self.findings[s]) for s in sorted(self.findings)}
-        try:
-            self._path.parent.mkdir(parents=True, exist_ok=True)
-            json_files.write(self._path, {"source": self._source, "steps": steps})
-        except OSError as error:
-            raise UserError(f"cannot write {self._path}: {error.strerror or error}") from error
+        json_files.write(self._path, {"source": self._source, "steps": steps})
         return finding
 
 

@@ -2,19 +2,19 @@
 
 from __future__ import annotations
 
-import contextlib
 import importlib.metadata
 import re
 import subprocess
-from collections.abc import Collection, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from bottleneck import config as config_lib
-from bottleneck.storage import json_files
 from bottleneck.config import Config
 from bottleneck.errors import UserError
-from bottleneck.storage.folders import is_remote, locked, write_whole, writing
+from bottleneck.sections import flatten
+from bottleneck.storage import json_files
+from bottleneck.storage.folders import is_remote, write_whole
+from bottleneck.storage.workspace import check_same, check_unused
 
 if TYPE_CHECKING:  # analysis reads run folders without what these import
     from bottleneck.data.tokens import TokenCache
@@ -24,7 +24,6 @@ CONFIG = "config.json"
 METRICS = "metrics.jsonl"  # in a bucket, metrics-00000.jsonl and so on
 PROBE = "probes/{:08d}.npz"  # of a step
 COMPLETE = "COMPLETE"
-LOCK = ".lock"  # held by the process that writes the folder
 
 # Where and how a run is carried out may change between restarts; what it computes may not.
 _FREE_TO_CHANGE = (
@@ -43,67 +42,15 @@ _VERSIONED = ("jax", "jaxlib", "flax", "optax", "orbax-checkpoint", "numpy")
 
 
 def check_continues(workdir: Path, config: Config) -> None:
-    """Raises `UserError` where the folder belongs to another experiment, naming the fields."""
-    path = workdir / CONFIG
-    if not path.exists():
-        if not is_unused(workdir):
-            what = "is not empty and holds no run" if workdir.is_dir() else "is a file"
-            raise UserError(f"--workdir={workdir} {what}; choose a new folder")
+    """Raises `UserError` if the folder belongs to another experiment, naming the fields."""
+    if not (workdir / CONFIG).exists():
+        check_unused(workdir, "a run")
         return
-    old = config_lib.parse(read_config(workdir)["config"])
-    changed = [
-        line for line in config_lib.differences(old, config) if not line.startswith(_FREE_TO_CHANGE)
-    ]
-    if changed:
-        raise UserError(
-            f"--workdir={workdir} holds a run of another config ({'; '.join(changed)}); "
-            "choose a new folder, or the old values"
-        )
-
-
-def is_unused(folder: Path, known: Collection[str] = ()) -> bool:
-    """Whether a folder is not there, or as a process leaves it that was killed at its very start.
-
-    That is with its lock, drafts of what it meant to write, and perhaps files of the `known` names.
-    """
-    if not folder.exists():
-        return True
-    return folder.is_dir() and all(
-        path.name in (LOCK, *known) or path.name.endswith(".draft") for path in folder.iterdir()
+    before, now = (
+        {k: v for k, v in flatten(one).items() if not f"{k}:".startswith(_FREE_TO_CHANGE)}
+        for one in (config_lib.parse(read_config(workdir)["config"]), config)
     )
-
-
-@contextlib.contextmanager
-def claimed(workdir: Path, flag: str = "--workdir") -> Iterator[None]:
-    """This process alone writes the folder in the block, which makes it if it is not there.
-
-    A folder that the block leaves empty is removed. In a bucket there is no such thing as a lock,
-    and nothing is held.
-
-    Args:
-        flag: by which the user named the folder.
-    Raises: `UserError` where another process has the folder.
-    """
-    if is_remote(workdir):
-        yield
-        return
-
-    def refuse(holder: str) -> None:
-        raise UserError(
-            f"{flag}={workdir} is in use by {holder}; stop that one, or choose another folder"
-        )
-
-    is_new = not workdir.exists()
-    with contextlib.ExitStack() as stack:
-        with writing(workdir):
-            workdir.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(locked(workdir / LOCK, refuse))
-        try:
-            yield
-        finally:
-            if is_new and [path.name for path in workdir.iterdir()] == [LOCK]:
-                (workdir / LOCK).unlink()
-                workdir.rmdir()
+    check_same(workdir, "a run", before, now)
 
 
 def check_same_corpus(workdir: Path, digest: str) -> None:

@@ -19,8 +19,6 @@ import numpy as np
 from bottleneck.errors import UserError
 from bottleneck.storage.folders import write_whole
 
-_BLOCK = 2**22  # bytes read at a time
-
 
 class Arrays(dict[str, np.ndarray]):
     """The arrays of a file by name; to ask for one that it lacks is a `UserError`."""
@@ -73,26 +71,3 @@ def _n_members(packed: bytes) -> int:
     """How many members a zip file says that it has, in the record at its end."""
     start = packed.rindex(b"PK\x05\x06") + 10
     return int.from_bytes(packed[start : start + 2], "little")
-
-
-def checksum(path: Path) -> int:
-    """The CRC-32 of a file of any size, which is read through."""
-    crc = 0
-    with path.open("rb") as file:
-        while block := file.read(_BLOCK):
-            crc = zlib.crc32(block, crc)
-    return crc
-
-
-def check(path: Path, n_bytes: int, crc: int | None, remedy: str) -> None:
-    """Raises `UserError` where a file has not so many bytes or, unless it is None, not this CRC-32.
-
-    It is read through, at about the speed of a disk; a file of no bytes may be missing.
-    """
-    size = path.stat().st_size if path.exists() else 0
-    if size != n_bytes:
-        raise UserError(
-            f"{path} is damaged: it has {size:,} bytes instead of {n_bytes:,}; {remedy}"
-        )
-    if crc is not None and n_bytes and checksum(path) != crc:
-        raise UserError(f"{path} is damaged: its checksum does not fit its contents; {remedy}")

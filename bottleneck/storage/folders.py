@@ -179,3 +179,15 @@ def _open_lock(path: Path, busy: Callable[[str], None]) -> Any:
             file.close()
             raise
         file.close()  # its holder has removed it since
+
+
+def is_locked(path: Path) -> bool:
+    """Returns True while a process holds a lock file."""
+    if not path.exists():
+        return False
+    with path.open() as file:
+        try:
+            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return True
+    return False

@@ -9,7 +9,6 @@ in a bucket, logs and locks are on this machine, which then knows nothing of oth
 from __future__ import annotations
 
 import contextlib
-import fcntl
 import os
 import signal
 import subprocess
@@ -24,7 +23,8 @@ from urllib.parse import quote
 from bottleneck.errors import UserError
 from bottleneck.runs import folder as run_folder
 from bottleneck.signals import EXIT_CODES, Listener
-from bottleneck.storage.folders import is_remote, locked, writing
+from bottleneck.storage.folders import is_locked, is_remote
+from bottleneck.storage.workspace import held
 from bottleneck.sweep.cells import Cell
 from bottleneck.terminal import console
 
@@ -76,7 +76,7 @@ def state_of(places: Places) -> State:
     """What has become of a cell; "begun" is one that was stopped and will continue."""
     if run_folder.is_complete(places.workdir):
         return "complete"
-    if _is_locked(places.lock):
+    if is_locked(places.lock):
         return "running"
     if places.failure.exists():
         return "failed"
@@ -90,10 +90,7 @@ def alone(places: Places) -> Iterator[None]:
     def wait(holder: str) -> None:
         console.print(f"{places.name}: waiting for {holder}, which trains it", markup=False)
 
-    with contextlib.ExitStack() as stack:
-        with writing(places.lock):
-            places.lock.parent.mkdir(parents=True, exist_ok=True)
-            stack.enter_context(locked(places.lock, wait))
+    with held(places.lock, wait):
         yield
 
 
@@ -109,17 +106,6 @@ def failure_recorded(places: Places) -> Iterator[None]:
         places.failure.parent.mkdir(parents=True, exist_ok=True)
         run_folder.write_text(places.failure, f"{kind}{reason}\n")
         raise
-
-
-def _is_locked(path: Path) -> bool:
-    if not path.exists():
-        return False
-    with path.open() as file:
-        try:
-            fcntl.flock(file, fcntl.LOCK_SH | fcntl.LOCK_NB)
-        except BlockingIOError:
-            return True
-    return False
 
 
 def run_all(

@@ -29,6 +29,7 @@ from bottleneck.runs import folder as run_folder
 from bottleneck.runs.checkpoints import Checkpointer
 from bottleneck.signals import EXIT_CODES
 from bottleneck.storage.folders import as_path
+from bottleneck.storage.workspace import claimed
 from bottleneck.terminal import console
 from bottleneck.training.feed import device_batches
 from bottleneck.training.reporter import Reporter
@@ -48,7 +49,7 @@ def train(config: Config, workdir: str | os.PathLike[str]) -> None:
     if run_folder.is_complete(workdir):
         console.print(f"{workdir} holds this run, complete; nothing to do")
         return
-    claim = run_folder.claimed(workdir) if is_writer else contextlib.nullcontext()
+    claim = claimed(workdir) if is_writer else contextlib.nullcontext()
     with claim:
         # What was there may have become another's before it was claimed.
         run_folder.check_continues(workdir, config)

@@ -179,10 +179,13 @@ def test_a_clock_that_jumps(faults, lab, undisturbed, tmp_path):
 @pytest.mark.parametrize(
     ("change", "line"),
     [
-        ("--config.model.head_rank=5", "model.head_rank: 6 → 5"),
-        ("--config.train.batch_size=4", "train.batch_size: 8 → 4"),
-        ("--config.seed=1", "seed: 0 → 1"),
-        ("--config.optimizer.learning_rate=2e-3", "optimizer.learning_rate: 0.001 → 0.002"),
+        ("--config.model.head_rank=5", "model.head_rank=6; now model.head_rank=5"),
+        ("--config.train.batch_size=4", "train.batch_size=8; now train.batch_size=4"),
+        ("--config.seed=1", "seed=0; now seed=1"),
+        (
+            "--config.optimizer.learning_rate=2e-3",
+            "learning_rate=0.001; now optimizer.learning_rate=0.002",
+        ),
     ],
 )
 def test_a_config_edited_between_restarts(faults, lab, undisturbed, tmp_path, change, line):

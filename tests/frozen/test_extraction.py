@@ -15,7 +15,7 @@ from bottleneck.data.tokens import prepare
 from bottleneck.errors import UserError
 from bottleneck.frozen import extraction as features_lib
 from bottleneck.frozen.extraction import Request, RunSource, anisotropy_by_layer, make_features
-from bottleneck.frozen.features import DTYPES, load_features, writing
+from bottleneck.frozen.features import DTYPES, load_features
 from bottleneck.frozen.figures import PROBE, features_figure
 from bottleneck.model import transformer
 from bottleneck.probes.gap import FREQUENCY_CLASSES
@@ -184,7 +184,7 @@ def test_a_finished_set_is_found_and_another_request_refused(made, tmp_path, mon
     made(tmp_path / "set")
     monkeypatch.setattr(features_lib, "_write_part", None)
     made(tmp_path / "set")
-    with pytest.raises(UserError, match=r"holds other features \(layer: 2 → 1\)"):
+    with pytest.raises(UserError, match="holds features with layer=2; now layer=1: choose a new"):
         made(tmp_path / "set", layer=1)
 
 
@@ -192,7 +192,9 @@ def test_a_disk_that_is_too_small_is_said_before_anything_is_written(made, tmp_p
     usage = shutil.disk_usage(tmp_path)
     small = usage._replace(free=1000)
     monkeypatch.setattr(shutil, "disk_usage", lambda _: small)
-    with pytest.raises(UserError, match=r"needs 103,\d+ bytes more and .* has 1,000; take fewer"):
+    with pytest.raises(
+        UserError, match=r"needs 103,\d+ bytes more and its disk has 1,000; take fewer"
+    ):
         made(tmp_path / "set")
     assert not (tmp_path / "set").exists()
 
@@ -204,12 +206,11 @@ def test_a_disk_that_fills_up_keeps_what_is_written(made, tmp_path, monkeypatch)
     def full(self, part, hidden, layers):
         calls.append(1)
         if len(calls) == 3:
-            with writing(self.path):
-                raise OSError(28, "No space left on device")
+            raise OSError(28, "No space left on device")
         append(self, part, hidden, layers)
 
     monkeypatch.setattr(features_lib.FeatureWriter, "append", full)
-    with pytest.raises(UserError, match="is full; what is written stays"):
+    with pytest.raises(UserError, match=r"No space left on device; .* what is written stays"):
         made(tmp_path / "set")
     again = made(tmp_path / "set")
     np.testing.assert_array_equal(again.part("train").hidden, whole.part("train").hidden)

@@ -236,7 +236,7 @@ def test_a_killed_study_goes_on_to_the_same_results(features, tmp_path, monkeypa
     assert Study(features, short, tmp_path / "killed").run() == whole
     assert len(calls) == 5 + 4
     assert Study(features, short, tmp_path / "killed").run() == whole
-    with pytest.raises(UserError, match=r"holds another study \(steps: 60 → 70\)"):
+    with pytest.raises(UserError, match="holds a study with steps=60; now steps=70: choose"):
         Study(features, dataclasses.replace(short, steps=70), tmp_path / "killed")
 
 

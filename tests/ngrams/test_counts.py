@@ -121,9 +121,9 @@ def test_a_finished_table_is_read_back_and_another_text_refused(tmp_path):
     tokens, windows = zipf_tokens(1000, 50), Windows(3, 50)
     first = count(tokens, windows, tmp_path, identity="one")
     assert contents(count(tokens, windows, tmp_path, identity="one")) == contents(first)
-    with pytest.raises(UserError, match="holds counts of other windows"):
+    with pytest.raises(UserError, match="holds counts with identity='one'; now identity='two'"):
         count(tokens, windows, tmp_path, identity="two")
-    with pytest.raises(UserError, match="holds counts of other windows"):
+    with pytest.raises(UserError, match="holds counts with n=3; now n=4"):
         count(tokens, Windows(4, 50), tmp_path, identity="one")
 
 

@@ -69,7 +69,9 @@ def test_a_study_computes_only_what_is_not_there(tokens, tmp_path, monkeypatch):
 
 def test_the_folder_of_another_text_is_refused(tokens, tmp_path):
     carry_out(study_of(Estimate()), tokens, "text", tmp_path)
-    with pytest.raises(UserError, match="is a curve of another text; choose a new folder"):
+    with pytest.raises(
+        UserError, match="holds n-gram spectra with tokens='text'; now tokens='other'"
+    ):
         carry_out(study_of(Estimate()), tokens, "other", tmp_path)
 
 
@@ -111,7 +113,7 @@ def test_the_command_writes_curves_a_manifest_and_a_figure(tokens, tmp_path, cap
     assert captured.out.count("-grams") == 4 and "figure-7.png" in captured.out
     assert "3,999 windows in one run" in captured.err and "GB of memory" in captured.err
     names = sorted(path.name for path in (tmp_path / "out").iterdir())
-    assert names == [".lock", "counts", "curves", "figure-7.png", "manifest.json"]
+    assert names == [".lock", "counts", "curves", "figure-7.png", "manifest.json", "plan.json"]
     assert len(list((tmp_path / "out/curves").iterdir())) == 4
     assert matplotlib.image.imread(tmp_path / "out/figure-7.png").shape[1] > 1000
 

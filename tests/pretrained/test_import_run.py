@@ -64,7 +64,7 @@ def test_a_folder_with_anything_else_is_left_as_it_is(tmp_path, make_run):
     with pytest.raises(UserError, match="has step 7 already, with other weights"):
         import_run(released(tmp_path / "other", 1.0), tmp_path / "run", step=7)
     wider = ModelConfig(**vars(MODEL) | {"d_ff": 48})
-    with pytest.raises(UserError, match=r"holds another model \(model\.d_ff: 24 → 48\); choose"):
+    with pytest.raises(UserError, match="holds a model with d_ff=24; now d_ff=48: choose"):
         import_run(released(tmp_path / "wider", model=wider), tmp_path / "run")
     assert load_run(tmp_path / "run").steps == [7]
 

@@ -276,9 +276,18 @@ def test_steps_are_chosen_by_name_or_by_their_distance(published, series, tmp_pa
 @pytest.mark.parametrize(
     ("changes", "message"),
     [
-        (["--config.probe.tokens=1024"], "another config .*probe.tokens: 512 → 1024"),
-        (["--config.train.batch_size=8"], "another config .*train.batch_size: 4 → 8"),
-        (["--config.data.heldout_fraction=0.3"], "data.heldout_fraction: 0.2 → 0.3"),
+        (
+            ["--config.probe.tokens=1024"],
+            "holds a run with probe.tokens=512; now probe.tokens=1024",
+        ),
+        (
+            ["--config.train.batch_size=8"],
+            "holds a run with train.batch_size=4; now train.batch_size=8",
+        ),
+        (
+            ["--config.data.heldout_fraction=0.3"],
+            "data.heldout_fraction=0.2; now data.heldout_fraction=0.3",
+        ),
     ],
 )
 def test_another_config_is_refused_on_the_same_folder(copied, series, changes, message):
@@ -291,7 +300,9 @@ def test_another_config_is_refused_on_the_same_folder(copied, series, changes, m
 
 def test_folders_of_other_things_are_refused(copied, published, series, tmp_path):
     workdir, _ = copied
-    with pytest.raises(UserError, match=f"holds the series of .*, not of {published}"):
+    with pytest.raises(
+        UserError, match=f"holds a series with source='.*'; now source='{published}'"
+    ):
         series(published, workdir)
     (tmp_path / "thesis").mkdir()
     (tmp_path / "thesis" / "thesis.tex").write_text("years of work")

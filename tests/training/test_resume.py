@@ -102,7 +102,10 @@ def test_another_config_is_refused_and_the_fields_named(command, undisturbed):
     changed = ["--config.model.head_rank=None", "--config.train.steps=61"]
     result = start(command, f"--workdir={undisturbed}", *changed)
     assert result.returncode == 2
-    assert "model.head_rank: 6 → None; train.steps: 60 → 61" in result.stderr
+    assert (
+        f"--workdir={undisturbed} holds a run with model.head_rank=6, train.steps=60; now "
+        "model.head_rank=None, train.steps=61: choose a new folder, or the old values"
+    ) in result.stderr
 
 
 def test_a_config_that_was_damaged_is_one_line(command, undisturbed, tmp_path):
