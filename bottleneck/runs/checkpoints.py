@@ -31,9 +31,9 @@ from orbax.checkpoint.checkpoint_managers import (
 
 from bottleneck.config import CheckpointConfig
 from bottleneck.errors import UserError
-from bottleneck.storage.folders import absolute, cannot_write, free_bytes, is_remote, writing
 from bottleneck.runs import seals
 from bottleneck.runs.folder import saved_steps
+from bottleneck.storage.folders import absolute, cannot_write, free_bytes, is_remote, writing
 
 # That a save may take. orbax looks at the calendar for it, which may be set while it waits.
 _MOST_SECONDS = 86_400

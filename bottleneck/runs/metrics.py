@@ -10,9 +10,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from bottleneck.storage import json_files
 from bottleneck.errors import UserError
 from bottleneck.runs.folder import metric_files
+from bottleneck.storage import json_files
 
 _LARGEST = 2**63 - 1
 

@@ -9,20 +9,15 @@ from __future__ import annotations
 import os
 import time
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from pathlib import Path
 
-from bottleneck.storage.folders import is_remote, writing
 from bottleneck.runs import metrics as metric_lines
-from bottleneck.runs.folder import PROBE, METRICS
+from bottleneck.runs.folder import METRICS, PROBE, metric_parts, part_name
 from bottleneck.runs.probe import Probe
 from bottleneck.runs.tensorboard import TensorBoard
-import time
-from collections.abc import Callable
-from pathlib import Path
-from bottleneck.storage.folders import write_whole
-from bottleneck.runs.folder import PROBE, metric_parts, part_name
+from bottleneck.storage.folders import is_remote, write_whole, writing
 
 
 class MetricsWriter:

@@ -20,12 +20,12 @@ import polars.selectors as cs
 
 from bottleneck.config import Config, parse
 from bottleneck.errors import UserError
-from bottleneck.storage.folders import absolute, as_path
-from bottleneck.sections import flatten
 from bottleneck.runs import metrics as metric_lines
-from bottleneck.runs.seals import damage
-from bottleneck.runs.probe import Probe
 from bottleneck.runs.folder import CONFIG, PROBE, is_complete, read_config, saved_steps
+from bottleneck.runs.probe import Probe
+from bottleneck.runs.seals import damage
+from bottleneck.sections import flatten
+from bottleneck.storage.folders import absolute, as_path
 
 
 @dataclass(frozen=True)

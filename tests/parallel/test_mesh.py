@@ -86,7 +86,9 @@ def test_a_mesh_axis_may_take_part_of_a_physical_one():
 
 
 def test_replica_that_the_slices_do_not_divide_is_an_error():
-    with pytest.raises(UserError, match=r"config\.compute\.mesh\.replica=1 .* multiple of the 2 slices"):
+    with pytest.raises(
+        UserError, match=r"config\.compute\.mesh\.replica=1 .* multiple of the 2 slices"
+    ):
         make_mesh(MeshConfig(), slices_of_four(2))
 
 
