@@ -195,5 +195,5 @@ def test_another_value_of_a_field_is_another_run_unless_it_computes_the_same(nam
     if name in CONTINUES:
         run_folder.check_continues(begun, changed)
     else:
-        with pytest.raises(UserError, match=rf"another config \({name}: "):
+        with pytest.raises(UserError, match=rf"holds a run with {name}=.*; now {name}="):
             run_folder.check_continues(begun, changed)

@@ -1,8 +1,11 @@
-"""The record of one probe: training, series and features write it; figures, tables and laws read it.
+"""The record of one probe: training, series and features write it, everything else reads it.
 
 D: hidden width; n: ranks of the truncation sweep; g: documents. Losses and gaps are in nats per
 token, over the same validation tokens each time.
 """
+
+# The functions below are called to make fields.
+# ruff: noqa: RUF009
 
 from __future__ import annotations
 
@@ -115,7 +118,7 @@ class Probe:
     whitened: RankGaps = _maybe()
 
     def scalars(self) -> dict[str, float]:
-        """Returns the numbers that go into the metrics, by name; `gap/plain/16` is that of rank 16."""
+        """Returns the numbers that go into the metrics; `gap/plain/16` is that of rank 16."""
         found: dict[str, float] = {}
         for entry in dataclasses.fields(self):
             value, how = getattr(self, entry.name), entry.metadata["scalars"]
@@ -137,7 +140,8 @@ class Probe:
         """Returns the numbers that a person watching a run wants to see."""
         return (
             f"validation loss {self.loss:.4f} ± {self.loss_se:.4f}, "
-            f"singular entropy {self.singular_entropy:.3f}, effective rank {self.effective_rank:.1f}"
+            f"singular entropy {self.singular_entropy:.3f}, "
+            f"effective rank {self.effective_rank:.1f}"
         )
 
     def arrays(self) -> dict[str, np.ndarray]:

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from bottleneck.config import Config, ModelConfig
 from bottleneck.drawing.style import save
 from bottleneck.errors import UserError
-from bottleneck.frozen.features import FeatureWriter, Manifest
+from bottleneck.frozen.features import Manifest, filling
 from bottleneck.model import transformer
 from bottleneck.model.head import HeadFactors
 from bottleneck.pretrained.huggingface import save_pretrained
@@ -63,11 +63,15 @@ def test_the_tokens_of_a_feature_set_are_there_whole_or_not_at_all(tmp_path):
     sizes = dict(n_layers=1, d_model=2, vocab_size=3, sequence_length=4, head_mismatch=0.0)
     tokens = {"train": 1000, "heldout": 0}
     manifest = Manifest("model", 1, dtype="float32", corpus="", tokens=tokens, **sizes)
-    writer = FeatureWriter(tmp_path / "set", manifest, HeadFactors(jnp.ones((3, 2)), None))
     some = np.zeros(1000, np.int32)
-    with breaking_off(2000), pytest.raises(UserError, match="cannot write"):
+    with (
+        breaking_off(2000),
+        pytest.raises(UserError, match="cannot write"),
+        filling(tmp_path / "set", manifest, HeadFactors(jnp.ones((3, 2)), None)) as writer,
+    ):
         writer.begin("train", some, some)
-    assert not (tmp_path / "set" / "train" / "tokens.npz").exists()
+    names = {path.name for path in (tmp_path / "set").rglob("*") if path.is_file()}
+    assert names == {".lock", "manifest.json", "head.npz"}
 
 
 def released(folder, seed=0):

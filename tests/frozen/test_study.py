@@ -15,7 +15,7 @@ from bottleneck.commands.frozen_heads import main
 from bottleneck.errors import UserError
 from bottleneck.frozen import figures as frozen_head_figures
 from bottleneck.frozen import study as frozen_heads
-from bottleneck.frozen.features import FeatureWriter, Manifest, load_features
+from bottleneck.frozen.features import Manifest, filling, load_features
 from bottleneck.frozen.figures import rank_of_gap
 from bottleneck.frozen.heads import BatchOrder, Heads, Training, schedule, starting_heads
 from bottleneck.frozen.optimum import convex_optimum
@@ -51,13 +51,14 @@ def features(tmp_path_factory):
     own = jnp.float32(true + 0.2 * rng.standard_normal(true.shape))
     tokens = {"train": 60_000, "heldout": 10_000}
     manifest = Manifest("made up", 2, 2, WIDTH, VOCAB, 16, "float32", "abc", tokens, 0.0)
-    writer = FeatureWriter(tmp_path_factory.mktemp("set"), manifest, HeadFactors(own, None))
-    for part, n in tokens.items():
-        hidden = rng.standard_normal((n, WIDTH)) * np.geomspace(1.5, 0.5, WIDTH) + 0.2
-        targets = np.argmax(hidden @ true.T + rng.gumbel(size=(n, VOCAB)), axis=-1)
-        writer.begin(part, np.int32(targets), np.int32(np.arange(n) // 50))
-        writer.append(part, np.float32(hidden), np.ones((3, WIDTH + 3)))
-    return writer.finish()
+    folder = tmp_path_factory.mktemp("set")
+    with filling(folder, manifest, HeadFactors(own, None)) as writer:
+        for part, n in tokens.items():
+            hidden = rng.standard_normal((n, WIDTH)) * np.geomspace(1.5, 0.5, WIDTH) + 0.2
+            targets = np.argmax(hidden @ true.T + rng.gumbel(size=(n, VOCAB)), axis=-1)
+            writer.begin(part, np.int32(targets), np.int32(np.arange(n) // 50))
+            writer.append(part, np.float32(hidden), np.ones((3, WIDTH + 3)))
+    return load_features(folder)
 
 
 @pytest.fixture(scope="module")

@@ -85,11 +85,11 @@ def test_a_step_that_is_saved_already_is_left_as_it_is(copy):
 
 def test_the_parts_of_several_processes_are_all_files_of_an_item_once(saved, monkeypatch):
     item, read = saved / "2" / "params", []
-    facts = checkpoint_seal._facts
-    monkeypatch.setattr(checkpoint_seal, "_facts", lambda path: read.append(path) or facts(path))
+    info = checksums.info_of_file
+    monkeypatch.setattr(checksums, "info_of_file", lambda path: read.append(path) or info(path))
     for part in range(3):
         before = len(read)
-        assert checkpoint_seal.damage(item, part, 3) is None
+        assert seals.damage(item, part, 3) is None
         assert len(read) > before
     assert sorted(read) == [
         path for path in files(item) if str(path.relative_to(item)) in named(item)
@@ -98,7 +98,7 @@ def test_the_parts_of_several_processes_are_all_files_of_an_item_once(saved, mon
 
 def named(item):
     """The files that the seal of an item names."""
-    return set(json.loads((item / checkpoint_seal.SEAL).read_text())["files"])
+    return set(json.loads((item / seals.SEAL).read_text())["files"])
 
 
 def test_every_file_of_an_item_is_sealed(saved):
