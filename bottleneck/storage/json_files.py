@@ -2,7 +2,7 @@
 
 A flipped bit inside a number leaves valid JSON, which would be believed. The CRC-32 is that of the
 UTF-8 text as it would stand without the last key, and finds whatever a damaged byte, or any four in
-a row, does to it. JSON without the key, of older versions, is taken as it is.
+a row, does to it. JSON without the key, which a person has edited, is taken as it is.
 """
 
 from __future__ import annotations
