@@ -316,5 +316,5 @@ def test_a_study_does_not_go_on_from_a_damaged_stage(features, folder, tmp_path,
     content = bytearray((again / name).read_bytes())
     content[len(content) // 3] ^= 4
     (again / name).write_bytes(content)
-    with pytest.raises(UserError, match=rf"{name} is (damaged|not a whole).*makes it anew"):
+    with pytest.raises(UserError, match=rf"{name} is (damaged|not a whole).*makes it again"):
         Study(features, PLAN, again).run()

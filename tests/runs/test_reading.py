@@ -8,6 +8,7 @@ import pytest
 
 from bottleneck.errors import UserError
 from bottleneck.runs.reading import find_runs, load_run, load_runs
+from bottleneck.runs.seals import seal
 
 SAVE_ON_FOUR_DEVICES = """
     import sys
@@ -170,6 +171,8 @@ def test_params_saved_on_four_devices_come_back_equal_on_one(make_run):
         capture_output=True,
         env={"XLA_FLAGS": "--xla_force_host_platform_device_count=4", "JAX_PLATFORMS": "cpu"},
     )
+    for item in folder.glob("checkpoints/*/params"):
+        seal(item)
     run = load_run(folder)
     assert run.steps == [100, 200]
     for step, expected in ((100, 100), (None, 200)):
