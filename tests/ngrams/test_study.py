@@ -131,7 +131,7 @@ def test_the_command_reads_the_corpus_of_a_config(tmp_path, capsys):
     ]
     assert main(arguments) == 0
     assert "5-grams" in capsys.readouterr().out
-    with pytest.raises(UserError, match="--end_of_text belongs to --tokens"):
+    with pytest.raises(UserError, match="--end_of_text belongs to --ids"):
         main([*arguments, "--end_of_text=0"])
 
 

@@ -1,8 +1,9 @@
 """Event files, as TensorBoard itself reads them."""
 
 import pytest
-from bottleneck.training.tensorboard import TensorBoard
 from tensorboard.backend.event_processing.event_file_loader import LegacyEventFileLoader
+
+from bottleneck.runs.tensorboard import TensorBoard
 
 
 def events(folder):

@@ -15,5 +15,5 @@ def test_the_training_loop_imports_nothing_heavy():
     program = "import sys, bottleneck.training.loop; print(*sys.modules)"
     done = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True)
     loaded = set(done.stdout.split())
-    assert "bottleneck.training.tensorboard" in loaded, done.stderr
+    assert "bottleneck.runs.tensorboard" in loaded, done.stderr
     assert loaded.isdisjoint(HEAVY)
