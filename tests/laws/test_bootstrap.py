@@ -3,8 +3,9 @@
 import numpy as np
 import pytest
 
+from bottleneck.laws import comparison as law_bootstrap
 from bottleneck.laws.comparison import bootstrap, middle
-from bottleneck.laws.scaling_law import Points, ScalingLaw, fit
+from bottleneck.laws.scaling_law import Points, ScalingLaw, fit, refit
 
 TRUE = {"E": 1.8, "A": 400.0, "B": 2000.0, "alpha": 0.34, "beta": 0.36}
 
@@ -40,12 +41,22 @@ def test_resampled_constants_spread_as_a_mean_does():
     assert set(resampled.constants["A"]) == {1e-40}
 
 
-def test_a_resample_has_as_many_different_points_as_there_are_constants():
-    """Three points for three constants: only the points themselves will do."""
-    points = points_of(3)
+def test_a_resample_has_as_many_different_points_as_there_are_constants(monkeypatch):
+    points, drawn = points_of(4), []
     law = fit(points.n_params, points.n_tokens, points.loss, {"alpha": 0.34, "beta": 0.36})
-    for values in bootstrap(law, points, 50).constants.values():
-        np.testing.assert_allclose(values, values[0], rtol=1e-6)
+
+    def seen(law, points, weights_Sxn):
+        drawn.append(weights_Sxn)
+        return refit(law, points, weights_Sxn)
+
+    monkeypatch.setattr(law_bootstrap, "refit", seen)
+    bootstrap(law, points, 300)
+    (counts,) = drawn
+    assert counts.shape == (300, 4) and set(counts.sum(axis=1)) == {4}
+    # Of 256 draws with replacement 88 have two points or one; 24 have all four, 144 have three.
+    different = (counts > 0).sum(axis=1)
+    assert set(different) == {3, 4}
+    assert np.mean(different == 3) == pytest.approx(144 / 168, abs=0.08)
 
 
 def test_a_seed_gives_the_same_resamples_and_another_gives_others():

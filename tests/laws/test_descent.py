@@ -87,15 +87,18 @@ def test_no_step_leads_up_and_few_are_needed():
     ]
     objectives = np.array([found.objective for found in by_steps])
     assert np.all(np.diff(objectives, axis=0) <= 0)
+    for found in by_steps:  # each θ is where its objective was found
+        again = minimise(
+            design, np.zeros((40, 2)), log_loss, found.theta, delta=1e-3, n_steps=0
+        ).objective
+        np.testing.assert_allclose(again, found.objective, rtol=1e-9)
     np.testing.assert_allclose(objectives[-2, :2], objectives[-1].min(), rtol=1e-6)
     assert by_steps[-1].is_minimum[:2].all()
 
 
-def test_a_constant_that_no_point_needs_stays_within_reach():
-    """The second term is not in the points, so the log of its coefficient falls without end."""
-    design = np.zeros((20, 2, 2))
-    design[:, 0, 0] = design[:, 1, 1] = 1
-    found = minimise(
-        design, np.array([[0.0, 80.0]] * 20), np.full(20, 0.5), np.zeros((1, 2)), delta=1, n_steps=9
-    )
-    assert np.isfinite(found.theta).all() and np.abs(found.theta).max() <= 100
+@pytest.mark.parametrize(("log_loss", "reached"), [(99.0, 99.0), (-99.0, -99.0), (150.0, 100.0)])
+def test_constants_stay_within_a_hundred(log_loss, reached):
+    """Of log L = θ, so that a coefficient of e^−100 is as good as none."""
+    problem = np.ones((20, 1, 1)), np.zeros((20, 1)), np.full(20, log_loss)
+    found = minimise(*problem, np.zeros((1, 1)), delta=np.inf, n_steps=50)
+    assert found.theta[0, 0] == pytest.approx(reached, rel=1e-9)

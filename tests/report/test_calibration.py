@@ -140,6 +140,29 @@ def test_a_sweep_holds_the_last_losses_and_errors_beside_the_best_of_every_rank(
     assert sweep.floor == make_language(24, 2, seed=0).entropy_rate
 
 
+def test_languages_of_other_seeds_are_other_languages(make_sweep):
+    runs = make_sweep({1: 3.0, 2: 2.5})
+    path = runs[0].path / "config.json"
+    record = json.loads(path.read_text())
+    record["config"]["data"]["language_seed"] += 1
+    path.write_text(json.dumps(record))
+    sweeps = calibrate([load_run(run.path) for run in runs])
+    assert sorted(sweep.ranks.tolist() for sweep in sweeps) == [[1], [2]]
+    first = record["config"]["data"]["language_seed"] - 1
+    floors = [make_language(24, 2, seed).entropy_rate for seed in (first, first + 1)]
+    assert [sweep.floor for sweep in sweeps] == floors
+
+
+def test_the_best_of_a_rank_is_at_most_that_of_a_lower_one(monkeypatch):
+    """Whatever minima the search ends in: here the third rank's are worse than the second's."""
+    ends = {1: 4.0, 2: 3.5, 3: 3.75, 4: 3.0}
+    monkeypatch.setattr(
+        "bottleneck.report.calibration._descend", lambda language, start: ends[start.shape[2]]
+    )
+    best = best_losses(make_language(24, 5, seed=0), [1, 2, 3, 4])
+    assert best.tolist() == [4.0, 3.5, 3.5, 3.0]
+
+
 def test_the_slack_is_a_hundredth_of_a_nat():
     assert sweep_of([0.2, 0.0099, 0.001], error=0.0).critical_rank == 4
     assert sweep_of([0.2, 0.0101, 0.001], error=0.0).critical_rank == 5
