@@ -74,7 +74,7 @@ calibration: $(STAMP) ## Train heads around the known rank of a language, and wr
 	$(PY) -m bottleneck analyze runs/calibration/6 runs/calibration/12
 
 test: lint ## Lint, then run the tests; PYTEST_ARGS="-k head" and the like go to pytest.
-	$(PY) -m pytest $(PYTEST_ARGS)
+	$(PY) -m pytest -n 2 --dist loadfile --durations 15 $(PYTEST_ARGS)
 
 test-slow: $(STAMP) ## Large compiles for TPUs that are not here, and other checks that take minutes.
 	$(PY) -m pytest -m slow $(PYTEST_ARGS)
@@ -85,6 +85,7 @@ test-hf: $(STAMP) ## Tests against transformers and its evaluation harness; inst
 
 faults: $(STAMP) ## Kill, stop and damage whatever can be, often; the table goes to runs/faults.md.
 	FAULTS=full $(PY) -m pytest tests/faults $(PYTEST_ARGS)
+	HYPOTHESIS_PROFILE=many $(PY) -m pytest -m "hypothesis and not slow" $(PYTEST_ARGS)
 
 mutants: $(STAMP) ## Put errors into the code, and count those that the tests find: runs/mutants.md.
 	@$(PY) -c 'import cosmic_ray' 2>/dev/null || \

@@ -12,6 +12,7 @@ from pathlib import Path
 
 import made_up_runs
 import pytest
+from hypothesis import HealthCheck, settings
 
 PROGRAMS = Path(__file__).parents[1] / ".pytest_cache" / "programs"
 
@@ -24,6 +25,13 @@ if os.environ["JAX_PLATFORMS"] == "cpu":
 # Tests in the background would hand down that they ignore it to the programs that they start.
 if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:
     signal.signal(signal.SIGINT, signal.default_int_handler)
+
+# Always the same few examples; `make faults` draws many others. HYPOTHESIS_PROFILE chooses.
+settings.register_profile(
+    "few", max_examples=25, derandomize=True, deadline=None, suppress_health_check=list(HealthCheck)
+)
+settings.register_profile("many", settings.get_profile("few"), max_examples=300, derandomize=False)
+settings.load_profile(os.environ.get("HYPOTHESIS_PROFILE", "few"))
 
 
 def pytest_sessionstart(session: pytest.Session) -> None:

@@ -7,7 +7,7 @@ import operator
 from pathlib import Path
 
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bottleneck import config as config_lib
@@ -80,7 +80,6 @@ def check_survives_json(config):
     assert json.dumps(config_lib.to_dict(config_lib.parse(json.loads(text)))) == text
 
 
-@settings(max_examples=400, deadline=None)
 @given(st.sampled_from(NAMES), values)
 def test_any_value_of_any_field_is_valid_or_refused_by_name(name, value):
     try:
@@ -92,7 +91,6 @@ def test_any_value_of_any_field_is_valid_or_refused_by_name(name, value):
         check_survives_json(config)
 
 
-@settings(max_examples=100, deadline=None)
 @given(st.sampled_from([None, *(f.name for f in dataclasses.fields(Config))]), values)
 def test_any_value_in_place_of_a_section_or_of_all_is_valid_or_refused(section, value):
     try:
@@ -124,7 +122,6 @@ def _is_strange(value):
     return False
 
 
-@settings(max_examples=150, deadline=None)
 @given(name=st.sampled_from(NAMES) | st.from_regex(r"[\w.]{1,12}", fullmatch=True), text=texts)
 def test_any_override_is_typed_or_refused_in_one_line(nano, name, text):
     try:
@@ -193,7 +190,6 @@ sweeps = (
 )
 
 
-@settings(max_examples=200, deadline=None)
 @given(sweeps)
 def test_any_sweep_has_cells_with_folders_of_their_own_or_is_refused(sweep):
     try:

@@ -5,7 +5,7 @@ import json
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bottleneck.commands.ngrams import _stored
@@ -84,7 +84,6 @@ def test_more_points_than_a_fit_can_take_are_refused_at_once(tmp_path):
         from_table(path)
 
 
-@settings(max_examples=200, deadline=None)
 @given(
     st.binary(max_size=60) | st.text().map(lambda text: (HEADER + text).encode("utf-8", "replace"))
 )

@@ -2,7 +2,6 @@
 
 import subprocess
 import sys
-import time
 
 import pytest
 
@@ -94,15 +93,12 @@ def test_a_bad_command_line_exits_with_2_and_one_line(capsys, tmp_path, argument
     assert not (tmp_path / "run").exists()
 
 
-def test_a_bad_value_is_reported_within_3_seconds_of_the_start_and_before_jax():
+def test_a_bad_value_is_reported_before_jax_is_imported():
     command = [sys.executable, "-X", "importtime", "-m", "bottleneck", "train"]
     command += ["--workdir=unused", f"--config={NANO}", "--config.model.head_rank=500"]
-    start = time.perf_counter()
     result = subprocess.run(command, capture_output=True, text=True)
-    seconds = time.perf_counter() - start
     assert result.returncode == 2
     assert "| jax" not in result.stderr
-    assert seconds < 3
 
 
 def test_a_misspelt_verb_names_the_nearest(capsys):

@@ -5,7 +5,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bottleneck.data.batches import Batches, held_out
@@ -181,7 +181,6 @@ def test_heldout_windows_are_the_same_each_time(cache):
         np.testing.assert_array_equal(first[name], second[name])
 
 
-@settings(deadline=None)
 @given(
     lengths=st.lists(st.integers(1, 40), min_size=1, max_size=30),
     n_tokens=st.integers(4, 400),

@@ -7,7 +7,7 @@ from pathlib import Path
 import pyarrow
 import pyarrow.parquet
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bottleneck.data import documents
@@ -87,7 +87,6 @@ def test_a_long_line_is_cut_between_characters(tmp_path, monkeypatch, text):
     assert not any(document.was_invalid for document in found)
 
 
-@settings(deadline=None)
 @given(raw=st.binary(min_size=1, max_size=300))
 def test_no_byte_of_a_long_file_is_lost(tmp_path_factory, raw):
     path = tmp_path_factory.mktemp("any") / "a.txt"

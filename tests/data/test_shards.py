@@ -4,7 +4,7 @@ import hashlib
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bottleneck.data import shards
@@ -14,7 +14,6 @@ lengths = st.lists(st.integers(0, 20), max_size=8)
 bound = st.one_of(st.none(), st.integers(-70, 70))
 
 
-@settings(deadline=None)
 @given(lengths=lengths, start=bound, stop=bound)
 def test_what_is_appended_is_read_back_across_shards(tmp_path_factory, lengths, start, stop):
     folder = tmp_path_factory.mktemp("shards")

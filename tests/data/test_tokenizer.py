@@ -9,7 +9,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
-from hypothesis import example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 from tokenizers import AddedToken, Regex, Tokenizer, models, pre_tokenizers
 
@@ -78,7 +78,6 @@ def test_training_reads_no_more_than_its_bound(monkeypatch):
     assert len(read) <= 5  # 4 texts of 300 bytes reach the bound; one is looked at
 
 
-@settings(deadline=None)
 @given(text=st.text(max_size=200))
 @example("")
 @example("\x00")

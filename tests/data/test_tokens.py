@@ -14,7 +14,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 import scipy.stats
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models, pre_tokenizers
 
@@ -85,7 +85,6 @@ nasty = st.one_of(
 )
 
 
-@settings(max_examples=10, suppress_health_check=[HealthCheck.too_slow], deadline=None)
 @given(texts=st.lists(nasty, max_size=12, unique=True))
 def test_any_documents_survive(tmp_path_factory, texts):
     folder = tmp_path_factory.mktemp("any")

@@ -9,6 +9,7 @@ results; of the full set it is in runs/faults.md as well.
 from __future__ import annotations
 
 import os
+import random
 import signal
 import subprocess
 import sys
@@ -32,6 +33,18 @@ SETTINGS = {
 }
 
 IS_FULL = os.environ.get("FAULTS") == "full"
+# The moments of kills are drawn from it: always the same ones in `make test`, others each time in
+# `make faults`, which prints it, so that a failure can be repeated.
+SEED = os.environ.get("SEED") or (str(time.time_ns()) if IS_FULL else "0")
+
+
+def pytest_report_header() -> str:
+    return f"SEED={SEED}"
+
+
+def source() -> random.Random:
+    """Random numbers of the test that is running."""
+    return random.Random(f"{SEED} {os.environ['PYTEST_CURRENT_TEST']}")
 
 
 class WrongResult(AssertionError):

@@ -12,7 +12,7 @@ from typing import Any
 import pyarrow
 import pyarrow.parquet
 import pytest
-from hypothesis import HealthCheck, example, given, settings
+from hypothesis import example, given
 from hypothesis import strategies as st
 
 from bottleneck.config import DataConfig
@@ -20,8 +20,6 @@ from bottleneck.data import documents
 from bottleneck.data.documents import read_documents
 from bottleneck.data.tokens import TokenCache, prepare
 from bottleneck.errors import UserError
-
-quick = settings(max_examples=150, deadline=None, suppress_health_check=list(HealthCheck))
 
 
 def config_of(*paths: Path | str, cache_dir: Path, **fields: Any) -> DataConfig:
@@ -84,7 +82,6 @@ def test_the_files_that_are_broken_below_are_right(tmp_path, name):
 bits = st.lists(st.integers(0, 2**16), min_size=1, max_size=4)
 
 
-@quick
 @given(name=st.sampled_from(sorted(GOOD)), kept=st.none() | st.integers(0, 2000), flips=bits)
 def test_a_broken_file_is_refused_in_one_line_or_read(tmp_path_factory, name, kept, flips):
     folder = tmp_path_factory.mktemp("broken")
@@ -99,7 +96,6 @@ def test_a_broken_file_is_refused_in_one_line_or_read(tmp_path_factory, name, ke
         assert found == TEXTS[: len(found)] and (len(found) == 3 or name == "a.jsonl")
 
 
-@quick
 @given(name=st.sampled_from(documents.SUFFIXES), raw=st.binary(max_size=200))
 @example(".jsonl", b"\xef\xbb\xbf")
 @example(".jsonl.gz", b"")
@@ -112,7 +108,6 @@ def test_any_bytes_under_any_name_are_read_or_refused(tmp_path_factory, name, ra
         assert found == [raw.decode(errors="replace")]
 
 
-@quick
 @given(first=st.sampled_from(sorted(GOOD)), second=st.sampled_from(sorted(GOOD)))
 def test_a_file_that_is_not_what_its_name_says_is_refused(tmp_path_factory, first, second):
     folder = tmp_path_factory.mktemp("other")
@@ -129,7 +124,6 @@ values = st.recursive(
 records = st.dictionaries(st.sampled_from(["text", "texts", "Text", ""]), values) | values
 
 
-@quick
 @given(rows=st.lists(records, min_size=1, max_size=4), ascii_only=st.booleans())
 @example([{"text": None}, {"text": "\ud800"}], True)
 @example([{"text": 3}], True)
@@ -207,7 +201,6 @@ def test_thousands_of_tiny_files_are_as_many_texts(tmp_path):
 odd_names = st.text(min_size=1, max_size=20).filter(lambda name: not set("/\0") & set(name))
 
 
-@quick
 @given(name=odd_names, folder_name=odd_names.filter(lambda name: name not in (".", "..")))
 @example("\udcff", "x\ny")
 @example("[a]*?", "**")

@@ -7,7 +7,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import HealthCheck, given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 from tokenizers import Tokenizer, models
 
@@ -79,7 +79,6 @@ odd = st.sampled_from(
 )
 
 
-@settings(max_examples=300, deadline=None, suppress_health_check=list(HealthCheck))
 @given(place=st.sampled_from(paths_in(BYTE_LEVEL)), value=odd, remove=st.booleans())
 def test_any_part_of_a_tokenizer_may_be_wrong(tmp_path_factory, place, value, remove):
     contents = copy.deepcopy(BYTE_LEVEL)
@@ -96,7 +95,6 @@ def test_any_part_of_a_tokenizer_may_be_wrong(tmp_path_factory, place, value, re
         check_tokens(found, TEXTS)
 
 
-@settings(max_examples=200, deadline=None, suppress_health_check=list(HealthCheck))
 @given(kept=st.none() | st.integers(0, 6000), bits=st.lists(st.integers(0, 2**17), max_size=3))
 def test_a_broken_file_is_refused_or_works(tmp_path_factory, kept, bits):
     contents = bytearray(json.dumps(BYTE_LEVEL).encode()[:kept])

@@ -1,8 +1,6 @@
 """A checkpoint that is damaged is found out before it is used, and the one before it serves."""
 
-import random
 import shutil
-import time
 
 import pytest
 
@@ -48,7 +46,7 @@ def files_of(checkpoint, source):
 
 @pytest.mark.parametrize("kind", DAMAGE)
 def test_the_newest_checkpoint_is_damaged(faults, lab, undisturbed, tmp_path, kind):
-    source = random.Random(time.time_ns())
+    source = faults.source()
 
     def trial(index):
         workdir = unfinished(undisturbed, tmp_path / f"run-{index}")
@@ -68,7 +66,7 @@ def test_the_newest_checkpoint_is_damaged(faults, lab, undisturbed, tmp_path, ki
 
 
 def test_no_checkpoint_is_whole(faults, lab, undisturbed, tmp_path):
-    source = random.Random(time.time_ns())
+    source = faults.source()
 
     def trial(index):
         workdir = unfinished(undisturbed, tmp_path / f"run-{index}")

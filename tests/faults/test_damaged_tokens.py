@@ -12,7 +12,7 @@ from typing import Any
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bottleneck.config import DataConfig
@@ -95,7 +95,6 @@ DAMAGES = {
 }
 
 
-@settings(max_examples=200, deadline=None)
 @given(data=st.data(), damage=st.sampled_from(sorted(DAMAGES)), number=st.integers(0, 2**40))
 def test_a_damaged_file_is_named_or_does_no_harm(whole, tmp_path_factory, data, damage, number):
     name = data.draw(st.sampled_from(sorted(path.name for path in whole.path.iterdir())))
@@ -127,7 +126,6 @@ def test_a_flipped_bit_anywhere_in_the_tokens_or_their_checksums_is_found(copy):
         (copy / name).write_bytes(contents)
 
 
-@settings(max_examples=200, deadline=None)
 @given(
     bits=st.sets(st.integers(0, 8 * 2000 - 1), min_size=1, max_size=4),
     spans=st.lists(st.tuples(st.integers(0, 3000), st.integers(0, 200)), min_size=1, max_size=30),

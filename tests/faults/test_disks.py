@@ -2,11 +2,9 @@
 
 import errno
 import os
-import random
 import shutil
 import subprocess
 import sys
-import time
 from pathlib import Path
 
 import pytest
@@ -68,7 +66,7 @@ def command(lab, folder):
 
 
 def test_a_full_disk(faults, lab, undisturbed, tmp_path):
-    source = random.Random(time.time_ns())
+    source = faults.source()
     largest = sum(path.stat().st_size for path in undisturbed.rglob("*") if path.is_file())
 
     def trial(index):
@@ -96,7 +94,7 @@ def test_a_full_disk(faults, lab, undisturbed, tmp_path):
 
 
 def test_a_quota_or_a_broken_disk(faults, lab, undisturbed, tmp_path, shim):
-    source = random.Random(time.time_ns())
+    source = faults.source()
 
     def trial(index):
         workdir = tmp_path / f"run-{index}"
@@ -122,7 +120,7 @@ def test_a_quota_or_a_broken_disk(faults, lab, undisturbed, tmp_path, shim):
 
 
 def test_a_slow_disk(faults, lab, undisturbed, tmp_path, shim):
-    source = random.Random(time.time_ns())
+    source = faults.source()
 
     def trial(index):
         workdir = tmp_path / f"run-{index}"

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import os
-import random
 import re
 import signal
 import socket
@@ -32,7 +31,6 @@ def get_sweep():
     return product({"seed": range(3)})  # which all have one compiled program
 """
 
-LONGEST = 20.0  # seconds from a signal to the end
 CLAIM = "started again, it ends bit-identical to one left alone"
 
 
@@ -327,11 +325,9 @@ def disturb(job, folder, number, moment, delay):
     while not moment() and process.poll() is None:
         time.sleep(0.001)
     time.sleep(delay)
-    sent = time.monotonic()
     if process.poll() is None:
         os.killpg(process.pid, number)
     output, _ = process.communicate(timeout=120)
-    assert time.monotonic() - sent < LONGEST, "it took too long to end"
     check_stopped(job, number, process.returncode, output)
 
 
@@ -381,7 +377,7 @@ def go_on(faults, job, folder):
 
 
 def signal_trials(faults, job, number, tmp_path, *, full, quick):
-    source = random.Random(time.time_ns())
+    source = faults.source()
 
     def trial(index):
         folder = tmp_path / f"{index}"
@@ -412,7 +408,7 @@ def test_a_notice(faults, job, number, tmp_path):
     ids=["search", "optimum", "training"],
 )
 def test_sigkill_in_a_stage_of_frozen_heads(faults, frozen_heads, begin, end, tmp_path):
-    job, source = frozen_heads, random.Random(time.time_ns())
+    job, source = frozen_heads, faults.source()
     times = [(job.reference / name).stat().st_mtime for name in (begin, end)]
 
     def trial(index):
@@ -440,7 +436,7 @@ def test_a_second_process_on_a_folder_is_refused(faults, job, tmp_path):
 
 
 def test_of_two_that_make_one_cache_either_may_be_killed(faults, prepare, tmp_path):
-    job, source = prepare, random.Random(time.time_ns())
+    job, source = prepare, faults.source()
 
     def trial(index):
         folder = tmp_path / f"{index}"
@@ -485,7 +481,7 @@ def cells(root):
 
 @pytest.mark.parametrize("everything", [True, False], ids=["everything", "alone"])
 def test_sigkill_of_a_sweep(faults, sweep, everything, tmp_path):
-    (program, reference), source = sweep, random.Random(time.time_ns())
+    (program, reference), source = sweep, faults.source()
 
     def trial(index):
         root, goal = tmp_path / f"{index}", source.randrange(1, 60)
@@ -516,7 +512,7 @@ def test_sigkill_of_a_sweep(faults, sweep, everything, tmp_path):
     ("number", "code"), [(signal.SIGINT, 130), (signal.SIGTERM, 143)], ids=["SIGINT", "SIGTERM"]
 )
 def test_a_notice_to_a_sweep(faults, sweep, number, code, tmp_path):
-    (program, reference), source = sweep, random.Random(time.time_ns())
+    (program, reference), source = sweep, faults.source()
 
     def trial(index):
         root, goal = tmp_path / f"{index}", source.randrange(1, 45)

@@ -1,6 +1,5 @@
 """Devices, processes and clocks that change under a run, and two processes that want one folder."""
 
-import random
 import shutil
 import signal
 import socket
@@ -83,7 +82,7 @@ def free_port():
 
 
 def test_one_of_four_processes_is_lost(faults, lab, undisturbed, tmp_path):
-    source = random.Random(time.time_ns())
+    source = faults.source()
 
     def trial(index):
         workdir, victim, goal = tmp_path / f"run-{index}", index % 4, source.randrange(1, 50)
@@ -98,7 +97,6 @@ def test_one_of_four_processes_is_lost(faults, lab, undisturbed, tmp_path):
                 assert all(process.poll() is None for process in processes)
                 time.sleep(0.005)
             processes[victim].send_signal(signal.SIGKILL)
-            started = time.monotonic()
             for i, process in enumerate(processes):
                 output, _ = process.communicate(timeout=150)
                 if i == victim:
@@ -109,8 +107,6 @@ def test_one_of_four_processes_is_lost(faults, lab, undisturbed, tmp_path):
                 else:  # at a barrier of jax's own service, which ends it when a heartbeat is missed
                     assert process.returncode == -signal.SIGABRT, output
                     assert "another task died" in output
-            seconds = time.monotonic() - started
-            assert seconds < 120, f"the last of them ended after {seconds:.0f} s"
         steps = faults.last_step(workdir) - max(faults.saved_steps(workdir), default=0)
         lab.training().finish(workdir)
         faults.assert_same_run(workdir, undisturbed, tolerance=TOLERANCE)
@@ -121,7 +117,7 @@ def test_one_of_four_processes_is_lost(faults, lab, undisturbed, tmp_path):
 
 
 def test_two_processes_on_one_folder(faults, lab, undisturbed, tmp_path):
-    source = random.Random(time.time_ns())
+    source = faults.source()
 
     def trial(index):
         workdir, goal = tmp_path / f"run-{index}", source.randrange(-1, 30)
@@ -154,7 +150,7 @@ time.time, time.time_ns = now, lambda: int(now() * 1e9)
 
 
 def test_a_clock_that_jumps(faults, lab, undisturbed, tmp_path):
-    source = random.Random(time.time_ns())
+    source = faults.source()
 
     def trial(index):
         workdir, goal = tmp_path / f"run-{index}", source.randrange(0, 50)

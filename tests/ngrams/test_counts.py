@@ -7,7 +7,7 @@ import tracemalloc
 
 import numpy as np
 import pytest
-from hypothesis import given, settings
+from hypothesis import given
 from hypothesis import strategies as st
 
 from bottleneck.errors import UserError
@@ -38,7 +38,6 @@ def contents(table: Table):
     return sorted(sorted(pairs[a:b]) for a, b in zip(table.starts, ends, strict=True))
 
 
-@settings(max_examples=25, deadline=None)
 @given(
     tokens=st.lists(st.integers(0, 5), min_size=8, max_size=200),
     n=st.integers(2, 7),

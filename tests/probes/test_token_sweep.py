@@ -1,7 +1,6 @@
 """Every token's loss at every rank, and what is predicted of it, against float64 numpy."""
 
 import functools
-import time
 
 import jax
 import jax.numpy as jnp
@@ -11,7 +10,6 @@ from jax.sharding import NamedSharding
 
 from bottleneck.config import MeshConfig
 from bottleneck.model.head import HeadFactors
-from bottleneck.model.loss import token_losses
 from bottleneck.parallel.mesh import make_mesh, partition_spec
 from bottleneck.probes import truncation
 from bottleneck.probes.document_sums import DocumentSums
@@ -258,38 +256,3 @@ def test_a_rank_that_the_head_cannot_have_or_a_misspelt_truncation_is_an_error()
         rank_sweep(factors, hidden, targets, (1, 25))
     with pytest.raises(ValueError, match="'whitend' is none of plain, centred, whitened"):
         rank_sweep(factors, hidden, targets, (1,), "whitend")
-
-
-@pytest.mark.slow
-def test_cost_is_a_few_evaluations_of_the_loss():
-    """16 ranks, D = 512, V = 50,304, in one run: at most 4 evaluations, 8 with all predictions."""
-    ranks = (1, 2, 4, 8, 16, 32, 48, 64, 96, 128, 192, 256, 320, 384, 448, 512)
-    vocab_size, width = 50_304, 512
-    source = np.random.default_rng(0)
-    factors = HeadFactors(jnp.float32(source.standard_normal((vocab_size, width)) / 12), None)
-    hidden = jnp.float32(source.standard_normal((8, 256, width)))
-    targets = jnp.int32(source.integers(0, vocab_size, (8, 256)))
-    cut = (np.eye(width, dtype=np.float32),) * 2
-
-    def sweep(predict):
-        function = functools.partial(token_sweep, ranks=ranks, predict=predict)
-        return functools.partial(jax.jit(function), factors, hidden, targets, *cut)
-
-    def loss(chunk):
-        function = functools.partial(token_losses, chunk=chunk)
-        return functools.partial(jax.jit(function), factors, hidden, targets)
-
-    runs = {"loss": loss(256), "losses": sweep(False), "all": sweep(True)}
-    seconds = {name: [] for name in runs}
-    for function in runs.values():
-        jax.block_until_ready(function())
-    for _ in range(3):
-        for name, function in runs.items():
-            start = time.perf_counter()
-            jax.block_until_ready(function())
-            seconds[name].append(time.perf_counter() - start)
-    medians = {name: float(np.median(values)) for name, values in seconds.items()}
-    ratios = {name: medians[name] / medians["loss"] for name in ("losses", "all")}
-    print(medians, ratios)
-    assert ratios["losses"] <= 4
-    assert ratios["all"] <= 8
