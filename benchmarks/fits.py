@@ -10,16 +10,16 @@ import numpy as np
 from scipy.optimize import minimize
 from scipy.special import huber, logsumexp
 
-from bottleneck.laws import comparison as law_bootstrap
-from bottleneck.laws import scaling_law
+from bottleneck.laws.comparison import bootstrap
 from bottleneck.laws.forms import CHINCHILLA
-from bottleneck.laws.scaling_law import DELTA, Points
+from bottleneck.laws.points import Points
+from bottleneck.laws.scaling_law import DELTA, fit
 
 SOME = 20  # starts of scipy's; it would take minutes for all
 
 
 def points(n: int = 245) -> Points:
-    """Of the published law of Hoffmann et al. 2022, with 1 % of noise."""
+    """Returns points of the published law of Hoffmann et al. 2022, with 1 % of noise."""
     rng = np.random.default_rng(0)
     sizes, tokens = 10 ** rng.uniform(7, 10, n), 10 ** rng.uniform(9, 11.5, n)
     loss = 1.69 + 406.4 / sizes**0.34 + 410.7 / tokens**0.28
@@ -40,15 +40,12 @@ def main() -> None:
         for start in starts[:: len(starts) // SOME][:SOME]:
             minimize(objective, start, method="L-BFGS-B")
 
-    def ours() -> scaling_law.ScalingLaw:
-        return scaling_law.fit(data.n_params, data.n_tokens, data.loss)
-
-    law = ours()
+    law = fit(data)
     seconds = frame.interleaved(
         {
-            "ours": ours,
+            "ours": lambda: fit(data),
             "theirs": theirs,
-            "resamples": lambda: law_bootstrap.bootstrap(law, data, 1000),
+            "resamples": lambda: bootstrap(law, data, 1000),
         },
         3,
     )

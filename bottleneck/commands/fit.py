@@ -1,9 +1,9 @@
 """Fit a scaling law to finished runs, or to a table of points, and write law.json and a figure.
 
-Points are run folders, or folders of them; or --table, a .csv, .tsv, .json or .jsonl file with
-columns n_params, n_tokens and loss, and rank, width and flops where they are known. Where heads
-have not full rank, four laws are compared: rank without effect, as a term of its own, as an
-effective width, as effective data.
+Give run folders, or folders of them; or --table, a .csv, .tsv, .json or .jsonl file with columns
+n_params, n_tokens and loss, and rank, width and flops if they are known. If some heads are of lower
+rank, four laws are compared: rank without effect, as a term of its own, as an effective width, as
+effective data.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from bottleneck.runs.folder import write_text
 
 
 def main(argv: list[str]) -> int:
-    """Returns the exit code; raises `UserError` for points or flags that are not right."""
+    """Returns the exit code; raises `UserError` for wrong flags or unusable points."""
     parser = Parser("python -m bottleneck fit", description=__doc__)
     parser.add_argument("workdir", nargs="*", type=Path, help="a run folder, or a folder of them")
     parser.add_argument("--table", type=Path, metavar="FILE", help="a table of points instead")
@@ -28,22 +28,22 @@ def main(argv: list[str]) -> int:
         nargs="+",
         default=[],
         metavar="NAME=COLUMN",
-        help="what the table calls a column, such as n_params='Model Size'",
+        help="the table's own name of a column, such as n_params='Model Size'",
     )
     parser.add_argument(
-        "--fixed", default="", metavar="NAME=VALUE,…", help="constants that are known: B=410.7"
+        "--fixed", default="", metavar="NAME=VALUE,…", help="known constants: B=410.7"
     )
     parser.add_argument(
         "--form",
         choices=("chinchilla", "additive", "effective_width", "effective_data"),
-        help="the one law to fit (default: compare them where ranks differ)",
+        help="the one law to fit (default: compare all if ranks differ)",
     )
     parser.add_argument(
         "--fit_from",
         type=real(0),
         default=0.0,
         metavar="N",
-        help="fit to models of at least so many parameters, and hold the smaller against the law",
+        help="fit to models of at least N parameters, and compare the smaller ones with the law",
     )
     parser.add_argument(
         "--bootstrap",
@@ -59,45 +59,44 @@ def main(argv: list[str]) -> int:
         "--flops",
         choices=("total", "with_head", "without_head"),
         default="total",
-        help="whose 6 FLOPs a token are the compute of runs: of all parameters, of layers and "
-        "head, of layers alone (default: total)",
+        help="parameters that count for the compute of runs, 6 FLOPs a token each: all, those of "
+        "layers and head, those of layers alone (default: total)",
     )
     parser.add_argument(
         "--output", type=Path, metavar="DIR", help="default: law/ beside the points"
     )
     flags = parser.parse_args(argv)
     if bool(flags.workdir) == (flags.table is not None):
-        raise UserError("give run folders, or --table=FILE, and not both")
+        raise UserError("give run folders, or --table=FILE, but not both")
     if flags.columns and flags.table is None:
-        raise UserError("--columns names the columns of a --table, and there is none")
+        raise UserError("--columns names the columns of a --table; give one")
     fixed = _assigned(flags.fixed.split(",") if flags.fixed else [], "--fixed", "NAME=VALUE")
     columns = _assigned(flags.columns, "--columns", "NAME=COLUMN")
 
-    # Imported here, as they take seconds that a mistake need not wait for.
-
+    # Imported here because they take seconds, and a mistake in the flags need not wait for them.
     from bottleneck.drawing.style import save
-    from bottleneck.laws import points as law_points
     from bottleneck.laws.figure import law_figure
-    from bottleneck.laws.forms import FORMS
+    from bottleneck.laws.points import from_runs, from_table
     from bottleneck.laws.report import as_json, show
-    from bottleneck.laws.study import study
+    from bottleneck.laws.study import study_points
     from bottleneck.parallel import compile_cache
     from bottleneck.runs.reading import load_runs
     from bottleneck.terminal import PlainConsole
 
     compile_cache.use()
     if flags.table is not None:
-        measured = law_points.from_table(flags.table, columns)
+        points, best = from_table(flags.table, columns), None
         beside = flags.table.expanduser().resolve().parent
     else:
         runs, problems = load_runs(flags.workdir)
         for problem in problems:
             print(f"left out: {problem}", file=sys.stderr)
-        measured = law_points.from_runs(runs, flags.parameters, flags.flops)
+        points, best = (
+            from_runs(runs, flags.parameters, flags.flops, at_least_loss=at) for at in (False, True)
+        )
         beside = Path(os.path.commonpath([path.expanduser().resolve() for path in flags.workdir]))
     numbers = {name: _number(name, value) for name, value in fixed.items()}
-    form = FORMS[flags.form] if flags.form else None
-    result = study(measured, numbers, form, flags.bootstrap, flags.fit_from)
+    result = study_points(points, flags.form, numbers, flags.bootstrap, flags.fit_from, best)
     folder = flags.output or beside / "law"
     folder.mkdir(parents=True, exist_ok=True)
     said = json.dumps(as_json(result), indent=2, ensure_ascii=False)
@@ -112,7 +111,7 @@ def _assigned(items: list[str], flag: str, form: str) -> dict[str, str]:
     pairs = [item.strip().partition("=") for item in items]
     for name, equals, value in pairs:
         if not (name and equals and value):
-            raise UserError(f"{flag} takes {form}, and {name + equals + value!r} is not that")
+            raise UserError(f"{flag} takes {form}, not {name + equals + value!r}")
     return {name.strip(): value.strip() for name, _, value in pairs}
 
 

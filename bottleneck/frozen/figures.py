@@ -24,7 +24,7 @@ from bottleneck.drawing.style import (
 )
 from bottleneck.errors import UserError
 from bottleneck.frozen.results import DOCUMENTS, RESULTS, load_results
-from bottleneck.laws.rank import LEAST_RANKS, RankLaw, fit_rank_law
+from bottleneck.laws.rank import LEAST_RANKS, RankLaw, fit_rank
 from bottleneck.runs.probe import Probe
 from bottleneck.runs.reading import Run
 from bottleneck.storage.arrays import read_arrays
@@ -52,7 +52,7 @@ def laws(folder: Path) -> dict[str, RankLaw]:
         if len({cell["rank"] for cell in cells}) < LEAST_RANKS:
             continue
         columns = [names.index(f"{start}/{cell['rank']}") for cell in cells]
-        found[start] = fit_rank_law(
+        found[start] = fit_rank(
             np.array([cell["rank"] for cell in cells]),
             np.array([cell["loss"] for cell in cells]),
             losses[:, columns],

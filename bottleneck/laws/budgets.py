@@ -1,7 +1,7 @@
-"""How to spend a compute budget: the N and T of least loss, by a law and by IsoFLOP parabolas.
+"""The N and T of least loss at a compute budget, by a law and by IsoFLOP parabolas.
 
-C: floating-point operations of training, C = c(N)·T; N: parameters in the law's own convention;
-T: training tokens; n: points.
+C: training FLOPs, C = c(N)·T; N: parameters in the law's own convention; T: training tokens;
+m: budgets; S: resamples.
 """
 
 from __future__ import annotations
@@ -12,7 +12,7 @@ from dataclasses import dataclass
 import numpy as np
 
 from bottleneck.errors import UserError
-from bottleneck.laws.scaling_law import Points
+from bottleneck.laws.points import Points
 
 _SAME_BUDGET = 0.1  # of log C; points closer than this to their neighbour share a budget
 _FEWEST_ON_PARABOLA = 4  # three fit any parabola and leave nothing to judge it by
@@ -20,9 +20,9 @@ _FEWEST_ON_PARABOLA = 4  # three fit any parabola and leave nothing to judge it 
 
 @dataclass(frozen=True)
 class FlopsPerToken:
-    """c(N) = factor·N^exponent; 6·N where C counts just the parameters that N does.
+    """Training FLOPs per token, c(N) = factor·N^exponent: 6·N if C and N count the same parameters.
 
-    misfit: the most that |log c| of a point is off, where the power was fitted to points.
+    misfit: the largest error of log c over the points that the power was fitted to.
     """
 
     factor: float = 6.0
@@ -30,9 +30,9 @@ class FlopsPerToken:
     misfit: float = 0.0
 
     @classmethod
-    def of_points(cls, points: Points, flops: np.ndarray) -> FlopsPerToken:
-        """The power of N that is nearest to C/T of the points, in logarithms."""
-        log_n, log_c = np.log(points.n_params), np.log(flops / points.n_tokens)
+    def of_points(cls, points: Points) -> FlopsPerToken:
+        """Returns the power of N that is nearest to C/T of the points, in logarithms."""
+        log_n, log_c = np.log(points.n_params), np.log(points.flops / points.n_tokens)
         if np.allclose(log_c - log_n, np.log(6), rtol=0, atol=1e-9) or np.ptp(log_n) == 0:
             return cls(float(np.exp((log_c - log_n).mean())))
         exponent, log_factor = np.polyfit(log_n, log_c, 1)
@@ -45,16 +45,17 @@ def compute_optimal(
     flops_m: np.ndarray,
     per_token: FlopsPerToken | None = None,
 ) -> tuple[np.ndarray, np.ndarray]:
-    """N and T that make E + A/N^α + B/T^β least at C = c(N)·T: float64 [m], or [S, m].
+    """Returns the N and T that minimise E + A/N^α + B/T^β at C = c(N)·T: float64 [m], or [S, m].
 
-    With c = f·N^κ and T = C/c the derivative by log N vanishes where
-    N^(α+κβ) = αA/(κβB)·(C/f)^β, which for c = 6·N is equation 4 of Hoffmann et al. 2022.
-    A rank that is held fixed does not move the optimum of "additive"; those of the forms with
-    ρ = R/D are for ρ = 1.
+    For c = f·N^κ and T = C/c the derivative with respect to log N vanishes at
+    N^(α+κβ) = αA/(κβB)·(C/f)^β. A rank held fixed does not move the optimum of "additive". The
+    optima of the forms with ρ = R/D are those of ρ = 1.
 
     Args:
-        constants: A, B, alpha and beta: numbers, or float64 [S] as a bootstrap has them.
+        constants: A, B, alpha and beta: numbers, or float64 [S] from a bootstrap.
         flops_m: budgets C.
+        per_token: c; None takes 6·N.
+    Source: Hoffmann et al. 2022, equation 4, for c = 6·N.
     """
     per_token = per_token or FlopsPerToken()
     A, B, alpha, beta = (np.asarray(constants[k])[..., None] for k in ("A", "B", "alpha", "beta"))
@@ -67,11 +68,11 @@ def compute_optimal(
 
 @dataclass(frozen=True)
 class IsoFlop:
-    """A parabola of log L in log N for each budget, and the power of C that their minima follow.
+    """The minima of parabolas of log L in log N, one a budget, and the power of C in N ∝ C^a.
 
-    flops, n_params, n_tokens, loss: float64 [b], where each parabola is least.
-    n_params_se: float64 [b], standard errors of log N there; NaN without a point to spare.
-    exponent, exponent_se: of N ∝ C^a over the budgets; NaN for one budget.
+    flops, n_params, n_tokens, loss: float64 [m], at the minimum of each parabola.
+    n_params_se: float64 [m], standard errors of log N there.
+    exponent, exponent_se: a over the budgets; NaN for one budget.
     """
 
     flops: np.ndarray
@@ -83,16 +84,17 @@ class IsoFlop:
     exponent_se: float
 
 
-def isoflop(points: Points, flops: np.ndarray) -> IsoFlop:
-    """The minima along N of the points that share a budget (Hoffmann et al. 2022, approach 2).
+def isoflop(points: Points) -> IsoFlop:
+    """Returns the minimum along N of the points that share a budget, for each budget.
 
-    A budget needs four sizes of model or more, and a minimum between the smallest and the largest;
-    others are passed over.
+    Skips a budget with fewer than four model sizes, or without a minimum between its smallest and
+    its largest. Budgets closer than 0.1 in log C are one.
 
-    Raises: `UserError` where no budget is left.
+    Raises: `UserError` if no budget is left.
+    Source: Hoffmann et al. 2022, approach 2.
     """
     found = []
-    for chosen in _budgets(flops) if len(points) else []:
+    for chosen in _budgets(points.flops) if len(points) else []:
         log_n, log_l = np.log(points.n_params[chosen]), np.log(points.loss[chosen])
         if len(np.unique(log_n)) < _FEWEST_ON_PARABOLA:
             continue
@@ -106,16 +108,16 @@ def isoflop(points: Points, flops: np.ndarray) -> IsoFlop:
         residuals = log_l - design @ (a, b, c)
         variance = residuals @ residuals / spare
         covariance = variance * np.linalg.inv(design.T @ design)
-        slope = np.array([b / (2 * a**2), -1 / (2 * a), 0.0])  # of the minimum by (a, b, c)
-        budget = np.exp(np.log(flops[chosen]).mean())
-        per_token = FlopsPerToken.of_points(points.take(chosen), flops[chosen])
+        slope = np.array([b / (2 * a**2), -1 / (2 * a), 0.0])  # ∂log_best/∂(a, b, c)
+        budget = np.exp(np.log(points.flops[chosen]).mean())
+        per_token = FlopsPerToken.of_points(points.take(chosen))
         tokens = budget / (per_token.factor * np.exp(per_token.exponent * log_best))
         error = np.sqrt(slope @ covariance @ slope)
         found.append([budget, np.exp(log_best), error, tokens, np.exp(c - b**2 / (4 * a))])
     if not found:
         raise UserError(
-            "no budget has four sizes of model with the best one between the others, so there is "
-            "nothing to fit IsoFLOP parabolas to"
+            "no budget has four sizes of model with the best one between the others, so no IsoFLOP "
+            "parabola can be fitted"
         )
     budgets, sizes, errors, tokens, losses = (np.array(c) for c in zip(*found, strict=True))
     exponent, exponent_se = _power(np.log(budgets), np.log(sizes))
@@ -123,14 +125,14 @@ def isoflop(points: Points, flops: np.ndarray) -> IsoFlop:
 
 
 def _budgets(flops: np.ndarray) -> list[np.ndarray]:
-    """Indices of the points of each budget, by budget."""
+    """Returns the indices of the points of each budget, by ascending budget."""
     order = np.argsort(flops, kind="stable")
     gaps = np.flatnonzero(np.diff(np.log(flops[order])) > _SAME_BUDGET)
     return np.split(order, gaps + 1)
 
 
 def _power(log_x: np.ndarray, log_y: np.ndarray) -> tuple[float, float]:
-    """The slope of a line and its standard error; NaN where the points do not say."""
+    """Returns the slope of a line and its standard error; NaN if the points are too few."""
     if len(log_x) < 2:
         return np.nan, np.nan
     x = log_x - log_x.mean()

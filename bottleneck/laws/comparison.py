@@ -1,6 +1,6 @@
-"""Which form a scaling law has: held-out error, extrapolation, and information criteria.
+"""The comparison of a law's forms by errors and information criteria, and a bootstrap over points.
 
-n: points; k: free constants, and one for the spread of the residuals.
+n: points; S: resamples; k: free constants, and one for the spread of the residuals.
 """
 
 from __future__ import annotations
@@ -13,8 +13,12 @@ import numpy as np
 from scipy.optimize import minimize_scalar
 from scipy.special import erf
 
-from bottleneck.laws.forms import Form
-from bottleneck.laws.scaling_law import Points, ScalingLaw, fit, log_prediction, refit
+from bottleneck.errors import UserError
+from bottleneck.laws.forms import CHINCHILLA, FORMS, Form, form_of
+from bottleneck.laws.points import Points
+from bottleneck.laws.scaling_law import ScalingLaw, fit, log_prediction, refit
+
+COVERAGE = 0.95
 
 _FOLDS = 10
 _LARGEST_SHARE = 0.1  # of the points, by N, that extrapolation leaves out
@@ -22,11 +26,11 @@ _LARGEST_SHARE = 0.1  # of the points, by N, that extrapolation leaves out
 
 @dataclass(frozen=True)
 class Candidate:
-    """A form, fitted and judged; lower is better for all but the law.
+    """A fitted form with its scores; lower is better.
 
-    held_out: mean |log L̂ − log L| over points that the law was not fitted to, in ten parts.
+    held_out: mean |log L̂ − log L| in ten-fold cross-validation.
     extrapolation: the same over the largest N, fitted to all others.
-    aicc, bic: of the density whose minus log is the Huber loss, see `log_likelihood`.
+    aicc, bic: information criteria under the density of `log_likelihood`.
     """
 
     law: ScalingLaw
@@ -37,25 +41,40 @@ class Candidate:
 
 
 def compare(
-    points: Points, forms: Sequence[Form], fixed: Mapping[str, float] | None = None
+    points: Points,
+    forms: Sequence[Form | str] | None = None,
+    fixed: Mapping[str, float] | None = None,
 ) -> list[Candidate]:
-    """The forms as fitted to the points, the least held-out error first."""
-    fixed = fixed or {}
+    """Returns the forms as fitted to the points, the least held-out error first.
+
+    Args:
+        forms: forms or their names; None takes all, or Chinchilla's alone if every head is full.
+        fixed: known constants by name; each form takes those that it has.
+    Raises: `UserError` if a fixed constant is in no form, and for what `fit` refuses.
+    """
+    fixed, chosen = fixed or {}, [form_of(form) for form in forms or _default_forms(points)]
+    known = dict.fromkeys(name for form in chosen for name in form.constants)
+    for name in fixed:
+        if name not in known:
+            raise UserError(
+                f"{name} is not a constant of {chosen[0].formula}; known are {', '.join(known)}"
+            )
     candidates = []
-    for form in forms:
-        law = fit(
-            *(points.n_params, points.n_tokens, points.loss),
-            {name: value for name, value in fixed.items() if name in form.constants},
-            rank=points.rank,
-            width=points.width,
-            form=form,
-        )
-        candidates.append(judge(law, points))
+    for form in chosen:
+        own = {name: value for name, value in fixed.items() if name in form.constants}
+        candidates.append(judge(fit(points, form, own), points))
     return sorted(candidates, key=lambda candidate: candidate.held_out)
 
 
+def _default_forms(points: Points) -> list[Form]:
+    """Returns all forms if some head is not of full rank; the others need that."""
+    if points.rank is None or points.width is None or (points.rank == points.width).all():
+        return [CHINCHILLA]
+    return list(FORMS.values())
+
+
 def judge(law: ScalingLaw, points: Points) -> Candidate:
-    """The law with its errors and its criteria."""
+    """Returns the law with its errors and its information criteria."""
     n, k = len(points), len(law.free) + 1
     log_l = log_likelihood(np.log1p(law.relative_gap(points)), law.delta)
     correction = 2 * k * (k + 1) / (n - k - 1) if n > k + 1 else math.inf
@@ -69,9 +88,9 @@ def judge(law: ScalingLaw, points: Points) -> Candidate:
 
 
 def held_out_error(law: ScalingLaw, points: Points) -> float:
-    """Mean |log L̂ − log L| where each tenth of the points is predicted from the others.
+    """Returns the mean |log L̂ − log L| if each tenth of the points is predicted from the others.
 
-    NaN where the points left are fewer than the constants.
+    NaN if the points left are fewer than the free constants.
     """
     n = len(points)
     n_folds = min(_FOLDS, n)
@@ -84,10 +103,10 @@ def held_out_error(law: ScalingLaw, points: Points) -> float:
 
 
 def extrapolation_error(law: ScalingLaw, points: Points) -> float:
-    """Mean |log L̂ − log L| over the tenth of the points with the largest N, from the others.
+    """Returns the mean |log L̂ − log L| over the tenth with the largest N, fitted to the others.
 
-    All points of the N at which that tenth begins are left out. NaN where the points left are
-    fewer than the constants.
+    All points of the N at which that tenth begins belong to it. NaN if the points left are fewer
+    than the free constants.
     """
     kept = points.n_params < np.quantile(points.n_params, 1 - _LARGEST_SHARE)
     if kept.sum() < len(law.free):
@@ -97,11 +116,10 @@ def extrapolation_error(law: ScalingLaw, points: Points) -> float:
 
 
 def log_likelihood(residuals: np.ndarray, delta: float) -> float:
-    """The greatest log-likelihood of residuals under p(r) ∝ exp(−Huber_δ(r)/τ), over the spread τ.
+    """Returns the maximum over the spread τ of the log-likelihood under p(r) ∝ exp(−Huber_δ(r)/τ).
 
-    For every τ the constants of the law that make it greatest are those of the Huber fit, so the
-    criteria compare what was fitted. Its normaliser is
-    Z = √(2πτ)·erf(δ/√(2τ)) + (2τ/δ)·exp(−δ²/2τ).
+    At every τ the Huber fit maximises it over the law's constants, so the criteria judge the fit
+    that was made. The normaliser is Z = √(2πτ)·erf(δ/√(2τ)) + (2τ/δ)·exp(−δ²/2τ).
     """
     size = np.abs(residuals)
     total = float(np.sum(np.minimum(size, delta) * (size - np.minimum(size, delta) / 2)))
@@ -117,13 +135,10 @@ def log_likelihood(residuals: np.ndarray, delta: float) -> float:
 
 
 def _errors_of_refits(law: ScalingLaw, points: Points, kept: np.ndarray) -> np.ndarray:
-    """log L̂ − log L of all points under the law fitted to those kept: float64 [fits, n]."""
+    """Returns log L̂ − log L of all points by the law fitted to the kept ones: float64 [fits, n]."""
     constants = refit(law, points, kept.astype(np.float64))
     predicted = log_prediction(law.form, constants, points.log_quantities())
     return predicted - np.log(points.loss)
-
-
-COVERAGE = 0.95
 
 
 @dataclass(frozen=True)
@@ -133,20 +148,20 @@ class Bootstrap:
     constants: Mapping[str, np.ndarray]
 
     def interval(self, constant: str) -> np.ndarray:
-        """The middle 95 % of a constant: float64 [2]."""
+        """Returns the middle 95 % of a constant: float64 [2]."""
         return middle(self.constants[constant])
 
 
 def middle(values: np.ndarray) -> np.ndarray:
-    """Where the middle 95 % of resampled values [S, …] begin and end: float64 [2, …]."""
+    """Returns the ends of the middle 95 % of resampled values [S, …]: float64 [2, …]."""
     tail = (1 - COVERAGE) / 2
     return np.quantile(values, [tail, 1 - tail], axis=0)
 
 
-def bootstrap(law: ScalingLaw, points: Points, n_resamples: int, seed: int = 0) -> Bootstrap:
-    """Fits the law to resamples of its points, drawn with replacement.
+def bootstrap(law: ScalingLaw, points: Points, n_resamples: int = 1000, seed: int = 0) -> Bootstrap:
+    """Returns the law refitted to resamples of its points, drawn with replacement.
 
-    A resample with fewer distinct points than the law has free constants says nothing about them,
+    A resample with fewer distinct points than the law has free constants cannot determine them,
     and is drawn again.
     """
     rng = np.random.default_rng(seed)

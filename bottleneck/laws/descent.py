@@ -1,9 +1,9 @@
 """Minima of the Huber loss of log-residuals, from thousands of starts and resamples at once.
 
-Damped Newton steps in float64, batched in jax on the CPU; the rest of the program keeps its 32-bit
-arithmetic. The loss of a law, F(θ) = Σ_i w_i·Huber_δ(logsumexp_k (M_i θ + o_i)_k − log L_i), is
-summed, not averaged: averaging has optimisers with absolute tolerances stop too early (Besiroglu et
-al. 2024). n: points; K: terms of the law; P: free constants; S: starts.
+Takes damped Newton steps in float64, batched in jax on the CPU; the rest of the program keeps its
+32-bit arithmetic. The loss is F(θ) = Σ_i w_i·Huber_δ(logsumexp_k (M_i θ + o_i)_k − log L_i). It is
+a sum because a mean makes optimisers with absolute tolerances stop too early (Besiroglu et al.
+2024). n: points; K: terms of the law; P: free constants; S: starts.
 """
 
 from __future__ import annotations
@@ -15,16 +15,19 @@ import jax.numpy as jnp
 import numpy as np
 from jax.scipy.special import logsumexp
 
-_LANES = 64  # starts that go down together: their arrays stay in a core's cache
-_POINTS = 64  # points are filled up to a multiple of this, so that few programs are compiled
+_LANES = 64  # starts that descend together: their arrays stay in a core's cache
+_POINTS = 64  # points are padded to a multiple of this, so that few programs are compiled
 _FIRST_DAMPING = 1e-2
-_LARGEST_DAMPING = 1e12  # no step however short goes down: this is the minimum, to rounding
-_LEAST_DECREASE = 1e-13  # of F, predicted: there θ has the half of its digits that F can tell
-_FARTHEST = 100.0  # of θ: a coefficient of e^-100 is none
+_LARGEST_DAMPING = 1e12  # even the shortest step fails to descend: this is the minimum, to rounding
+_LEAST_DECREASE = 1e-13  # of F, predicted: θ then has half of its digits, and F determines no more
+_FARTHEST = 100.0  # |θ|: a coefficient of e^-100 is zero
 
 
 class Minima(NamedTuple):
-    """Where the starts led, in their order: θ float64 [S, P], F float64 [S], and which ended."""
+    """The ends of the descents in the order of their starts: θ float64 [S, P], F float64 [S].
+
+    is_minimum: bool [S], False if the steps ran out first.
+    """
 
     theta: np.ndarray
     objective: np.ndarray
@@ -49,27 +52,29 @@ def minimise(
     delta: float,
     n_steps: int,
 ) -> Minima:
-    """The minima that the starts lead to within a number of steps.
+    """Returns the θ and F that each start reaches within `n_steps` steps.
 
     Args:
+        design_nxKxP, offset_nxK: M and o of F, float64.
+        log_loss_n: log L, float64.
         weights_Sxn: how often each point counts for each start; None: once.
         delta: where the Huber loss turns from r²/2 to linear; infinity gives least squares.
     """
     n_starts, n_points = len(starts_SxP), len(log_loss_n)
-    filling = -n_points % _POINTS
+    padding = -n_points % _POINTS
     weights = np.ones((1, n_points)) if weights_Sxn is None else weights_Sxn
     weights = np.broadcast_to(
-        np.pad(weights, ((0, 0), (0, filling))), (n_starts, n_points + filling)
+        np.pad(weights, ((0, 0), (0, padding))), (n_starts, n_points + padding)
     )
     problem = (
-        np.pad(design_nxKxP, ((0, filling), (0, 0), (0, 0))),
-        np.pad(offset_nxK, ((0, filling), (0, 0))),
-        np.pad(log_loss_n, (0, filling)),
+        np.pad(design_nxKxP, ((0, padding), (0, 0), (0, 0))),
+        np.pad(offset_nxK, ((0, padding), (0, 0))),
+        np.pad(log_loss_n, (0, padding)),
     )
     found = []
     with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
         for first in range(0, n_starts, _LANES):
-            # The last batch is filled up too.
+            # The last batch is padded too, with copies of the last start.
             chosen = np.minimum(np.arange(first, first + _LANES), n_starts - 1)
             state = _descend(*problem, float(delta), n_steps, starts_SxP[chosen], weights[chosen])
             arrays = (state.theta, state.objective, state.is_minimum)
@@ -78,7 +83,7 @@ def minimise(
 
 
 def huber(residual: jax.Array, delta: jax.Array) -> jax.Array:
-    """r²/2 up to |r| = δ, and δ·(|r| − δ/2) from there on."""
+    """Returns r²/2 up to |r| = δ, and δ·(|r| − δ/2) beyond."""
     size = jnp.abs(residual)
     inside = jnp.minimum(size, delta)
     return inside * (size - inside / 2)
@@ -113,8 +118,8 @@ def _descend(
         slope = weight * jnp.clip(residual, -delta, delta)
         gradient = jacobian.T @ slope
 
-        # Two models of F: its own second derivatives, which converge fast and near the minimum
-        # alone; and the parabolas that touch the Huber loss from above, which always lead down.
+        # Two models of F. Its own second derivatives converge fast, but only near the minimum; the
+        # parabolas that touch the Huber loss from above always descend.
         curved = (flat * (slope[:, None] * share).reshape(-1, 1)).T @ flat
         inner = weight * (size < delta) - slope
         newton = (jacobian * inner[:, None]).T @ jacobian + curved
@@ -132,16 +137,16 @@ def _descend(
         trials = jnp.clip(state.theta + moves, -_FARTHEST, _FARTHEST)
         values = jax.vmap(objective, (0, None))(trials, weight)
         best = jnp.argmin(values)
-        goes_down = values[best] < state.objective
+        descends = values[best] < state.objective
         predicted = -gradient @ moves[1] / 2
-        ends = (predicted <= _LEAST_DECREASE * state.objective) | (
-            ~goes_down & (state.damping > _LARGEST_DAMPING)
+        is_minimum = (predicted <= _LEAST_DECREASE * state.objective) | (
+            ~descends & (state.damping > _LARGEST_DAMPING)
         )
         return _State(
-            jnp.where(goes_down, trials[best], state.theta),
-            jnp.where(goes_down, values[best], state.objective),
-            jnp.where(goes_down, state.damping / 8, state.damping * 4),
-            state.is_minimum | ends,
+            jnp.where(descends, trials[best], state.theta),
+            jnp.where(descends, values[best], state.objective),
+            jnp.where(descends, state.damping / 8, state.damping * 4),
+            state.is_minimum | is_minimum,
             state.n_steps + 1,
         )
 

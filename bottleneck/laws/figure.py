@@ -1,4 +1,4 @@
-"""The figure of a fitted scaling law: its points, their distance from it, and the best budgets."""
+"""The figure of a fitted scaling law: its points, their gaps to it, and the best size by budget."""
 
 from __future__ import annotations
 
@@ -10,18 +10,18 @@ from matplotlib.ticker import EngFormatter, PercentFormatter
 from bottleneck.drawing.style import GREY, SMALL, WIDTH, styled
 from bottleneck.laws.budgets import compute_optimal
 from bottleneck.laws.comparison import middle
-from bottleneck.laws.study import Study
+from bottleneck.laws.study import LawStudy
 
 _LINE = "#0072b2"
 _COLOURS = "plasma"
 
 
 @styled
-def law_figure(result: Study) -> Figure:
-    """Loss against compute with the law's frontier, gaps to the law, and N against compute."""
+def law_figure(result: LawStudy) -> Figure:
+    """Draws loss against compute with the law's frontier, gaps to the law, and N against C."""
     figure = Figure(figsize=(WIDTH, 3.7), layout="constrained")
     of_loss, of_gap, of_size = figure.subplots(1, 3)
-    points, flops = result.measured.points, result.measured.flops
+    points, flops = result.points, result.points.flops
     budgets = np.geomspace(flops.min(), result.optimum.flops[-1], 60)
     sizes, tokens = compute_optimal(result.law.constants, budgets, result.optimum.per_token)
 
@@ -68,8 +68,8 @@ def law_figure(result: Study) -> Figure:
     return figure
 
 
-def _full_heads(result: Study, sizes: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
-    """Rank and width of heads of full rank, where the law asks for them."""
+def _full_heads(result: LawStudy, sizes: np.ndarray) -> tuple[np.ndarray | None, np.ndarray | None]:
+    """Returns rank and width of full heads if the law asks for them."""
     if "ρ" not in result.law.form.quantities:
         return None, None
     return np.ones_like(sizes), np.ones_like(sizes)

@@ -1,7 +1,8 @@
-"""The forms that a scaling law can have: L = E + a sum of powers, and how its starts are laid out.
+"""The forms of a scaling law, L = E + a sum of powers, and the grid of starts to fit each from.
 
-N: parameters; T: training tokens; R: rank of the head; D: hidden width; ρ = R/D, the share of the
-hidden width that the head lets through; n: points; K: terms, E being one; P: constants of a law.
+N: parameters; T: training tokens; R: rank of the head; D: hidden width; ρ = R/D, the fraction of
+the hidden width that the head lets through; θ: log coefficients and exponents, as the fit holds
+them; n: points; K: terms, E being one; P: constants of a law.
 """
 
 from __future__ import annotations
@@ -9,8 +10,11 @@ from __future__ import annotations
 import itertools
 from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
+from typing import Any
 
 import numpy as np
+
+from bottleneck.errors import UserError, suggestion
 
 # Hoffmann et al. 2022, appendix D.3: a, b are log A, log B and e is log E.
 _EXPONENT_STARTS = (0.0, 0.5, 1.0, 1.5, 2.0)
@@ -24,9 +28,9 @@ _COARSE_E = (-1.0, 0.0, 1.0)
 
 @dataclass(frozen=True)
 class Form:
-    """A law L = E + Σ_k C_k·Π_x x^(−γ_kx), which is a log-sum-exp of what is linear in log C and γ.
+    """A law L = E + Σ_k C_k·Π_x x^(−γ_kx): a log-sum-exp of terms that are linear in log C and γ.
 
-    terms: coefficient → ((exponent, quantity), …); quantities are those of `log_quantities`.
+    terms: coefficient → ((exponent, quantity), …), with the quantities of `log_quantities`.
     """
 
     name: str
@@ -46,14 +50,36 @@ class Form:
 
     @property
     def quantities(self) -> frozenset[str]:
+        """The names of the quantities in the law: of "N", "T", "R" and "ρ"."""
         return frozenset(quantity for term in self.terms.values() for _, quantity in term)
 
+    def theta(self, constants: Mapping[str, Any]) -> np.ndarray:
+        """Returns the given constants in the form's order, coefficients as logarithms: [P, …]."""
+        return np.array(
+            [
+                np.log(constants[name]) if name in self.coefficients else constants[name]
+                for name in self.constants
+                if name in constants
+            ]
+        )
+
+    def named(self, names: Sequence[str], theta: np.ndarray) -> dict[str, Any]:
+        """Returns the constants of these names by name: the inverse of `theta`."""
+        return {
+            name: np.exp(value) if name in self.coefficients else value
+            for name, value in zip(names, theta, strict=True)
+        }
+
     def design(self, quantities: Mapping[str, np.ndarray]) -> np.ndarray:
-        """M, float64 [n, K, P]: log L = logsumexp_k (M θ), θ being log coefficients and exponents.
+        """Returns M, float64 [n, K, P], of log L = logsumexp_k (M θ)_k.
 
         Args:
-            quantities: as `log_quantities` gives them, each [n].
+            quantities: those of `log_quantities`, each [n].
+        Raises: `UserError` if the form names a quantity that is missing.
         """
+        if not self.quantities <= quantities.keys():
+            needed = "rank and width" if "ρ" in self.quantities else "rank"
+            raise UserError(f"the law {self.formula} needs the {needed} of every point")
         names, n = self.constants, len(quantities["N"])
         design = np.zeros((n, len(self.coefficients), len(names)))
         for k, coefficient in enumerate(self.coefficients):
@@ -63,9 +89,9 @@ class Form:
         return design
 
     def starts(self, free: Sequence[str]) -> np.ndarray:
-        """Where to start from, over the free constants in their order: float64 [S, len(free)].
+        """Returns the grid of starts over the free constants, in their order: float64 [S, P].
 
-        4,500 for `CHINCHILLA` with nothing fixed, as in Hoffmann et al. 2022.
+        `CHINCHILLA` with no constant fixed has the 4,500 of Hoffmann et al. 2022, appendix D.3.
         """
         is_coarse = len(self.constants) > len(CHINCHILLA.constants)
         e, coefficients, exponents = (
@@ -86,8 +112,8 @@ CHINCHILLA = Form(
     {"A": (("alpha", "N"),), "B": (("beta", "T"),)},
 )
 
-# The head is a bottleneck of its own: what it costs depends on R alone, however large the model is
-# and however long it trains, as an error of rank-R approximation of the text's own distribution.
+# The head is a bottleneck of its own. Its cost depends on R alone, however large the model is and
+# however long it trains: the error of a rank-R approximation of the text's own distribution.
 ADDITIVE = Form(
     "additive",
     "E + A/N^alpha + B/T^beta + G/R^gamma",
@@ -95,17 +121,17 @@ ADDITIVE = Form(
 )
 
 # The head lets R of D directions through, so the model acts like one of N·ρ^(gamma/alpha)
-# parameters: what a rank costs shrinks as the model grows at the same ρ. N is the quantity to act
-# on, as a model that is narrower throughout has fewer parameters and reads no fewer tokens; that ρ
-# and not R enters makes the law of full heads Chinchilla's own, with no constant more.
+# parameters: at the same ρ, a rank costs a larger model less. The rank acts on N because a model
+# that is narrower throughout has fewer parameters and reads no fewer tokens. With ρ and not R in
+# it, the law of full heads is Chinchilla's own, without another constant.
 EFFECTIVE_WIDTH = Form(
     "effective_width",
     "E + A/(N^alpha·(R/D)^gamma) + B/T^beta",
     {"A": (("alpha", "N"), ("gamma", "ρ")), "B": (("beta", "T"),)},
 )
 
-# The head lets R of D directions of the gradient back, so the model learns as from T·ρ^(gamma/beta)
-# tokens: what a rank costs shrinks as training goes on.
+# The head passes R of D directions of the gradient back, so the model learns as from
+# T·ρ^(gamma/beta) tokens: the longer the training, the less a rank costs.
 EFFECTIVE_DATA = Form(
     "effective_data",
     "E + A/N^alpha + B/(T^beta·(R/D)^gamma)",
@@ -115,13 +141,22 @@ EFFECTIVE_DATA = Form(
 FORMS = {form.name: form for form in (CHINCHILLA, ADDITIVE, EFFECTIVE_WIDTH, EFFECTIVE_DATA)}
 
 
+def form_of(form: Form | str) -> Form:
+    """Returns the form of a name in `FORMS`, or the form itself; `UserError` if it is unknown."""
+    if isinstance(form, Form):
+        return form
+    if form not in FORMS:
+        raise UserError(f"form={form} is unknown; {suggestion(form, [*FORMS])}")
+    return FORMS[form]
+
+
 def log_quantities(
     n_params: np.ndarray,
     n_tokens: np.ndarray,
     rank: np.ndarray | None = None,
     width: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
-    """Logarithms of what laws are made of: "N", "T", and where they are given "R" and "ρ"."""
+    """Returns the logarithms of "N" and "T", and of "R" and "ρ" if rank and width are given."""
     given = {"N": n_params, "T": n_tokens, "R": rank, "ρ": None}
     if rank is not None and width is not None:
         given["ρ"] = np.asarray(rank, np.float64) / np.asarray(width, np.float64)

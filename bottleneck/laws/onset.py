@@ -1,4 +1,4 @@
-"""When something begins to rise: one change of slope, with an interval.
+"""The onset of a rise: one change of slope, with an interval.
 
 n: points; τ: the step at which the slope changes.
 """
@@ -11,9 +11,9 @@ import numpy as np
 from scipy.stats import f as f_distribution
 
 _FEWEST = 5  # points; a broken line has four constants
-_HALF = 0.5  # of the rise: what comes later bends towards a plateau
-_FALL = 0.75  # of the rise, in the fall before it: earlier a loss bends too
-_BEFORE = 3  # points before the lowest one, at the least
+_HALF = 0.5  # of the rise; later it bends towards a plateau
+_FALL = 0.75  # of the height of the rise, in the fall before it; earlier a loss bends too
+_BEFORE = 3  # the fewest points before the lowest one
 _N_CANDIDATES = 400  # steps tried for τ
 _SIGNIFICANCE = 0.01  # at which a broken line must beat a straight one
 
@@ -27,17 +27,19 @@ class Onset:
     high: float
 
 
-def onset(steps: np.ndarray, values: np.ndarray) -> Onset | None:
-    """Where a series turns from its earlier trend to a rise; None where no such turn is clear.
+def detect_onset(steps: np.ndarray, values: np.ndarray) -> Onset | None:
+    """Returns the step at which a series turns to a rise; None if no such turn is clear.
 
-    Fits a line that breaks once, y = c + s₁·min(t − τ, 0) + s₂·max(t − τ, 0) with s₂ > max(s₁, 0),
-    by least squares, to the points from where the series last was three quarters as high as the
-    rise, up to where half of it is over. The interval holds every τ whose sum of squares the F-test
-    at 95 % cannot tell from the least one; as it takes these points for given, and a fall for
-    straight, it holds the true τ about nine times in ten.
+    Fits a broken line, y = c + s₁·min(t − τ, 0) + s₂·max(t − τ, 0) with s₂ > max(s₁, 0), by least
+    squares. Its first point follows the last one in the fall that is three quarters as high as the
+    rise; its last one is half way up the rise. A broken line must beat a straight one in an F-test
+    at 1 %. The interval holds every τ that an F-test at 95 % cannot tell from the best one. It
+    covers the true τ about nine times in ten, because it takes the choice of points for given and
+    the fall for straight.
 
     Args:
-        steps, values: [n], ascending steps.
+        steps: [n], ascending.
+        values: [n].
     """
     steps, values = np.asarray(steps, np.float64), np.asarray(values, np.float64)
     valley = _valley(values)
@@ -64,7 +66,7 @@ def onset(steps: np.ndarray, values: np.ndarray) -> Onset | None:
 
 
 def _valley(values: np.ndarray) -> slice:
-    """The points around the foot of the greatest rise that a broken line may describe."""
+    """Returns the points around the foot of the greatest rise that a broken line may describe."""
     lowest = np.minimum.accumulate(values)
     top = int(np.argmax(values - lowest))
     bottom = int(np.argmin(values[: top + 1]))

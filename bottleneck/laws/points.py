@@ -1,9 +1,9 @@
-"""Where the points of a scaling law come from: run folders, or a table; how N and C are counted.
+"""The points that a scaling law is fitted to, from run folders or a table, and how N and C count.
 
-N: "total" parameters, or "non_embedding", without the tables of tokens and positions and without
-the head. C, training FLOPs, is 6 a token for each parameter that is counted: "total", all, as is
-usual with total N, though looking up an embedding takes no product; "with_head", those of layers
-and head; "without_head", those of the layers alone, as is usual with non-embedding N.
+N is "total" parameters, or "non_embedding": without the token and position tables and the head.
+C, training FLOPs, is 6·T for each parameter of the layers ("without_head", usual with non-embedding
+N), of layers and head ("with_head"), or of all ("total", usual with total N, although an embedding
+takes no product). T: training tokens; L: loss, nats per token; n: points.
 """
 
 from __future__ import annotations
@@ -11,125 +11,161 @@ from __future__ import annotations
 import json
 import os
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from pathlib import Path
+from typing import Any
 
 import numpy as np
 import polars as pl
 
 from bottleneck.errors import UserError
-from bottleneck.laws.scaling_law import Points
+from bottleneck.laws.forms import log_quantities
 from bottleneck.model.accounting import count_parameters
 from bottleneck.runs.reading import Run
 
 N_CONVENTIONS = ("total", "non_embedding")
 FLOP_CONVENTIONS = ("total", "with_head", "without_head")
-Row = tuple[float, float, float, int, int]  # N, T, L, R, D
 
 _MOST_ROWS = 5000  # thousands of starts are tried at once, each with a residual for each point
-_COLUMNS = ("n_params", "n_tokens", "loss", "rank", "width", "flops")
+# In the order of the checks: a table may give flops alone, and n_tokens then follows from them.
+_COLUMNS = ("n_params", "flops", "n_tokens", "loss", "rank", "width")
 
 
 @dataclass(frozen=True)
-class Measured:
-    """Points with their budgets C, float64 [n], and names; `note` says how N and C are counted.
+class Points:
+    """A table of n points, checked once: float64 [n] each, finite and above 0.
 
-    best: the same runs where their losses were least; None for a table.
+    n_params: N, by one convention throughout.
+    n_tokens: T, training tokens.
+    loss: L, nats per token.
+    rank, width: R and D of the head, for the forms that name them.
+    flops: C, training FLOPs; 6·N·T if None.
+    names: one for each point; row numbers from 0 if empty.
+    note: how N and C are counted.
+
+    Raises: `UserError` if columns differ in length or hold a number that is not allowed.
     """
 
-    points: Points
-    flops: np.ndarray
-    names: tuple[str, ...]
-    note: str
-    best: Points | None = None
+    n_params: np.ndarray
+    n_tokens: np.ndarray
+    loss: np.ndarray
+    rank: np.ndarray | None = None
+    width: np.ndarray | None = None
+    flops: np.ndarray = None  # type: ignore[assignment]  # an array from here on
+    names: tuple[str, ...] = ()
+    note: str = ""
 
-    def take(self, chosen: np.ndarray) -> Measured:
-        """Those of the points, by a mask."""
-        names = tuple(name for name, is_kept in zip(self.names, chosen, strict=True) if is_kept)
-        best = None if self.best is None else self.best.take(chosen)
-        return Measured(self.points.take(chosen), self.flops[chosen], names, self.note, best)
+    def __post_init__(self) -> None:
+        n = len(self.n_params)
+        columns = {}
+        for name in _COLUMNS:
+            if getattr(self, name) is None:
+                continue
+            columns[name] = values = np.asarray(getattr(self, name), np.float64)
+            if values.shape != (n,):
+                raise UserError(f"{name} must be {n} numbers, one a point")
+            bad = ~(np.isfinite(values) & (values > 0))
+            if bad.any():
+                row = int(np.argmax(bad))
+                what = f"{name} is {values[row]:g} in row {row + 1}"
+                raise UserError(f"{what}; it must be a finite number above 0")
+        columns.setdefault("flops", 6 * columns["n_params"] * columns["n_tokens"])
+        for name, values in columns.items():
+            object.__setattr__(self, name, values)
+        object.__setattr__(self, "names", tuple(self.names or map(str, range(n))))
+
+    def __len__(self) -> int:
+        return len(self.loss)
+
+    def take(self, chosen: np.ndarray) -> Points:
+        """Returns the points that a mask or indices choose."""
+        columns = {name: getattr(self, name) for name in _COLUMNS}
+        kept = {name: column[chosen] for name, column in columns.items() if column is not None}
+        return replace(self, names=tuple(np.array(self.names)[chosen].tolist()), **kept)
+
+    def log_quantities(self) -> dict[str, np.ndarray]:
+        """Returns the logarithms that forms are made of; see `forms.log_quantities`."""
+        return log_quantities(self.n_params, self.n_tokens, self.rank, self.width)
 
 
 def from_runs(
-    runs: Sequence[Run], n_convention: str = "total", flop_convention: str = "total"
-) -> Measured:
-    """A point for each finished run: its last held-out loss, and the tokens it was trained on.
+    runs: Sequence[Run],
+    n_convention: str = "total",
+    flop_convention: str = "total",
+    at_least_loss: bool = False,
+) -> Points:
+    """Returns a point for each finished run: its last validation loss and its training tokens.
 
-    Raises: `UserError` where no run is finished, or where they were not measured on the same text.
+    Args:
+        n_convention: one of `N_CONVENTIONS`.
+        flop_convention: one of `FLOP_CONVENTIONS`.
+        at_least_loss: take each run where its validation loss is least, not at its end.
+    Raises: `UserError` if no run is finished, or if they were validated on different text.
     """
-    final: list[Row] = []
-    best: list[Row] = []
-    flops, names = [], []
-    finished = [
-        run
-        for run in runs
-        if run.is_complete and (run.series("eval", "tokens", "loss")[0] > 0).any()
-    ]
-    if not finished:
-        raise UserError("no run is finished, so there is no final loss to fit a law to")
-    if len({run.corpus.digest for run in finished}) > 1:
-        raise UserError(
-            "the runs were measured on different text, so no one law holds for their losses"
-        )
-    for run in finished:
+    rows, names, texts = [], [], set()
+    for run in runs:
         tokens, losses = run.series("eval", "tokens", "loss")
-        tokens, losses = tokens[tokens > 0], losses[tokens > 0]  # T = 0 has no law
-        model = run.config.model
-        count = count_parameters(model)
-        per_token = {
+        tokens, losses = tokens[tokens > 0], losses[tokens > 0]  # no law holds at T = 0
+        if not (run.is_complete and len(tokens)):
+            continue
+        count = count_parameters(run.config.model)
+        n_params = {"total": count.total, "non_embedding": count.non_embedding}[n_convention]
+        counted = {
             "total": count.total,
             "with_head": count.layers + count.head,
             "without_head": count.layers,
         }[flop_convention]
-        n_params = count.total if n_convention == "total" else count.non_embedding
-        least = int(np.argmin(losses))
-        for end, points in ((-1, final), (least, best)):
-            points.append((n_params, tokens[end], losses[end], run.head_rank, model.d_model))
-        flops.append(6 * per_token * tokens[-1])
+        i = int(np.argmin(losses)) if at_least_loss else -1
+        shape = (run.head_rank, run.config.model.d_model)
+        rows.append((n_params, tokens[i], losses[i], *shape, 6 * counted * tokens[i]))
         names.append(run.name)
+        texts.add(run.corpus.digest)
+    if not rows:
+        raise UserError("no run is finished, so there is no final loss to fit a law to")
+    if len(texts) > 1:
+        raise UserError(
+            "the runs were measured on different text, so no one law holds for their losses"
+        )
     note = f"N: {n_convention} parameters; C: 6 × {flop_convention} parameters × T"
-    return Measured(_points(final), np.array(flops), tuple(names), note, _points(best))
+    n_params, n_tokens, loss, rank, width, flops = np.array(rows, np.float64).T
+    return Points(n_params, n_tokens, loss, rank, width, flops, tuple(names), note)
 
 
-def _points(rows: list[Row]) -> Points:
-    return Points(*(np.array(column, np.float64) for column in zip(*rows, strict=True)))
+def from_table(path: Path, columns: Mapping[str, str] | None = None) -> Points:
+    """Returns the rows of a .csv, .tsv, .json or .jsonl file as points.
 
-
-def from_table(path: Path, columns: Mapping[str, str] | None = None) -> Measured:
-    """The rows of a .csv, .tsv, .json or .jsonl file with columns n_params, n_tokens and loss.
-
-    Columns rank, width and flops are read where they are there. With flops a file may lack
-    n_tokens, which then is C/6N; without them C is 6·N·T.
+    The file needs columns n_params, n_tokens and loss; rank, width and flops are read if present.
+    A file with flops may lack n_tokens, which then is C/6N.
 
     Args:
-        columns: what a column is called in the file, by the name that it has here.
-    Raises: `UserError` where the file or a column is missing, or a value is no number above 0.
+        columns: the file's own name of a column, by the name that it has here.
+    Raises: `UserError` if the file or a column is missing, or a value is not a number above 0.
     """
-    wanted = dict(zip(_COLUMNS, _COLUMNS, strict=True)) | dict(columns or {})
-    table = _read(path)
-    for name, column in (columns or {}).items():
+    columns, table = columns or {}, _read(path)
+    has = ", ".join(table.columns)
+    for name, column in columns.items():
         if column not in table.columns:
-            has = ", ".join(table.columns)
             raise UserError(f"--columns {name}={column}: {path} has no such column; it has {has}")
-    found = {
+    wanted = {name: columns.get(name, name) for name in _COLUMNS}
+    found: dict[str, Any] = {
         name: _numbers(table[column], path)
         for name, column in wanted.items()
         if column in table.columns
     }
+    note = "N: as the table counts it; C: " + ("the table's" if "flops" in found else "6·N·T")
     if "n_tokens" not in found and {"n_params", "flops"} <= found.keys():
-        found["n_tokens"] = found["flops"] / (6 * found["n_params"])
-    missing = [wanted[name] for name in ("n_params", "n_tokens", "loss") if name not in found]
-    if missing:
-        raise UserError(
-            f"{path} has no column {missing[0]}; it has {', '.join(table.columns)} "
-            "(name others with --columns n_params=… n_tokens=… loss=…)"
-        )
-    flops = found.pop("flops", None)
-    points = Points(**found)
-    note = "N: as the table counts it; C: " + ("6·N·T" if flops is None else "the table's")
-    if flops is None:
-        flops = 6 * points.n_params * points.n_tokens
-    return Measured(points, flops, tuple(str(i) for i in range(len(points))), note)
+        with np.errstate(divide="ignore", invalid="ignore"):  # Points says which row has N = 0
+            found["n_tokens"] = found["flops"] / (6 * found["n_params"])
+    for name in ("n_params", "n_tokens", "loss"):
+        if name not in found:
+            raise UserError(
+                f"{path} has no column {wanted[name]}; it has {has} "
+                "(name others with --columns n_params=… n_tokens=… loss=…)"
+            )
+    try:
+        return Points(**found, note=note)
+    except UserError as error:
+        raise UserError(f"{path}: {error}") from error
 
 
 def _read(path: Path) -> pl.DataFrame:
@@ -158,16 +194,15 @@ def _read(path: Path) -> pl.DataFrame:
 
 
 def _numbers(column: pl.Series, path: Path) -> np.ndarray:
+    """Returns a column as float64; its range is for `Points` to check."""
+    if column.null_count():
+        row = int(np.argmax(column.is_null())) + 1
+        raise UserError(f"{path}: column {column.name} is empty in row {row}")
     try:
-        if column.dtype.is_nested():  # which casts to one value for each row of rows
+        if column.dtype.is_nested():  # polars would cast a list to one value for each of its items
             raise pl.exceptions.InvalidOperationError(f"{column.dtype}")
-        values = column.cast(pl.Float64).to_numpy()
+        return column.cast(pl.Float64).to_numpy()
     except pl.exceptions.PolarsError as error:
-        raise UserError(f"{path}: column {column.name} holds what is no number") from error
-    bad = ~(np.isfinite(values) & (values > 0))
-    if bad.any():
-        row = int(np.argmax(bad))
-        found = "empty" if column[row] is None else f"{values[row]:g}"
-        what = "it must be a finite number above 0"
-        raise UserError(f"{path}: column {column.name} is {found} in row {row + 1}; {what}")
-    return values
+        raise UserError(
+            f"{path}: column {column.name} holds a value that is not a number"
+        ) from error

@@ -1,7 +1,7 @@
-"""How loss falls with the head's rank: L(R) = L∞ + c·R^−p, with intervals.
+"""The law of loss against the head's rank, L(R) = L∞ + c·R^−p, with intervals.
 
-The form is what the paper's figure 6 follows to a few hundredths of a nat; it is a description, not
-a theory. R: rank; g: documents that the losses are means over; nats per token.
+It fits figure 6 of Godey et al. 2024 to a few hundredths of a nat; it describes and explains
+nothing. R: rank; n: ranks; g: documents that the losses are means over; nats per token.
 """
 
 from __future__ import annotations
@@ -12,16 +12,17 @@ import numpy as np
 
 LEAST_RANKS = 4  # one more than the law has constants
 
-_EXPONENTS = np.geomspace(0.05, 5.0, 300)  # where p is looked for
-_ROUNDS, _FINER = 3, 20  # so many times finer around the best, again and again: to 2e-6
+_EXPONENTS = np.geomspace(0.05, 5.0, 300)  # the range of p
+_ROUNDS, _FINER = 3, 20  # each round is 20 times finer around the best p: to 2e-6
 _RESAMPLES = 1000
 
 
 @dataclass(frozen=True)
 class RankLaw:
-    """floor: L∞; scale: c; exponent: p; residual: largest distance from a loss that was fitted.
+    """A fitted law of the rank: L∞ (`floor`), c (`scale`) and p (`exponent`).
 
-    intervals: 95 %, by resampling documents, of each of the three; None without documents.
+    residual: the largest |L(R) − loss| over the fitted losses.
+    intervals: 95 % of each of the three, by resampling documents; None without documents.
     """
 
     floor: float
@@ -31,25 +32,25 @@ class RankLaw:
     intervals: dict[str, tuple[float, float]] | None = None
 
     def __call__(self, ranks: np.ndarray) -> np.ndarray:
+        """Returns the law's loss at the ranks, nats per token: float64 of their shape."""
         return self.floor + self.scale * np.asarray(ranks, np.float64) ** -self.exponent
 
 
-def fit_rank_law(
+def fit_rank(
     ranks: np.ndarray,
     losses: np.ndarray,
     document_losses: np.ndarray | None = None,
     document_tokens: np.ndarray | None = None,
 ) -> RankLaw:
-    """The law of least squares, with L∞ ≥ 0, c ≥ 0 and p in [0.05, 5].
+    """Returns the law of least squares, with L∞ ≥ 0, c ≥ 0 and p in [0.05, 5].
 
-    The losses weigh alike, as those of one experiment are measured on the same documents, whose
-    error they share.
+    All losses weigh the same: those of one experiment share the sampling error of its documents.
 
     Args:
-        ranks: [n], at least four of them different.
-        losses: [n].
-        document_losses: [g, n] sums over the tokens of each document; resampled with
-            `document_tokens` [g] for the intervals, all ranks together.
+        ranks: [n], at least `LEAST_RANKS` different ones.
+        losses: [n], nats per token.
+        document_losses, document_tokens: sums over each document [g, n] and their tokens [g]. Given
+            both, intervals come from resampled documents, drawn once for all ranks.
     """
     ranks, losses = np.asarray(ranks, np.float64), np.asarray(losses, np.float64)
     assert len(set(ranks)) >= LEAST_RANKS, ranks
@@ -70,10 +71,10 @@ def fit_rank_law(
 
 
 def _solve(ranks: np.ndarray, losses_kxn: np.ndarray) -> np.ndarray:
-    """float64 [k, 3]: L∞, c and p for each row of losses.
+    """Returns L∞, c and p of each row of losses: float64 [k, 3].
 
-    For each p the two others are a linear problem, so what is searched has one dimension: its whole
-    range, then what lies between the neighbours of the best.
+    Given p, the other two are a linear problem, so the search has one dimension: the whole range,
+    then the interval between the neighbours of the best p.
     """
     best = _best(ranks, losses_kxn, np.tile(_EXPONENTS, (len(losses_kxn), 1)))
     step = np.log(_EXPONENTS[1] / _EXPONENTS[0])
@@ -85,7 +86,7 @@ def _solve(ranks: np.ndarray, losses_kxn: np.ndarray) -> np.ndarray:
 
 
 def _best(ranks: np.ndarray, losses_kxn: np.ndarray, exponents_kxp: np.ndarray) -> np.ndarray:
-    """L∞, c and p [k, 3] of the exponent among those of its row that leaves the least squares."""
+    """Returns L∞, c and p [k, 3] at the exponent of each row with the least sum of squares."""
     powers = ranks ** -exponents_kxp[..., None]  # [k, p, n]
     losses = losses_kxn[:, None]
     x = powers - powers.mean(axis=-1, keepdims=True)

@@ -1,4 +1,4 @@
-"""A study of a scaling law as law.json holds it, and as a terminal shows it."""
+"""A study of a scaling law as the record in law.json, and as text for a terminal."""
 
 from __future__ import annotations
 
@@ -11,17 +11,18 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from bottleneck.laws.study import Study
+from bottleneck.laws.study import LawStudy
 from bottleneck.terminal import count
 
 
-def as_json(result: Study) -> dict[str, Any]:
-    """What law.json holds; numbers that cannot be said are null."""
+def as_json(result: LawStudy) -> dict[str, Any]:
+    """Returns the content of law.json; numbers that are not finite are null."""
     law, best, optimum = result.law, result.candidates[0], result.optimum
-    said = {
+    of_best = result.gaps_of_best
+    record = {
         "form": law.form.name,
         "formula": law.form.formula,
-        "counted_as": result.measured.note,
+        "counted_as": result.points.note,
         "constants": {
             name: {
                 "value": value,
@@ -66,18 +67,16 @@ def as_json(result: Study) -> dict[str, Any]:
                 "name": name,
                 "is_fitted": bool(result.fitted[i]),
                 "relative_gap": result.gaps[i],
-                "relative_gap_of_best": None
-                if result.gaps_of_best is None
-                else result.gaps_of_best[i],
+                "relative_gap_of_best": of_best if of_best is None else of_best[i],
             }
-            for i, name in enumerate(result.measured.names)
+            for i, name in enumerate(result.points.names)
         ],
     }
-    return _plain(said)
+    return _plain(record)
 
 
-def show(result: Study, console: Console) -> None:
-    """Prints the law, the forms that it was chosen from, and what a budget is best spent on."""
+def show(result: LawStudy, console: Console) -> None:
+    """Prints the law, the forms that it was chosen from, and the best N and T of budgets."""
     law, best = result.law, result.candidates[0]
     constants = _grid("constant", "value", "95 % interval")
     for name, value in law.constants.items():
@@ -86,7 +85,7 @@ def show(result: Study, console: Console) -> None:
         constants.add_row(name, f"{value:.5g}", said)
     parts: list[Any] = [
         Text(f"L = {law.form.formula}, {result.fitted.sum()} points"),
-        Text(result.measured.note, style="dim"),
+        Text(result.points.note, style="dim"),
         constants,
         Text(
             f"error: {_percent(best.held_out)} on points held out, "
@@ -106,8 +105,8 @@ def show(result: Study, console: Console) -> None:
         gaps = _grid("smaller models", "N", "last above the law", "best above the law")
         for i in np.flatnonzero(~result.fitted).tolist():
             at_best = "–" if result.gaps_of_best is None else f"{result.gaps_of_best[i]:+.2%}"
-            size = count(result.measured.points.n_params[i])
-            gaps.add_row(result.measured.names[i], size, f"{result.gaps[i]:+.2%}", at_best)
+            size = count(result.points.n_params[i])
+            gaps.add_row(result.points.names[i], size, f"{result.gaps[i]:+.2%}", at_best)
         parts += [Text(), gaps]
     optimum = result.optimum
     budgets = _grid("budget C", "best N", "95 % interval", "best T", "95 % interval")
@@ -158,7 +157,7 @@ def _percent(error: float) -> str:
 
 
 def _plain(value: Any) -> Any:
-    """The same in JSON's own types, null for what is not finite."""
+    """Returns the value in JSON's own types, with null for numbers that are not finite."""
     if isinstance(value, Mapping):
         return {key: _plain(item) for key, item in value.items()}
     if isinstance(value, (list, tuple, np.ndarray)):

@@ -1,9 +1,8 @@
-"""Saturation: whether a loss ends above its own earlier level, by how much, and how sure that is.
+"""A test of saturation: does a loss end above its own earlier level, by how much, how surely?
 
-A series is the loss of one model at n of its steps, on the same text each time. The test asks about
-the last nine tenths of training. Its null hypothesis is a loss whose expectation never rises, seen
-through noise; the hardest such loss is one that has come to rest, so a flat series of noise is what
-the test is calibrated on.
+A series is the loss of one model at n of its steps, on the same text each time. The test looks at
+the last nine tenths of training. Its null hypothesis is a loss whose expectation never rises, plus
+noise. It is calibrated on the hardest such loss, a flat one. g: documents.
 """
 
 from __future__ import annotations
@@ -16,13 +15,13 @@ import numpy as np
 
 from bottleneck.runs.reading import Run
 
-FALSE_POSITIVES = 0.05  # at most, for noise whose neighbours correlate by up to NOISE_CORRELATION
+FALSE_POSITIVES = 0.05  # at most, if neighbours' noise correlates by NOISE_CORRELATION or less
 NOISE_CORRELATION = 0.2
 FEWEST_CHECKPOINTS = 8  # of the last nine tenths
 
 Verdict = Literal["saturates", "rises and recovers", "does not saturate"]
 
-_FIRST_SHARE = 0.1  # of the steps, left out: the fall that every training begins with
+_FIRST_SHARE = 0.1  # of the steps, left out: every training begins with a fall
 _WINDOW_SHARE = 0.25  # of the checkpoints; a rise must have filled more than half of such a window
 _KEPT_RESIDUALS = 0.8  # the largest fifth may be spikes
 _N_SIMULATED = 10_000
@@ -31,10 +30,12 @@ _N_RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class LossSeries:
-    """steps: int [n], ascending; loss: float64 [n], nats per token, or a logarithm of perplexity.
+    """The loss of one model over training, on the same text at every step.
 
-    document_losses: float64 [n, g], sums over the tokens of each of g documents, with their counts
-    document_tokens [g]; None where only means were kept.
+    steps: int [n], ascending.
+    loss: float64 [n], nats per token, or a logarithm of perplexity.
+    document_losses: float64 [n, g], sums over the tokens of each document.
+    document_tokens: int [g], their counts. Both are None if only means were kept.
     """
 
     name: str
@@ -46,14 +47,13 @@ class LossSeries:
 
 @dataclass(frozen=True)
 class Saturation:
-    """How a series ends.
+    """The end of a series against its least loss.
 
-    best_step, best_loss: where the loss is least; final_step, final_loss: at the end.
-    relative: (L_final − L_min)/L_min.
-    interval: its 95 % interval over resampled documents, at these two steps; None without them. It
-        says how well the text measures the two models, and not whether a later step would differ.
-    p_end, p_rise: how often noise alone would end, or at some time lie, as far above an earlier
-        level as this series does; None where it has too few checkpoints.
+    best_step, best_loss: at the least loss; final_step, final_loss: at the end.
+    interval: 95 %, of `relative` over resampled documents at these two steps; None without them. It
+        is the error of measuring two models on this text, not that of the choice of steps.
+    p_end, p_rise: the probabilities that noise alone ends, or at any time lies, as far above an
+        earlier level as this series; None if it has too few checkpoints.
     """
 
     best_step: int
@@ -66,11 +66,12 @@ class Saturation:
 
     @property
     def relative(self) -> float:
+        """(L_final − L_min)/L_min."""
         return (self.final_loss - self.best_loss) / self.best_loss
 
     @property
     def verdict(self) -> Verdict | None:
-        """None where there are too few checkpoints to say."""
+        """The outcome of the test at `FALSE_POSITIVES`; None if the checkpoints are too few."""
         if self.p_end is None or self.p_rise is None:
             return None
         if self.p_end < FALSE_POSITIVES:
@@ -78,8 +79,8 @@ class Saturation:
         return "rises and recovers" if self.p_rise < FALSE_POSITIVES else "does not saturate"
 
 
-def saturation(series: LossSeries) -> Saturation:
-    """How a series ends; `end_and_rise` says how that is tested."""
+def detect_saturation(series: LossSeries) -> Saturation:
+    """Returns the end of a series against its least loss, tested by `end_and_rise`."""
     best = int(np.argmin(series.loss))
     late = late_part(series.steps)
     p_end = p_rise = None
@@ -101,17 +102,18 @@ def saturation(series: LossSeries) -> Saturation:
 
 
 def late_part(steps: np.ndarray) -> np.ndarray:
-    """Which checkpoints the test looks at: bool [n], those from a tenth of the last step on."""
+    """Returns a mask, bool [n], of the checkpoints tested: a tenth of the last step and later."""
     return np.asarray(steps) >= _FIRST_SHARE * steps[-1]
 
 
 def end_and_rise(loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
-    """How far the end of a series, and its highest part, lie above an earlier part: two statistics.
+    """Returns two statistics, [...] each: the rise to the end, and the largest rise to any time.
 
-    Parts are medians over a quarter of the checkpoints, which one spike does not move. The first
-    statistic is the last part less the lowest that has no checkpoint in common with it; the second
-    the most that any part exceeds one wholly before it. Both are in units of the noise: the mean
-    distance of a checkpoint from the mean of its four neighbours, without the largest fifth.
+    A level is the median over a window of a quarter of the checkpoints, which one spike does not
+    move. The first statistic is the last level minus the lowest of a window that does not overlap
+    it. The second is the most that a level exceeds that of any window wholly before it. The unit is
+    the noise: the mean distance of a checkpoint from the mean of its four neighbours, without the
+    largest fifth.
 
     Args:
         loss: float64 [..., n], n ≥ `FEWEST_CHECKPOINTS`.
@@ -127,8 +129,10 @@ def end_and_rise(loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
 
 
 def series_of_run(run: Run) -> LossSeries | None:
-    """A run's held-out losses, with those of the documents where its probes kept them; None if it
-    has none."""
+    """Returns a run's validation losses, with its documents' if its probes kept them all.
+
+    None if the run has no validation loss.
+    """
     steps, loss = run.series("eval", "step", "loss")
     if not len(steps):
         return None
@@ -149,13 +153,13 @@ def _noise(loss: np.ndarray) -> np.ndarray:
     distance = np.sort(np.abs(loss[..., 2:-2] - (before + after) / 4), axis=-1)
     kept = int(np.ceil(_KEPT_RESIDUALS * distance.shape[-1]))
     mean = distance[..., :kept].mean(axis=-1)
-    # A series without noise: any rise is one, and a flat one has none.
+    # Without noise any rise counts, and a flat series must have none.
     return np.maximum(mean, np.finfo(float).eps * np.abs(loss).max(axis=-1))
 
 
 @functools.lru_cache(maxsize=64)
 def _null(n: int) -> tuple[np.ndarray, np.ndarray]:
-    """The two statistics of series of n checkpoints of noise alone: float64 [simulated] each."""
+    """Returns the two statistics of simulated noise at n checkpoints: float64 [simulated] each."""
     rng = np.random.default_rng(0)
     noise = rng.standard_normal((_N_SIMULATED, n))
     for i in range(1, n):
@@ -165,7 +169,7 @@ def _null(n: int) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _paired_interval(series: LossSeries, best: int) -> tuple[float, float] | None:
-    """The middle 95 % of the relative loss over documents drawn anew, the same for both steps."""
+    """Returns the 95 % interval of the relative loss; both steps share each draw of documents."""
     if series.document_losses is None or series.document_tokens is None:
         return None
     n_documents = len(series.document_tokens)

@@ -1,6 +1,6 @@
-"""All that is asked of some points at once: the law, how sure it is, what it predicts.
+"""A study of points: their law, its intervals, its best budgets, and each point's gap to it.
 
-N, T, C: see `law_points`; m: budgets.
+N, T, C: see `points`; n: points; m: budgets.
 """
 
 from __future__ import annotations
@@ -13,19 +13,19 @@ import numpy as np
 from bottleneck.errors import UserError
 from bottleneck.laws.budgets import FlopsPerToken, IsoFlop, compute_optimal, isoflop
 from bottleneck.laws.comparison import Bootstrap, Candidate, bootstrap, compare, middle
-from bottleneck.laws.forms import CHINCHILLA, FORMS, Form
-from bottleneck.laws.points import Measured
-from bottleneck.laws.scaling_law import Points, ScalingLaw
+from bottleneck.laws.forms import Form
+from bottleneck.laws.points import Points
+from bottleneck.laws.scaling_law import ScalingLaw
 from bottleneck.terminal import count
 
-_BEYOND = (1.0, 10.0, 100.0)  # times the largest budget of the points, for which N and T are said
+_BEYOND = (1.0, 10.0, 100.0)  # times the points' largest budget: the budgets to optimise for
 
 
 @dataclass(frozen=True)
 class Optimum:
-    """What to spend budgets on: float64 [m], with 95 % intervals [2, m]; None without a bootstrap.
+    """The best N and T of budgets: float64 [m], with 95 % intervals [2, m], None if not resampled.
 
-    per_token: how C per token was taken to follow from N.
+    per_token: C per token as a function of N.
     """
 
     flops: np.ndarray
@@ -37,17 +37,17 @@ class Optimum:
 
 
 @dataclass(frozen=True)
-class Study:
-    """What a law and its points say of each other.
+class LawStudy:
+    """A law, the points it was fitted to, and the points it is compared with.
 
-    measured: all points; `fitted` are those that the law was fitted to.
+    fitted: bool [n], the points that the law was fitted to.
     candidates: the forms that were compared, the best first; `law` is the first one's.
-    gaps, gaps_of_best: float64 [n], L/L̂ − 1 of all points, at their end and where they were best;
-        None where only the end is known.
+    gaps: float64 [n], L/L̂ − 1 of all points.
+    gaps_of_best: the same where the loss of each was least; None if only the end is known.
     """
 
-    measured: Measured
-    fitted: np.ndarray  # bool [n]
+    points: Points
+    fitted: np.ndarray
     candidates: Sequence[Candidate]
     bootstrap: Bootstrap | None
     optimum: Optimum
@@ -57,80 +57,68 @@ class Study:
 
     @property
     def law(self) -> ScalingLaw:
+        """The law of the best form."""
         return self.candidates[0].law
 
     def interval(self, constant: str) -> list[float] | None:
+        """Returns the 95 % interval of a constant; None if it was fixed or not resampled."""
         if self.bootstrap is None or constant in self.law.fixed:
             return None
         return [float(end) for end in self.bootstrap.interval(constant)]
 
 
-def study(
-    measured: Measured,
+def study_points(
+    points: Points,
+    form: Form | str | None = None,
     fixed: Mapping[str, float] | None = None,
-    form: Form | None = None,
     n_resamples: int = 0,
     fit_from: float = 0.0,
-) -> Study:
-    """Fits and judges a law.
+    best: Points | None = None,
+) -> LawStudy:
+    """Returns a law of the points with its intervals, its best budgets and each point's gap to it.
 
     Args:
-        form: None takes Chinchilla's for full heads, and compares all forms where ranks differ.
-        n_resamples: of the bootstrap; 0 leaves it out.
-        fit_from: the least N that the law is fitted to; smaller models are held against it, as in
+        form: a form or its name; None takes Chinchilla's, or compares all if ranks differ.
+        fixed: known constants by name.
+        n_resamples: of the bootstrap; 0 skips it.
+        fit_from: the least N that the law is fitted to; smaller models are compared with it, as in
             figure 1b of Godey et al. 2024.
+        best: the same runs where their loss is least, for `gaps_of_best`.
+    Raises: `UserError` if no point has `fit_from` parameters, and for what `compare` refuses.
     """
-    everything, fitted = measured, measured.points.n_params >= fit_from
+    fitted = points.n_params >= fit_from
     if not fitted.any():
-        most = count(measured.points.n_params.max())
+        most = count(points.n_params.max())
         raise UserError(f"no point has {count(fit_from)} parameters; the largest has {most}")
-    measured = everything.take(fitted)
-    points, forms = measured.points, [form] if form else _forms(measured)
-    known = {name: None for candidate in forms for name in candidate.constants}
-    for name in fixed or {}:
-        if name not in known:
-            raise UserError(
-                f"{name} is no constant of {forms[0].formula}; there are {', '.join(known)}"
-            )
-    candidates = compare(points, forms, fixed)
+    chosen = points.take(fitted)
+    candidates = compare(chosen, [form] if form else None, fixed)
     law = candidates[0].law
-    resampled = bootstrap(law, points, n_resamples) if n_resamples else None
-    per_token = FlopsPerToken.of_points(points, measured.flops)
-    budgets = np.array([scale * measured.flops.max() for scale in _BEYOND])
+    resampled = bootstrap(law, chosen, n_resamples) if n_resamples else None
+    per_token = FlopsPerToken.of_points(chosen)
+    budgets = np.array(_BEYOND) * chosen.flops.max()
     n_params, n_tokens = compute_optimal(law.constants, budgets, per_token)
     intervals: list[np.ndarray | None] = [None, None]
     if resampled is not None:
-        resampled_optima = compute_optimal(resampled.constants, budgets, per_token)
-        intervals = [middle(optima) for optima in resampled_optima]
+        optima = compute_optimal(resampled.constants, budgets, per_token)
+        intervals = [middle(values) for values in optima]
     try:
-        parabolas = isoflop(*_full_heads(measured))
+        parabolas = isoflop(_full_heads(chosen))
     except UserError:
         parabolas = None
-    best = everything.best
-    return Study(
-        everything,
+    return LawStudy(
+        points,
         fitted,
         candidates,
         resampled,
         Optimum(budgets, n_params, n_tokens, intervals[0], intervals[1], per_token),
         parabolas,
-        law.relative_gap(everything.points),
+        law.relative_gap(points),
         None if best is None else law.relative_gap(best),
     )
 
 
-def _forms(measured: Measured) -> list[Form]:
-    """All forms where some head has not full rank, for the others need that."""
-    points = measured.points
-    if points.rank is None or points.width is None or (points.rank == points.width).all():
-        return [CHINCHILLA]
-    return list(FORMS.values())
-
-
-def _full_heads(measured: Measured) -> tuple[Points, np.ndarray]:
-    """The points with heads of full rank, and their budgets: a parabola is of one rank."""
-    points = measured.points
+def _full_heads(points: Points) -> Points:
+    """Returns the points with heads of full rank: a parabola is of one rank."""
     if points.rank is None or points.width is None:
-        return points, measured.flops
-    full = points.rank == points.width
-    return points.take(full), measured.flops[full]
+        return points
+    return points.take(points.rank == points.width)

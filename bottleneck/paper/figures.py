@@ -23,7 +23,7 @@ from bottleneck.drawing.style import (
     log10_ticks,
     styled,
 )
-from bottleneck.laws.rank import fit_rank_law
+from bottleneck.laws.rank import fit_rank
 from bottleneck.laws.saturation import late_part
 from bottleneck.laws.scaling_law import ScalingLaw
 from bottleneck.model.family import PYTHIA
@@ -141,7 +141,7 @@ def figure_6_drawn() -> Figure:
         ranks, losses = np.array([int(r) for r in curve]), np.array(list(curve.values()))
         colour = DISTINCT[index]
         dense = np.geomspace(ranks[0], ranks[-1], 100)
-        panels[0].plot(dense, fit_rank_law(ranks, losses)(dense), color=colour, lw=1)
+        panels[0].plot(dense, fit_rank(ranks, losses)(dense), color=colour, lw=1)
         panels[0].plot(ranks, losses, ls="", marker="o", color=colour, label=name)
         gaps = losses[:-1] - losses[-1]
         panels[1].plot(ranks[:-1], gaps, marker="o", color=colour, label=name)

@@ -1,7 +1,7 @@
 """What the paper's numbers give when they are computed anew: tables and sentences of its page.
 
 Each function answers for one figure or table of Godey, de la Clergerie and Sagot 2024, as HTML.
-N: total parameters; D: hidden width; p_end: see `saturation.Saturation`.
+N: total parameters; D: hidden width; p_end: see `laws.Saturation`.
 """
 
 from __future__ import annotations
@@ -12,15 +12,15 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from bottleneck.drawing.html import table
-from bottleneck.laws.onset import onset
-from bottleneck.laws.rank import fit_rank_law
+from bottleneck.laws.onset import detect_onset
+from bottleneck.laws.rank import fit_rank
 from bottleneck.laws.saturation import (
     FALSE_POSITIVES,
     NOISE_CORRELATION,
     LossSeries,
     Saturation,
+    detect_saturation,
     late_part,
-    saturation,
     series_of_run,
 )
 from bottleneck.laws.scaling_law import ScalingLaw, fit
@@ -39,9 +39,9 @@ Evals = Mapping[str, list[Row]]
 
 
 def saturation_found(runs: Sequence[Run]) -> list[str]:
-    judged = [(s, saturation(s)) for s in paper_values.figure_1a().values()]
+    judged = [(s, detect_saturation(s)) for s in paper_values.figure_1a().values()]
     own = [s for s in map(series_of_run, runs) if s is not None]
-    judged += [(s, saturation(s)) for s in own]
+    judged += [(s, detect_saturation(s)) for s in own]
     return [
         "<p>Does a curve end above its own earlier level? The test says so of at most "
         f"{FALSE_POSITIVES:.0%} of curves that never rise but for noise, whose neighbours may "
@@ -61,7 +61,7 @@ def evals_found(evals: Evals | None) -> list[str]:
     judged = []
     for model, rows in kept.items():
         series = published_evals.loss_series(model, rows)
-        judged.append((series, saturation(series)))
+        judged.append((series, detect_saturation(series)))
     return [
         "<p>The same test on LAMBADA's perplexity, as EleutherAI published it for the suite (v1) "
         "and for an earlier one of the same shapes (v0), which was trained otherwise and does not "
@@ -76,7 +76,7 @@ def _verdicts(judged: Sequence[tuple[LossSeries, Saturation]], unit: str) -> str
         begins = None
         if found.verdict in ("saturates", "rises and recovers"):
             late = late_part(series.steps)
-            begins = onset(series.steps[late], series.loss[late])
+            begins = detect_onset(series.steps[late], series.loss[late])
         rows.append(
             [
                 *(series.name, f"{found.best_step:,}", f"{found.best_loss:.3f}"),
@@ -93,15 +93,13 @@ def _verdicts(judged: Sequence[tuple[LossSeries, Saturation]], unit: str) -> str
 def law_found(law: ScalingLaw) -> list[str]:
     rows = []
     for step in (DIGITISED_STEP, LAST_STEP):
-        points = paper_values.final_points(FITTED, step)
         for delta, name in (
             (law.delta, "Huber of logarithms"),
             (math.inf, "least squares of them"),
         ):
-            found = fit(points.n_params, points.n_tokens, points.loss, HOFFMANN, delta=delta)
+            found = fit(paper_values.final_points(FITTED, step), fixed=HOFFMANN, delta=delta)
             rows.append([name, f"{step:,}", f"{found.A:.1f}", f"{found.alpha:.4f}", *_gaps(found)])
-    points = paper_values.final_points(FITTED)
-    other = fit(points.n_params, points.n_tokens, points.loss, _BESIROGLU)
+    other = fit(paper_values.final_points(FITTED), fixed=_BESIROGLU)
     rows.append(
         [
             *("Huber, B, β, E of Besiroglu et al.", f"{DIGITISED_STEP:,}"),
@@ -168,11 +166,11 @@ def onsets_found() -> list[str]:
     rows = []
     for model, curve in digitised()["fig5_singular_entropy"].items():
         steps = 1000.0 * np.array([int(step) for step in curve])
-        entropy = onset(steps, np.array(list(curve.values())))
+        entropy = detect_onset(steps, np.array(list(curve.values())))
         series, loss = paper_values.figure_1a().get(model), None
-        if series is not None and saturation(series).verdict != "does not saturate":
+        if series is not None and detect_saturation(series).verdict != "does not saturate":
             late = late_part(series.steps)
-            loss = onset(series.steps[late], series.loss[late])
+            loss = detect_onset(series.steps[late], series.loss[late])
         cap = math.log(PYTHIA[model.lower()][1])
         values = list(curve.values())
         rows.append(
@@ -187,7 +185,7 @@ def rank_found() -> list[str]:
     rows = []
     for model, curve in digitised()["fig6_loss"].items():
         ranks = np.array([int(r) for r in curve])
-        found = fit_rank_law(ranks, np.array(list(curve.values())))
+        found = fit_rank(ranks, np.array(list(curve.values())))
         full = curve[str(ranks[-1])]
         at_1000 = curve.get("1024", math.nan) - full
         rows.append(

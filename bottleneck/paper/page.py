@@ -77,8 +77,7 @@ def write_paper(folder: Path, evals: Evals | None = None, runs: Sequence[Run] = 
 
 
 def _sections(evals: Evals | None, runs: Sequence[Run]) -> Iterator[Section]:
-    points = paper_values.final_points(FITTED)
-    law = fit(points.n_params, points.n_tokens, points.loss, HOFFMANN)
+    law = fit(paper_values.final_points(FITTED), fixed=HOFFMANN)
     yield Section(
         "figure-1a",
         "Figure 1a: the loss of small models rises again",

@@ -9,8 +9,9 @@ from __future__ import annotations
 import numpy as np
 
 from bottleneck.config import ModelConfig
+from bottleneck.laws.points import Points
 from bottleneck.laws.saturation import LossSeries
-from bottleneck.laws.scaling_law import Points, ScalingLaw
+from bottleneck.laws.scaling_law import ScalingLaw
 from bottleneck.model.accounting import count_parameters
 from bottleneck.model.family import PYTHIA, pythia
 from bottleneck.paper.curves import TOKENS_PER_STEP, digitised

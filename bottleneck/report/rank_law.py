@@ -20,7 +20,7 @@ from bottleneck.drawing.style import (
     styled,
     styles,
 )
-from bottleneck.laws.rank import LEAST_RANKS, fit_rank_law
+from bottleneck.laws.rank import LEAST_RANKS, fit_rank
 from bottleneck.report.summary import same_but_for_rank, summary_table
 from bottleneck.runs.reading import Run
 
@@ -49,7 +49,7 @@ def rank_law(runs: Sequence[Run]) -> Figure:
         style = look[group[-1].name]
         ranks = np.array([run.head_rank for run in group])
         measured = np.array([losses[run.name] for run in group])
-        law = fit_rank_law(ranks, measured)
+        law = fit_rank(ranks, measured)
         fine = np.geomspace(ranks.min(), ranks.max(), 200)
         name = (
             f"D = {group[-1].config.model.d_model}: {law.floor:.3f} + "

@@ -18,13 +18,13 @@ from bottleneck.drawing.style import (
     styled,
     styles,
 )
-from bottleneck.laws.onset import Onset, onset
+from bottleneck.laws.onset import Onset, detect_onset
 from bottleneck.laws.saturation import (
     FEWEST_CHECKPOINTS,
     LossSeries,
     Saturation,
+    detect_saturation,
     late_part,
-    saturation,
     series_of_run,
 )
 from bottleneck.runs.reading import Run
@@ -40,7 +40,7 @@ def saturation_figure(runs: Sequence[Run]) -> Figure:
     for run in runs:
         series = series_of_run(run)
         if series is not None and late_part(series.steps).sum() >= FEWEST_CHECKPOINTS:
-            shown.append((run, series, saturation(series)))
+            shown.append((run, series, detect_saturation(series)))
     if not shown:
         raise NothingToShow(
             f"no run has {FEWEST_CHECKPOINTS} held-out evaluations in the last nine tenths of its "
@@ -92,7 +92,7 @@ def _onsets(run: Run, series: LossSeries, found: Saturation) -> dict[str, Onset]
     for name, (steps, values) in rises.items():
         if len(steps):
             late = late_part(steps)
-            begins = onset(steps[late], values[late])
+            begins = detect_onset(steps[late], values[late])
             if begins is not None:
                 begun[name] = begins
     return begun

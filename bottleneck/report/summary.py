@@ -17,7 +17,7 @@ import polars as pl
 from rich.console import Console
 from rich.table import Table
 
-from bottleneck.laws.saturation import LossSeries, saturation
+from bottleneck.laws.saturation import LossSeries, detect_saturation
 from bottleneck.probes.document_sums import DocumentSums
 from bottleneck.runs.reading import Run
 from bottleneck.terminal import PlainConsole, count
@@ -81,7 +81,7 @@ def summary_table(runs: Sequence[Run]) -> pl.DataFrame:
         }
         steps, losses = run.series("eval", "step", "loss")
         if len(steps):
-            ending = saturation(LossSeries(run.name, steps, losses))
+            ending = detect_saturation(LossSeries(run.name, steps, losses))
             row["relative_loss"], row["verdict"] = ending.relative, ending.verdict
         reference = full_rank_reference(run, runs)
         if reference is not None:

@@ -26,9 +26,13 @@ def one_line(error):
         ("empty.csv", b"", "cannot be read: empty"),
         ("blank.csv", b"\n\n", "points|column|cannot be read"),
         ("rubbish.csv", bytes(range(256)), "cannot be read|no column"),
-        ("latin.csv", HEADER.encode() + "1,2,ü\n".encode("latin-1"), "cannot be read|no number"),
+        ("latin.csv", HEADER.encode() + "1,2,ü\n".encode("latin-1"), "cannot be read|not a number"),
         ("rows.csv", b"n_params,n_tokens,loss\n1,2\n3,4,5,6\n", "cannot be read|is empty in row 1"),
-        ("words.csv", HEADER.encode() + b"1e6,1e9,high\n", "loss holds what is no number"),
+        (
+            "words.csv",
+            HEADER.encode() + b"1e6,1e9,high\n",
+            "loss holds a value that is not a number",
+        ),
         ("nan.csv", HEADER.encode() + b"1e6,1e9,2\n1e6,1e9,nan\n", "loss is nan in row 2; it must"),
         (
             "inf.csv",
@@ -46,9 +50,9 @@ def one_line(error):
         ("null.json", b"null", "cannot be read|no rows"),
         ("text.json", b'"n_params"', "cannot be read|no column"),
         ("deep.json", b"[" * 100_000, "cannot be read"),
-        ("nested.json", b'[{"n_params": {"a": 1}, "n_tokens": 1, "loss": 2}]', "no number"),
+        ("nested.json", b'[{"n_params": {"a": 1}, "n_tokens": 1, "loss": 2}]', "not a number"),
         ("lists.json", b'{"n_params": [1, 2], "n_tokens": [1], "loss": [2]}', "cannot be read"),
-        ("mixed.json", b'[{"n_params": 1, "n_tokens": "x", "loss": 2}]', "no number"),
+        ("mixed.json", b'[{"n_params": 1, "n_tokens": "x", "loss": 2}]', "not a number"),
         ("big.json", b'[{"n_params": 1' + b"0" * 5000 + b"}]", "cannot be read"),
         ("empty.jsonl", b"", "cannot be read|no rows"),
         ("torn.jsonl", b'{"n_params": 1, "n_tok', "cannot be read"),
@@ -73,7 +77,7 @@ def test_a_byte_order_mark_and_windows_line_ends_change_nothing(tmp_path):
     as_json.write_bytes(b"\xef\xbb\xbf" + json.dumps(rows).encode())
     for path in (windows, as_json):
         for name in ("n_params", "n_tokens", "loss"):
-            found, expected = (getattr(from_table(p).points, name) for p in (path, plain))
+            found, expected = (getattr(from_table(p), name) for p in (path, plain))
             np.testing.assert_array_equal(found, expected)
 
 
@@ -93,7 +97,7 @@ def test_any_bytes_are_points_or_one_line(tmp_path_factory, content):
         path = folder / f"any.{suffix}"
         path.write_bytes(content)
         try:
-            points = from_table(path).points
+            points = from_table(path)
         except UserError as error:
             one_line(error)
         else:

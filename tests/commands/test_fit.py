@@ -53,7 +53,7 @@ def test_smaller_models_are_held_against_the_law_of_the_larger(table, capsys):
 
 
 def test_tables_of_other_kinds_and_names_hold_the_same_points(table, tmp_path):
-    expected = from_table(table).points
+    expected = from_table(table)
     rows = [
         {"Model Size": n, "Training FLOP": 6 * n * t, "loss": loss}
         for n, t, loss in zip(expected.n_params, expected.n_tokens, expected.loss, strict=True)
@@ -62,7 +62,7 @@ def test_tables_of_other_kinds_and_names_hold_the_same_points(table, tmp_path):
     as_rows.write_text(json.dumps(rows))
     as_columns.write_text(json.dumps({key: [row[key] for row in rows] for key in rows[0]}))
     for path in (as_rows, as_columns):
-        found = from_table(path, {"n_params": "Model Size", "flops": "Training FLOP"}).points
+        found = from_table(path, {"n_params": "Model Size", "flops": "Training FLOP"})
         np.testing.assert_allclose(found.n_tokens, expected.n_tokens, rtol=1e-12)
         np.testing.assert_array_equal(found.loss, expected.loss)
 
@@ -74,7 +74,7 @@ def test_tables_of_other_kinds_and_names_hold_the_same_points(table, tmp_path):
         (["--table=absent.csv"], "there is no such file"),
         (["--table={table}", "--fixed=B"], "--fixed takes NAME=VALUE"),
         (["--table={table}", "--fixed=B=x"], "B=x is not a number"),
-        (["--table={table}", "--fixed=kappa=1"], "kappa is no constant of"),
+        (["--table={table}", "--fixed=kappa=1"], "kappa is not a constant of"),
         (["--table={table}", "--columns", "loss=Loss"], "no such column; it has n_params, loss"),
         (["--table={table}", "--form=additive"], "needs the rank of every point"),
         (
@@ -82,7 +82,7 @@ def test_tables_of_other_kinds_and_names_hold_the_same_points(table, tmp_path):
             "--bootstrap=-1 is not allowed; it must be at least 0",
         ),
         (["--table={table}", "{table}"], "not both"),
-        (["runs", "--columns", "loss=l"], "there is none"),
+        (["runs", "--columns", "loss=l"], "--table; give one"),
     ],
 )
 def test_mistakes_are_one_line(table, arguments, message):
@@ -96,7 +96,10 @@ def test_mistakes_are_one_line(table, arguments, message):
     [
         ("n_params,loss\n1,2\n", "has no column n_tokens"),
         ("n_params,n_tokens,loss\n1e6,1e9,\n", "column loss is empty in row 1"),
-        ("n_params,n_tokens,loss\n1e6,1e9,high\n", "column loss holds what is no number"),
+        (
+            "n_params,n_tokens,loss\n1e6,1e9,high\n",
+            "column loss holds a value that is not a number",
+        ),
         ("n_params,n_tokens,loss\n", "has no rows"),
     ],
 )

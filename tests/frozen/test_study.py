@@ -21,7 +21,7 @@ from bottleneck.frozen.heads import BatchOrder, Heads, Training, schedule, start
 from bottleneck.frozen.optimum import convex_optimum
 from bottleneck.frozen.results import load_results
 from bottleneck.frozen.study import Plan, Study
-from bottleneck.laws.rank import fit_rank_law
+from bottleneck.laws.rank import fit_rank
 from bottleneck.model.head import HeadFactors
 from bottleneck.probes import truncation
 from bottleneck.probes.gap import rank_sweep
@@ -262,7 +262,7 @@ def test_a_wrong_value_is_one_line(changes, message, features, tmp_path):
 def test_the_rank_law_finds_its_constants_and_intervals_hold_them():
     ranks = np.array([4, 8, 16, 32, 64, 128])
     exact = 2.3 + 5 * ranks**-0.6
-    law = fit_rank_law(ranks, exact)
+    law = fit_rank(ranks, exact)
     assert law.floor == pytest.approx(2.3, abs=0.05) and law.exponent == pytest.approx(
         0.6, abs=0.01
     )
@@ -271,7 +271,7 @@ def test_the_rank_law_finds_its_constants_and_intervals_hold_them():
     document_losses = (
         exact + rng.standard_normal((400, 1)) * 0.3 + 0.2 * rng.standard_normal((400, 6))
     )
-    noisy = fit_rank_law(ranks, document_losses.mean(0), document_losses, np.ones(400))
+    noisy = fit_rank(ranks, document_losses.mean(0), document_losses, np.ones(400))
     low, high = noisy.intervals["exponent"]
     assert low < 0.6 < high and high - low < 0.2
 

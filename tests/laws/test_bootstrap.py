@@ -5,7 +5,8 @@ import pytest
 
 from bottleneck.laws import comparison as law_bootstrap
 from bottleneck.laws.comparison import bootstrap, middle
-from bottleneck.laws.scaling_law import Points, ScalingLaw, fit, refit
+from bottleneck.laws.points import Points
+from bottleneck.laws.scaling_law import ScalingLaw, fit, refit
 
 TRUE = {"E": 1.8, "A": 400.0, "B": 2000.0, "alpha": 0.34, "beta": 0.36}
 
@@ -29,7 +30,7 @@ def test_resampled_constants_spread_as_a_mean_does():
     rng = np.random.default_rng(1)
     points = Points(np.full(50, 1e8), np.full(50, 1e10), np.exp(0.1 * rng.standard_normal(50)))
     fixed = {"A": 1e-40, "B": 1e-40, "alpha": 0.3, "beta": 0.3}
-    law = fit(points.n_params, points.n_tokens, points.loss, fixed, delta=np.inf)
+    law = fit(points, fixed=fixed, delta=np.inf)
     resampled = bootstrap(law, points, 2000)
     log_e, log_l = np.log(resampled.constants["E"]), np.log(points.loss)
     error = log_l.std() / np.sqrt(50)
@@ -43,7 +44,7 @@ def test_resampled_constants_spread_as_a_mean_does():
 
 def test_a_resample_has_as_many_different_points_as_there_are_constants(monkeypatch):
     points, drawn = points_of(4), []
-    law = fit(points.n_params, points.n_tokens, points.loss, {"alpha": 0.34, "beta": 0.36})
+    law = fit(points, fixed={"alpha": 0.34, "beta": 0.36})
 
     def seen(law, points, weights_Sxn):
         drawn.append(weights_Sxn)
@@ -61,7 +62,7 @@ def test_a_resample_has_as_many_different_points_as_there_are_constants(monkeypa
 
 def test_a_seed_gives_the_same_resamples_and_another_gives_others():
     points = points_of(12)
-    law = fit(points.n_params, points.n_tokens, points.loss, {"B": 2000.0, "beta": 0.36, "E": 1.8})
+    law = fit(points, fixed={"B": 2000.0, "beta": 0.36, "E": 1.8})
     first, again, other = (bootstrap(law, points, 20, seed).constants["A"] for seed in (0, 0, 1))
     np.testing.assert_array_equal(first, again)
     assert not np.array_equal(first, other)

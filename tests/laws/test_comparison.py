@@ -18,7 +18,8 @@ from bottleneck.laws.comparison import (
     log_likelihood,
 )
 from bottleneck.laws.forms import ADDITIVE, CHINCHILLA, EFFECTIVE_DATA, EFFECTIVE_WIDTH
-from bottleneck.laws.scaling_law import Points, ScalingLaw, fit, refit
+from bottleneck.laws.points import Points
+from bottleneck.laws.scaling_law import ScalingLaw, fit, refit
 
 BASE = {"E": 1.7, "A": 400.0, "B": 900.0, "alpha": 0.34, "beta": 0.32}
 WITH_RANK = {
@@ -73,7 +74,7 @@ def test_extrapolation_leaves_the_largest_models_out():
     loss = np.where(largest, 1.1 * points.loss, points.loss)
     changed = Points(points.n_params, points.n_tokens, loss)
     # The law of the smaller sizes is exact, so the whole tenth that was added is the error.
-    law = fit(points.n_params, points.n_tokens, points.loss)
+    law = fit(points)
     assert extrapolation_error(law, changed) == pytest.approx(np.log(1.1), rel=1e-4)
 
 
@@ -104,7 +105,7 @@ def test_without_a_delta_the_likelihood_is_the_normal_distributions():
 def constant_law(points: Points) -> ScalingLaw:
     """Least squares with E alone to be fitted and terms of no weight: L̂ is the geometric mean."""
     fixed = {"A": 1e-40, "B": 1e-40, "alpha": 0.3, "beta": 0.3}
-    return fit(points.n_params, points.n_tokens, points.loss, fixed, delta=np.inf)
+    return fit(points, fixed=fixed, delta=np.inf)
 
 
 def scattered(n: int, seed: int = 0) -> Points:
@@ -165,7 +166,7 @@ def test_each_point_is_predicted_once_from_the_other_nine_tenths(n, monkeypatch)
 def test_errors_are_not_known_where_fewer_points_are_left_than_constants():
     four = sweep(WITH_RANK["chinchilla"]).take(np.array([3, 15, 27, 39]))  # four sizes
     three = four.take(np.arange(3))
-    law = fit(four.n_params, four.n_tokens, four.loss, {"alpha": 0.34, "beta": 0.32})
+    law = fit(four, fixed={"alpha": 0.34, "beta": 0.32})
     for error in (held_out_error, extrapolation_error):
         assert np.isfinite(error(law, four)) and np.isnan(error(law, three))
 

@@ -9,9 +9,9 @@ from bottleneck.laws.saturation import (
     FALSE_POSITIVES,
     LossSeries,
     Saturation,
+    detect_saturation,
     end_and_rise,
     late_part,
-    saturation,
     series_of_run,
 )
 from bottleneck.paper.evals import LOSSES, loss_series, read_evals
@@ -23,7 +23,7 @@ EVALS = Path(__file__).parent / "data" / "pythia_evals.json"
 
 
 def judged(loss, steps=STEPS):
-    return saturation(LossSeries("made up", steps[-len(loss) :], np.asarray(loss)))
+    return detect_saturation(LossSeries("made up", steps[-len(loss) :], np.asarray(loss)))
 
 
 def decay(steps=STEPS):
@@ -42,7 +42,7 @@ def decay(steps=STEPS):
     ],
 )
 def test_verdicts_on_figure_1a(model, verdict):
-    found = saturation(figure_1a()[model])
+    found = detect_saturation(figure_1a()[model])
     assert found.verdict == verdict
     # The dossier's best steps, confirmed by the FLOPs of figure 1b.
     best = {"14M": 35, "31M": 50, "70M": 50, "160M": 75, "410M": 140}
@@ -52,7 +52,7 @@ def test_verdicts_on_figure_1a(model, verdict):
 def test_verdicts_on_the_published_evaluations():
     evals = read_evals(EVALS)
     verdicts = {
-        model: saturation(loss_series(model, rows)).verdict for model, rows in evals.items()
+        model: detect_saturation(loss_series(model, rows)).verdict for model, rows in evals.items()
     }
     saturated = {model for model, verdict in verdicts.items() if verdict == "saturates"}
     assert saturated == {"pythia-v1/pythia-70m", "pythia-v1/pythia-160m"}
@@ -62,7 +62,7 @@ def test_verdicts_on_the_published_evaluations():
     words = {model: rows for model, rows in evals.items() if LOSSES[1] in rows[-1]}
     assert "pythia-v0/pythia-160m" in words
     for model, rows in words.items():
-        assert saturation(loss_series(model, rows, LOSSES[1])).verdict == "does not saturate"
+        assert detect_saturation(loss_series(model, rows, LOSSES[1])).verdict == "does not saturate"
 
 
 def simulated(kind: str, rng: np.random.Generator) -> np.ndarray:
@@ -154,7 +154,7 @@ def with_documents(rng, rise, n_documents=60):
 
 def test_the_interval_is_paired_by_document_and_agrees_with_the_jackknife():
     series = with_documents(np.random.default_rng(6), rise=0.05)
-    low, high = saturation(series).interval
+    low, high = detect_saturation(series).interval
     sums, tokens = series.document_losses, series.document_tokens
     left_out = []
     for i in range(len(tokens)):
@@ -165,7 +165,7 @@ def test_the_interval_is_paired_by_document_and_agrees_with_the_jackknife():
     assert (high - low) / (2 * 1.96) == pytest.approx(error, rel=0.15)
     # Unpaired, the spread of the documents, 1 nat, would drown a rise of 0.05.
     assert high - low < 0.02
-    assert low < saturation(series).relative < high
+    assert low < detect_saturation(series).relative < high
 
 
 def by_hand(loss):
@@ -245,7 +245,7 @@ def test_the_interval_ends_at_the_quantiles_of_another_resampling():
     resampled = np.sort((last - least) / least)
     expected, spread = resampled[[500, -501]], resampled.std()
     # A quantile of 2.5 % of 2,000 is sure to 0.06 of the spread; 5 % is 0.3 of it away.
-    np.testing.assert_allclose(saturation(series).interval, expected, atol=0.2 * spread)
+    np.testing.assert_allclose(detect_saturation(series).interval, expected, atol=0.2 * spread)
 
 
 def test_intervals_hold_the_true_rise_as_often_as_they_say():
@@ -253,7 +253,7 @@ def test_intervals_hold_the_true_rise_as_often_as_they_say():
     for seed in range(100):
         series = with_documents(np.random.default_rng(seed), rise=0.05)
         true = 0.05 * series.document_tokens.sum() / series.document_losses[1].sum()
-        low, high = saturation(series).interval
+        low, high = detect_saturation(series).interval
         inside += low <= true <= high
     # 95 of 100 within three standard errors.
     assert inside >= 88

@@ -1,6 +1,7 @@
 """The fit of scaling laws: against scipy, against known constants, against the paper's numbers."""
 
 import time
+from dataclasses import replace
 
 import jax
 import numpy as np
@@ -20,7 +21,8 @@ from bottleneck.laws.forms import (
     FORMS,
     log_quantities,
 )
-from bottleneck.laws.scaling_law import Points, ScalingLaw, fit, refit
+from bottleneck.laws.points import Points
+from bottleneck.laws.scaling_law import ScalingLaw, fit, refit
 
 # Besiroglu et al. 2024, of the 245 points that they read off figure 4 of Hoffmann et al. 2022.
 TRUE = {"E": 1.8169, "A": 482.01, "B": 2085.43, "alpha": 0.3478, "beta": 0.3659}
@@ -61,7 +63,7 @@ def points() -> Points:
 
 @pytest.fixture(scope="module")
 def law(points) -> ScalingLaw:
-    return fit(points.n_params, points.n_tokens, points.loss)
+    return fit(points)
 
 
 def test_the_grid_of_starts_is_that_of_hoffmann():
@@ -97,7 +99,7 @@ def test_no_start_of_scipy_ends_below_the_fit(points, law):
 
 def test_constants_are_recovered_from_losses_without_noise():
     exact = chinchilla_like(noise=0)
-    law = fit(exact.n_params, exact.n_tokens, exact.loss)
+    law = fit(exact)
     assert law.constants == pytest.approx(TRUE, rel=1e-5)
 
 
@@ -108,7 +110,7 @@ def test_the_rest_of_the_program_keeps_32_bits(law):
 
 def test_fixed_constants_stay_and_the_others_are_the_best_given_them(points):
     fixed = {"B": 2000.0, "beta": 0.36, "E": 1.8}
-    law = fit(points.n_params, points.n_tokens, points.loss, fixed)
+    law = fit(points, fixed=fixed)
     assert {name: law.constants[name] for name in fixed} == fixed
     objective = scipy_objective(points, law.delta)
     gradient = objective(np.array(as_theta(law.constants)))[1]
@@ -116,7 +118,7 @@ def test_fixed_constants_stay_and_the_others_are_the_best_given_them(points):
 
 
 def test_an_infinite_delta_is_least_squares(points):
-    law = fit(points.n_params, points.n_tokens, points.loss, delta=np.inf)
+    law = fit(points, delta=np.inf)
     residuals = np.log1p(law.relative_gap(points))
     assert law.objective == pytest.approx(residuals @ residuals / 2, rel=1e-12)
     objective = scipy_objective(points, np.inf)
@@ -128,7 +130,7 @@ def test_one_wild_point_moves_the_huber_fit_less_than_least_squares(points, law)
     loss = points.loss.copy()
     loss[7] *= 3
     moved = {
-        delta: fit(points.n_params, points.n_tokens, loss, {"E": law.E}, delta=delta).beta
+        delta: fit(replace(points, loss=loss), fixed={"E": law.E}, delta=delta).beta
         for delta in (1e-3, np.inf)
     }
     assert abs(moved[1e-3] - law.beta) < 0.01 < abs(moved[np.inf] - law.beta)
@@ -138,7 +140,7 @@ def test_a_point_counted_twice_is_the_point_given_twice(points, law):
     chosen = np.concatenate([np.arange(48), np.arange(16)])
     weights = np.bincount(chosen, minlength=64)[None]
     constants = refit(law, points, weights)
-    repeated = fit(points.n_params[chosen], points.n_tokens[chosen], points.loss[chosen])
+    repeated = fit(points.take(chosen))
     found = {name: values[0] for name, values in constants.items()}
     assert found == pytest.approx(repeated.constants, rel=1e-6)
 
@@ -155,7 +157,7 @@ def test_laws_with_a_rank_recover_their_constants(form):
     sizes = sizes * np.exp(rng.normal(0, 0.1, len(sizes)))
     law = ScalingLaw(**true, form=form)
     loss = law.predict(sizes, tokens, widths * shares, widths)
-    found = fit(sizes, tokens, loss, rank=widths * shares, width=widths, form=form)
+    found = fit(Points(sizes, tokens, loss, widths * shares, widths), form.name)
     assert found.constants == pytest.approx(true, rel=1e-4)
 
 
@@ -179,30 +181,36 @@ def test_an_effective_width_is_a_smaller_model():
 @pytest.mark.parametrize(
     ("arguments", "message"),
     [
-        (([1e6], [1e9], [3.0]), "1 points cannot say 5 constants"),
+        (([1e6], [1e9], [3.0]), "1 points cannot determine 5 constants"),
         (
             ([1e6, 2e6], [1e9, -1], [3.0, 3.0]),
-            "n_tokens must be finite and above zero, and is -1 at point 1",
+            "n_tokens is -1 in row 2; it must be a finite number above 0",
         ),
         (([1e6, 2e6], [1e9, 1e9], [3.0]), "loss must be 2 numbers"),
-        (([1e6], [1e9], [3.0], {"C": 1.0}), "C is no constant of the law"),
+        (([1e6], [1e9], [3.0], {"C": 1.0}), "C is not a constant of the law"),
         (([1e6], [1e9], [3.0], {"A": -1.0}), "A=-1 is not allowed"),
         (([1e6], [1e9], [3.0], TRUE), "every constant .* is fixed"),
         (([1e6], [1e9], [3.0], {"A": 0.0}), "A=0 is not allowed; it must be above zero"),
         (([1e6], [1e9], [3.0], {"alpha": np.inf}), "alpha=inf is not allowed; it must be finite"),
-        (([1e6], [0.0], [3.0]), "n_tokens must be finite and above zero, and is 0 at point 0"),
-        (([1e6, 1e6], [1e9, np.inf], [3.0, 3.0]), "n_tokens must .* and is inf at point 1"),
+        (([1e6], [0.0], [3.0]), "n_tokens is 0 in row 1; it must be a finite number above 0"),
+        (([1e6, 1e6], [1e9, np.inf], [3.0, 3.0]), "n_tokens is inf in row 2; it must be a finite"),
         (([1e6], [1e9], [[3.0]]), "loss must be 1 numbers"),
     ],
 )
 def test_points_that_cannot_be_fitted_are_the_users_mistake(arguments, message):
+    n_params, n_tokens, loss, *fixed = arguments
     with pytest.raises(UserError, match=message):
-        fit(*arguments)
+        fit(Points(n_params, n_tokens, loss), "chinchilla", *fixed)
+
+
+def test_an_unknown_form_is_the_users_mistake(points):
+    with pytest.raises(UserError, match="form=chinchila is unknown; did you mean chinchilla"):
+        fit(points, "chinchila")
 
 
 def test_a_law_with_a_rank_asks_for_the_ranks(points):
     with pytest.raises(UserError, match="needs the rank and width of every point"):
-        fit(points.n_params, points.n_tokens, points.loss, form=EFFECTIVE_WIDTH)
+        fit(points, EFFECTIVE_WIDTH)
 
 
 def test_design_and_starts_agree_on_the_order_of_the_constants():
@@ -241,7 +249,7 @@ def polished(objective, theta: np.ndarray):
 
 def test_a_fit_is_at_the_end_of_a_valley_that_80_steps_do_not_walk_down():
     points, fixed = few_points(5, 8, 1e8), {"beta": 0.36}
-    law = fit(points.n_params, points.n_tokens, points.loss, fixed)
+    law = fit(points, fixed=fixed)
     full = scipy_objective(points, 1e-3)
 
     def objective(theta):  # e, a, b and alpha
@@ -258,7 +266,7 @@ def test_a_fit_is_at_the_end_of_a_valley_that_80_steps_do_not_walk_down():
 
 def test_the_lower_of_two_minima_is_chosen_by_a_fit_and_for_each_resample():
     points, fixed = few_points(4, 9, 1e7, is_one_length=True), {"B": 2000.0, "beta": 0.36}
-    law = fit(points.n_params, points.n_tokens, points.loss, fixed)
+    law = fit(points, fixed=fixed)
 
     def objective(theta, weights=1.0):  # e, a and alpha
         terms = [np.full(9, theta[0]), theta[1] - theta[2] * np.log(points.n_params)]
@@ -284,19 +292,22 @@ def test_the_lower_of_two_minima_is_chosen_by_a_fit_and_for_each_resample():
 
 
 def test_points_are_taken_with_all_that_belongs_to_them():
-    columns = np.arange(1.0, 21).reshape(5, 4)
-    points = Points(*columns)
+    columns = np.arange(1.0, 25).reshape(6, 4)
+    points = Points(*columns, names=tuple("abcd"), note="counted so")
     for chosen in (np.array([True, False, True, False]), np.array([2, 0, 0])):
         taken = points.take(chosen)
-        for name, column in zip(vars(points), columns, strict=True):
-            np.testing.assert_array_equal(getattr(taken, name), column[chosen])
+        fields = vars(taken)
+        assert fields.pop("names") == tuple(np.array([*"abcd"])[chosen])
+        assert fields.pop("note") == "counted so"
+        for values, column in zip(fields.values(), columns, strict=True):
+            np.testing.assert_array_equal(values, column[chosen])
     without = Points(*columns[:3]).take(np.array([1]))
     assert without.rank is None and without.width is None
 
 
 def test_as_many_points_as_constants_are_enough():
     points = few_points(0, 3, 1e8)
-    law = fit(points.n_params, points.n_tokens, points.loss, {"alpha": 0.34, "beta": 0.36})
+    law = fit(points, fixed={"alpha": 0.34, "beta": 0.36})
     assert set(law.free) == {"E", "A", "B"} and law.fixed == ("alpha", "beta")
 
 
@@ -308,7 +319,7 @@ def test_the_gap_is_above_zero_where_a_point_is_worse_than_the_law():
 
 def test_other_deltas_are_kept_by_the_law(points):
     fixed = {"B": 2000.0, "beta": 0.36, "E": 1.8}
-    law = fit(points.n_params, points.n_tokens, points.loss, fixed, delta=0.02)
+    law = fit(points, fixed=fixed, delta=0.02)
     assert law.delta == 0.02
     value, _ = scipy_objective(points, 0.02)(np.array(as_theta(law.constants)))
     assert law.objective == pytest.approx(value, rel=1e-12)
@@ -329,7 +340,7 @@ def coverage(n_repetitions: int, n_resamples: int, n_points: int) -> dict[str, i
         found = {k: float(v[0]) for k, v in refit(true, noisy, np.ones((1, n_points))).items()}
         law = ScalingLaw(**found, minima=np.array([as_theta(found)]))
         if seed == 0:
-            law = fit(noisy.n_params, noisy.n_tokens, noisy.loss)
+            law = fit(noisy)
             assert law.constants == pytest.approx(found, rel=1e-5)
         resampled = bootstrap(law, noisy, n_resamples, seed)
         for name, value in TRUE.items():
@@ -357,7 +368,7 @@ def test_intervals_hold_the_true_constants_in_90_of_100_repetitions():
 def test_245_points_and_1000_resamples_are_fitted_in_time():
     points = chinchilla_like(n=245)
     start = time.process_time()
-    law = fit(points.n_params, points.n_tokens, points.loss)
+    law = fit(points)
     fitted = time.process_time()
     bootstrap(law, points, 1000)
     resampled = time.process_time()

@@ -2,55 +2,55 @@
 
 import io
 import json
+from dataclasses import replace
 
 import numpy as np
 import pytest
 from rich.console import Console
 
 from bottleneck.laws.budgets import FlopsPerToken, IsoFlop, compute_optimal, isoflop
-from bottleneck.laws.comparison import Bootstrap, Candidate
+from bottleneck.laws.comparison import Bootstrap, Candidate, compare
 from bottleneck.laws.forms import ADDITIVE, CHINCHILLA, EFFECTIVE_WIDTH
-from bottleneck.laws.points import Measured
+from bottleneck.laws.points import Points
 from bottleneck.laws.report import as_json, show
-from bottleneck.laws.scaling_law import Points, ScalingLaw
-from bottleneck.laws.study import Optimum, Study, study
+from bottleneck.laws.scaling_law import ScalingLaw
+from bottleneck.laws.study import LawStudy, Optimum, study_points
 
 LAW = ScalingLaw(E=1.8, A=400.0, B=2000.0, alpha=0.34, beta=0.36, gamma=0.2, form=EFFECTIVE_WIDTH)
 KNOWN = {"A": 400.0, "B": 2000.0, "alpha": 0.34, "beta": 0.36, "gamma": 0.2}
 
 
-def measured_grid() -> Measured:
-    """Two budgets of five sizes, each with a full head and with one of an eighth of the width."""
-    best = compute_optimal(LAW.constants, np.array([1e19, 1e20]))[0]
-    sizes = np.repeat((best[:, None] * np.geomspace(0.2, 5, 5)).ravel(), 2)
+def grid() -> tuple[Points, Points]:
+    """Two budgets of five sizes, each with a full head and one of an eighth: ends and bests."""
+    optimal = compute_optimal(LAW.constants, np.array([1e19, 1e20]))[0]
+    sizes = np.repeat((optimal[:, None] * np.geomspace(0.2, 5, 5)).ravel(), 2)
     flops = np.repeat([1e19, 1e20], 10)
     ranks, widths = np.tile([512.0, 64.0], 10), np.full(20, 512.0)
     tokens = flops / 6 / sizes
     noise = np.exp(0.001 * np.random.default_rng(0).standard_normal(20))
     losses = LAW.predict(sizes, tokens, ranks, widths) * noise
-    points = Points(sizes, tokens, losses, ranks, widths)
-    best_points = Points(sizes, tokens / 2, losses * 0.97, ranks, widths)
+    best = Points(sizes, tokens / 2, losses * 0.97, ranks, widths)
     # C is not 6·N·T, so that how it is counted matters to what is best.
     counted = flops * (sizes / 1e8) ** -0.1
-    return Measured(points, counted, tuple(f"run{i}" for i in range(20)), "as made", best_points)
+    names = tuple(f"run{i}" for i in range(20))
+    return Points(sizes, tokens, losses, ranks, widths, counted, names, "as made"), best
 
 
 @pytest.fixture(scope="module")
-def result() -> Study:
-    measured = measured_grid()
-    smallest_but_two = np.sort(measured.points.n_params)[2]
-    return study(measured, KNOWN, EFFECTIVE_WIDTH, n_resamples=200, fit_from=smallest_but_two)
+def result() -> LawStudy:
+    points, best = grid()
+    smallest_but_two = np.sort(points.n_params)[2]
+    return study_points(points, EFFECTIVE_WIDTH, KNOWN, 200, fit_from=smallest_but_two, best=best)
 
 
 def test_a_law_is_fitted_to_the_models_from_a_size_on(result):
-    sizes = result.measured.points.n_params
+    sizes = result.points.n_params
     np.testing.assert_array_equal(result.fitted, sizes > sizes.min())
     assert result.fitted.sum() == 18
 
 
 def test_gaps_are_over_all_points_at_their_end_and_at_their_best(result):
-    points, best = result.measured.points, result.measured.best
-    for gaps, p in ((result.gaps, points), (result.gaps_of_best, best)):
+    for gaps, p in zip((result.gaps, result.gaps_of_best), grid(), strict=True):
         # The formula, written out.
         share = (p.rank / p.width) ** 0.2
         law = result.law.E + 400 / (p.n_params**0.34 * share) + 2000 / p.n_tokens**0.36
@@ -58,9 +58,9 @@ def test_gaps_are_over_all_points_at_their_end_and_at_their_best(result):
 
 
 def test_budgets_are_one_ten_and_a_hundred_times_the_largest(result):
-    fitted = result.measured.flops[result.fitted]
-    np.testing.assert_allclose(result.optimum.flops, fitted.max() * np.array([1, 10, 100]))
-    per_token = FlopsPerToken.of_points(result.measured.points.take(result.fitted), fitted)
+    fitted = result.points.take(result.fitted)
+    np.testing.assert_allclose(result.optimum.flops, fitted.flops.max() * np.array([1, 10, 100]))
+    per_token = FlopsPerToken.of_points(fitted)
     assert result.optimum.per_token == per_token and per_token.exponent < 0.95
     sizes, tokens = compute_optimal(LAW.constants, result.optimum.flops, per_token)
     # E alone was fitted, and it moves no optimum.
@@ -80,36 +80,41 @@ def test_constants_that_were_given_have_no_interval(result):
 
 
 def test_parabolas_are_of_full_heads(result):
-    points = result.measured.points
-    full = (points.rank == points.width) & result.fitted
-    expected = isoflop(points.take(full), result.measured.flops[full])
+    points = result.points
+    expected = isoflop(points.take((points.rank == points.width) & result.fitted))
     np.testing.assert_array_equal(result.isoflop.n_params, expected.n_params)
     np.testing.assert_array_equal(result.isoflop.loss, expected.loss)
 
 
 def test_all_forms_are_compared_where_one_rank_is_below_its_width(monkeypatch):
-    measured = measured_grid()
-    points, n = measured.points, len(measured.points)
+    points, _ = grid()
     seen = []
 
-    def compared(points, forms, fixed):
-        seen.append([form.name for form in forms])
+    def judge(form, points):  # in the place of a law, as no fit is made
+        return Candidate(form, 0.0, 0.0, 0.0, 0.0)
+
+    def compared(*arguments):
+        seen.append([candidate.law.name for candidate in compare(*arguments)])
         raise InterruptedError
 
+    monkeypatch.setattr("bottleneck.laws.comparison.fit", lambda points, form, fixed: form)
+    monkeypatch.setattr("bottleneck.laws.comparison.judge", judge)
     monkeypatch.setattr("bottleneck.laws.study.compare", compared)
-    one_low = np.where(np.arange(n) == 3, 64.0, 512.0)
+    one_low = np.where(np.arange(len(points)) == 3, 64.0, 512.0)
     for rank in (points.width, one_low, None):
-        made = Points(points.n_params, points.n_tokens, points.loss, rank, points.width)
         with pytest.raises(InterruptedError):
-            study(Measured(made, measured.flops, measured.names, ""))
+            study_points(replace(points, rank=rank))
     every = ["chinchilla", "additive", "effective_width", "effective_data"]
     assert seen == [["chinchilla"], every, ["chinchilla"]]
 
 
-def made_up() -> Study:
+def made_up() -> LawStudy:
     """A study in which every number differs from every other."""
     sizes = np.array([1.5e6, 2.5e7, 3.5e8])
-    points = Points(sizes, sizes * 20, np.array([4.0, 3.0, 2.0]))
+    names, note = ("small", "medium", "large"), "as made up"
+    points = Points(
+        sizes, sizes * 20, np.array([4.0, 3.0, 2.0]), None, None, 6 * sizes, names, note
+    )
     law = ScalingLaw(
         *(1.5, 300.0, 500.0, 0.25, 0.5), form=CHINCHILLA, fixed=("B",), delta=2e-3, objective=0.125
     )
@@ -134,8 +139,8 @@ def made_up() -> Study:
         *(np.array([8e9]), np.array([2.75]), 0.456, 0.0123),
     )
     gaps, of_best = np.array([0.08, -0.02, 0.003]), np.array([0.05, -0.04, 0.001])
-    return Study(
-        Measured(points, 6 * sizes, ("small", "medium", "large"), "as made up"),
+    return LawStudy(
+        points,
         np.array([False, True, True]),
         candidates,
         resampled,

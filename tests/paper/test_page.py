@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 
 from bottleneck.__main__ import verbs
-from bottleneck.laws.rank import fit_rank_law
+from bottleneck.laws.rank import fit_rank
 from bottleneck.laws.scaling_law import fit
 from bottleneck.paper import values as paper_values
 from bottleneck.paper.curves import digitised
@@ -46,7 +46,7 @@ def test_refitted_constants_bracket_the_published_ones():
     for step in (paper_values.DIGITISED_STEP, LAST_STEP):
         for delta in (1e-3, np.inf):
             points = final_points(FITTED, step)
-            law = fit(points.n_params, points.n_tokens, points.loss, HOFFMANN, delta=delta)
+            law = fit(points, fixed=HOFFMANN, delta=delta)
             found.append((law.A, law.alpha))
     # Brackets to the digits to which they are known.
     assert all(114 <= round(A) <= 123 and 0.2445 <= round(alpha, 3) <= 0.248 for A, alpha in found)
@@ -63,7 +63,7 @@ def test_figure_6_is_a_power_of_the_rank():
     worst = {"pythia-410m": (0.615, 0.021), "pythia-1b": (0.544, 0.04), "llama-7b": (0.630, 0.021)}
     for model, (power, misfit) in worst.items():
         curve = digitised()["fig6_loss"][model]
-        found = fit_rank_law(np.array([int(r) for r in curve]), np.array([*curve.values()]))
+        found = fit_rank(np.array([int(r) for r in curve]), np.array([*curve.values()]))
         assert found.exponent == pytest.approx(power, abs=5e-4) and found.residual < misfit
 
 

@@ -11,7 +11,7 @@ from scipy.optimize import curve_fit
 
 from bottleneck.drawing.html import SORTING_SCRIPT
 from bottleneck.drawing.style import NothingToShow
-from bottleneck.laws.rank import RankLaw, fit_rank_law
+from bottleneck.laws.rank import RankLaw, fit_rank
 from bottleneck.probes.spectral_metrics import w_error
 from bottleneck.report.gaps import gap_by_w_error
 from bottleneck.report.rank_law import rank_law
@@ -55,7 +55,7 @@ def test_a_sweep_is_one_table_with_what_differs_and_what_was_measured(sweep):
 def test_the_law_is_found_again_where_it_holds():
     ranks = np.array([2, 4, 8, 16, 32, 64])
     for law in (RankLaw(3.5, 2.0, 0.7), RankLaw(0.2, 5.0, 2.5), RankLaw(4.0, 1.0, 0.1)):
-        found = fit_rank_law(ranks, law(ranks))
+        found = fit_rank(ranks, law(ranks))
         np.testing.assert_allclose(
             (found.floor, found.scale, found.exponent),
             (law.floor, law.scale, law.exponent),
@@ -67,12 +67,12 @@ def test_the_law_is_the_one_that_another_solver_finds_in_noise():
     ranks = np.array([2, 4, 8, 16, 32, 64, 128])
     losses = RankLaw(3.0, 2.0, 0.8)(ranks) + 0.02 * np.random.default_rng(0).standard_normal(7)
     theirs, _ = curve_fit(lambda r, a, c, p: a + c * r**-p, ranks, losses, p0=(3, 1, 1))
-    ours = fit_rank_law(ranks, losses)
+    ours = fit_rank(ranks, losses)
     np.testing.assert_allclose((ours.floor, ours.scale, ours.exponent), theirs, rtol=1e-4)
 
 
 def test_losses_that_do_not_depend_on_the_rank_have_no_scale():
-    law = fit_rank_law(np.array([2, 4, 8, 16]), np.full(4, 3.25))
+    law = fit_rank(np.array([2, 4, 8, 16]), np.full(4, 3.25))
     np.testing.assert_allclose(law(np.array([2.0, 100.0])), 3.25, rtol=1e-6)
 
 
