@@ -14,18 +14,18 @@ import sys
 import numpy as np
 
 from bottleneck.ngrams import spectra as ngrams
-from bottleneck.laws.scaling_law import ScalingLaw, fit
+from bottleneck import laws
 
 source = np.random.default_rng(0)
 tokens = (600 * source.random(100_000) ** 3).astype(np.int32)
 tokens[1::2] = (tokens[::2] * 7 + tokens[1::2] // 50) % 600
 spectrum = ngrams.spectrum(tokens, n=3)
 
-true = ScalingLaw(E=1.8169, A=482.01, B=2085.43, alpha=0.3478, beta=0.3659)
+true = laws.ScalingLaw(E=1.8169, A=482.01, B=2085.43, alpha=0.3478, beta=0.3659)
 n_params = np.exp(source.uniform(np.log(5e7), np.log(1.6e10), 32))
 n_tokens = np.exp(source.uniform(np.log(6e18), np.log(3e21), 32)) / 6 / n_params
 loss = true.predict(n_params, n_tokens) * np.exp(0.005 * source.standard_normal(32))
-law = fit(n_params, n_tokens, loss)
+law = laws.fit(laws.Points(n_params, n_tokens, loss))
 np.savez(
     sys.argv[1],
     singular_values=spectrum.singular_values,
