@@ -99,8 +99,8 @@ def main(argv: list[str]) -> int:
     result = study_points(points, flags.form, numbers, flags.bootstrap, flags.fit_from, best)
     folder = flags.output or beside / "law"
     folder.mkdir(parents=True, exist_ok=True)
-    said = json.dumps(as_json(result), indent=2, ensure_ascii=False)
-    write_text(folder / "law.json", said + "\n")
+    record = json.dumps(as_json(result), indent=2, ensure_ascii=False)
+    write_text(folder / "law.json", record + "\n")
     picture = save(law_figure(result), folder / "law.png")
     show(result, PlainConsole(highlight=False))
     print(f"\nlaw: {folder / 'law.json'}\nfigure: {picture}")

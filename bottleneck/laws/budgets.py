@@ -99,15 +99,10 @@ def isoflop(points: Points) -> IsoFlop:
         if len(np.unique(log_n)) < _FEWEST_ON_PARABOLA:
             continue
         centre = log_n.mean()
-        design = np.vander(log_n - centre, 3)
-        (a, b, c), *_ = np.linalg.lstsq(design, log_l, rcond=None)
+        (a, b, c), covariance = np.polyfit(log_n - centre, log_l, 2, cov=True)
         log_best = centre - b / (2 * a)
         if a <= 0 or not log_n.min() <= log_best <= log_n.max():
             continue
-        spare = len(log_n) - 3
-        residuals = log_l - design @ (a, b, c)
-        variance = residuals @ residuals / spare
-        covariance = variance * np.linalg.inv(design.T @ design)
         slope = np.array([b / (2 * a**2), -1 / (2 * a), 0.0])  # ∂log_best/∂(a, b, c)
         budget = np.exp(np.log(points.flops[chosen]).mean())
         per_token = FlopsPerToken.of_points(points.take(chosen))
@@ -133,11 +128,7 @@ def _budgets(flops: np.ndarray) -> list[np.ndarray]:
 
 def _power(log_x: np.ndarray, log_y: np.ndarray) -> tuple[float, float]:
     """Returns the slope of a line and its standard error; NaN if the points are too few."""
-    if len(log_x) < 2:
-        return np.nan, np.nan
-    x = log_x - log_x.mean()
-    slope = x @ log_y / (x @ x)
-    if len(x) < 3:
-        return float(slope), np.nan
-    residuals = log_y - log_y.mean() - slope * x
-    return float(slope), float(np.sqrt(residuals @ residuals / (len(x) - 2) / (x @ x)))
+    if len(log_x) < 3:
+        return (float(np.polyfit(log_x, log_y, 1)[0]) if len(log_x) == 2 else np.nan), np.nan
+    line, covariance = np.polyfit(log_x, log_y, 1, cov=True)
+    return float(line[0]), float(np.sqrt(covariance[0, 0]))

@@ -92,14 +92,9 @@ def held_out_error(law: ScalingLaw, points: Points) -> float:
 
     NaN if the points left are fewer than the free constants.
     """
-    n = len(points)
-    n_folds = min(_FOLDS, n)
-    fold = np.random.default_rng(0).permutation(n) % n_folds
-    kept = fold[None, :] != np.arange(n_folds)[:, None]
-    if kept.sum(axis=1).min() < len(law.free):
-        return math.nan
-    errors = _errors_of_refits(law, points, kept)
-    return float(np.abs(errors[fold, np.arange(n)]).mean())
+    n_folds = min(_FOLDS, len(points))
+    fold = np.random.default_rng(0).permutation(len(points)) % n_folds
+    return _error_of_refits(law, points, fold != np.arange(n_folds)[:, None])
 
 
 def extrapolation_error(law: ScalingLaw, points: Points) -> float:
@@ -109,10 +104,7 @@ def extrapolation_error(law: ScalingLaw, points: Points) -> float:
     than the free constants.
     """
     kept = points.n_params < np.quantile(points.n_params, 1 - _LARGEST_SHARE)
-    if kept.sum() < len(law.free):
-        return math.nan
-    errors = _errors_of_refits(law, points, kept[None])
-    return float(np.abs(errors[0, ~kept]).mean())
+    return _error_of_refits(law, points, kept[None])
 
 
 def log_likelihood(residuals: np.ndarray, delta: float) -> float:
@@ -134,11 +126,12 @@ def log_likelihood(residuals: np.ndarray, delta: float) -> float:
     return -float(minimize_scalar(negative, bounds=(-37, 5), method="bounded").fun)
 
 
-def _errors_of_refits(law: ScalingLaw, points: Points, kept: np.ndarray) -> np.ndarray:
-    """Returns log L̂ − log L of all points by the law fitted to the kept ones: float64 [fits, n]."""
-    constants = refit(law, points, kept.astype(np.float64))
-    predicted = log_prediction(law.form, constants, points.log_quantities())
-    return predicted - np.log(points.loss)
+def _error_of_refits(law: ScalingLaw, points: Points, kept_Sxn: np.ndarray) -> float:
+    """Returns the mean |log L̂ − log L| over the points that each refit left out, or NaN."""
+    if kept_Sxn.sum(axis=1).min() < len(law.free):
+        return math.nan
+    predicted = log_prediction(law.form, refit(law, points, kept_Sxn), points.log_quantities())
+    return float(np.abs(predicted - np.log(points.loss))[~kept_Sxn].mean())
 
 
 @dataclass(frozen=True)

@@ -6,9 +6,11 @@ nothing. R: rank; n: ranks; g: documents that the losses are means over; nats pe
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 
 import numpy as np
+
+from bottleneck.errors import UserError
 
 LEAST_RANKS = 4  # one more than the law has constants
 
@@ -51,23 +53,26 @@ def fit_rank(
         losses: [n], nats per token.
         document_losses, document_tokens: sums over each document [g, n] and their tokens [g]. Given
             both, intervals come from resampled documents, drawn once for all ranks.
+    Raises: `UserError` if the ranks are too few.
     """
     ranks, losses = np.asarray(ranks, np.float64), np.asarray(losses, np.float64)
-    assert len(set(ranks)) >= LEAST_RANKS, ranks
-    (floor, scale, exponent), *_ = _solve(ranks, losses[None])
+    if len(set(ranks)) < LEAST_RANKS:
+        raise UserError(
+            f"a law of the rank needs {LEAST_RANKS} different ranks, not {len(set(ranks))}"
+        )
+    (floor, scale, exponent), *_ = _solve(ranks, losses[None]).tolist()
     intervals = None
     if document_losses is not None and document_tokens is not None:
         g = len(document_tokens)
         draws = np.random.default_rng(0).multinomial(g, np.full(g, 1 / g), size=_RESAMPLES)
         resampled = draws @ document_losses / (draws @ document_tokens)[:, None]
-        low, high = np.quantile(_solve(ranks, resampled), [0.025, 0.975], axis=0)
+        ends = np.quantile(_solve(ranks, resampled), [0.025, 0.975], axis=0)
         names = ("floor", "scale", "exponent")
         intervals = {
-            name: (float(a), float(b)) for name, a, b in zip(names, low, high, strict=True)
+            name: (low, high) for name, low, high in zip(names, *ends.tolist(), strict=True)
         }
-    law = RankLaw(float(floor), float(scale), float(exponent))
-    residual = float(np.abs(law(ranks) - losses).max())
-    return RankLaw(law.floor, law.scale, law.exponent, residual, intervals)
+    law = RankLaw(floor, scale, exponent)
+    return replace(law, residual=float(np.abs(law(ranks) - losses).max()), intervals=intervals)
 
 
 def _solve(ranks: np.ndarray, losses_kxn: np.ndarray) -> np.ndarray:

@@ -18,7 +18,7 @@ from bottleneck.terminal import count
 def as_json(result: LawStudy) -> dict[str, Any]:
     """Returns the content of law.json; numbers that are not finite are null."""
     law, best, optimum = result.law, result.candidates[0], result.optimum
-    of_best = result.gaps_of_best
+    of_best = [None] * len(result.gaps) if result.gaps_of_best is None else result.gaps_of_best
     record = {
         "form": law.form.name,
         "formula": law.form.formula,
@@ -65,11 +65,13 @@ def as_json(result: LawStudy) -> dict[str, Any]:
         "points": [
             {
                 "name": name,
-                "is_fitted": bool(result.fitted[i]),
-                "relative_gap": result.gaps[i],
-                "relative_gap_of_best": of_best if of_best is None else of_best[i],
+                "is_fitted": is_fitted,
+                "relative_gap": gap,
+                "relative_gap_of_best": gap_of_best,
             }
-            for i, name in enumerate(result.points.names)
+            for name, is_fitted, gap, gap_of_best in zip(
+                result.points.names, result.fitted.tolist(), result.gaps, of_best, strict=True
+            )
         ],
     }
     return _plain(record)
@@ -81,8 +83,8 @@ def show(result: LawStudy, console: Console) -> None:
     constants = _grid("constant", "value", "95 % interval")
     for name, value in law.constants.items():
         interval = result.interval(name)
-        said = "given" if name in law.fixed else _said(interval) if interval else "–"
-        constants.add_row(name, f"{value:.5g}", said)
+        shown = "given" if name in law.fixed else _range(interval) if interval else "–"
+        constants.add_row(name, f"{value:.5g}", shown)
     parts: list[Any] = [
         Text(f"L = {law.form.formula}, {result.fitted.sum()} points"),
         Text(result.points.note, style="dim"),
@@ -113,8 +115,8 @@ def show(result: LawStudy, console: Console) -> None:
     for i, flops in enumerate(optimum.flops):
         budgets.add_row(
             f"{flops:.3g}",
-            *(count(optimum.n_params[i]), _said(_column(optimum.n_params_interval, i), count)),
-            *(count(optimum.n_tokens[i]), _said(_column(optimum.n_tokens_interval, i), count)),
+            *(count(optimum.n_params[i]), _range(_column(optimum.n_params_interval, i), count)),
+            *(count(optimum.n_tokens[i]), _range(_column(optimum.n_tokens_interval, i), count)),
         )
     parts += [Text(), budgets]
     if optimum.per_token.misfit > 0:
@@ -148,7 +150,7 @@ def _column(interval: np.ndarray | None, index: int) -> list[float] | None:
     return None if interval is None else [float(end) for end in interval[:, index]]
 
 
-def _said(interval: list[float] | None, form: Any = lambda end: f"{end:.5g}") -> str:
+def _range(interval: list[float] | None, form: Any = lambda end: f"{end:.5g}") -> str:
     return "–" if interval is None else f"{form(interval[0])} to {form(interval[1])}"
 
 

@@ -11,6 +11,7 @@ from scipy.optimize import curve_fit
 
 from bottleneck.drawing.html import SORTING_SCRIPT
 from bottleneck.drawing.style import NothingToShow
+from bottleneck.errors import UserError
 from bottleneck.laws.rank import RankLaw, fit_rank
 from bottleneck.probes.spectral_metrics import w_error
 from bottleneck.report.gaps import gap_by_w_error
@@ -74,6 +75,11 @@ def test_the_law_is_the_one_that_another_solver_finds_in_noise():
 def test_losses_that_do_not_depend_on_the_rank_have_no_scale():
     law = fit_rank(np.array([2, 4, 8, 16]), np.full(4, 3.25))
     np.testing.assert_allclose(law(np.array([2.0, 100.0])), 3.25, rtol=1e-6)
+
+
+def test_three_ranks_cannot_determine_three_constants():
+    with pytest.raises(UserError, match="needs 4 different ranks, not 3"):
+        fit_rank([2, 4, 8, 8], [4.0, 3.5, 3.3, 3.3])
 
 
 def lines_of(axes):
