@@ -11,6 +11,7 @@ from dataclasses import dataclass, replace
 import numpy as np
 
 from bottleneck.errors import UserError
+from bottleneck.probes.document_sums import DocumentSums
 
 LEAST_RANKS = 4  # one more than the law has constants
 
@@ -63,10 +64,9 @@ def fit_rank(
     (floor, scale, exponent), *_ = _solve(ranks, losses[None]).tolist()
     intervals = None
     if document_losses is not None and document_tokens is not None:
-        g = len(document_tokens)
-        draws = np.random.default_rng(0).multinomial(g, np.full(g, 1 / g), size=_RESAMPLES)
-        resampled = draws @ document_losses / (draws @ document_tokens)[:, None]
-        ends = np.quantile(_solve(ranks, resampled), [0.025, 0.975], axis=0)
+        documents = DocumentSums(document_losses, document_tokens)
+        resampled = _solve(ranks, documents.resampled_means(_RESAMPLES))
+        ends = np.quantile(resampled, [0.025, 0.975], axis=0)
         names = ("floor", "scale", "exponent")
         intervals = {
             name: (low, high) for name, low, high in zip(names, *ends.tolist(), strict=True)

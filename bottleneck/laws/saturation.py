@@ -13,6 +13,7 @@ from typing import Literal
 
 import numpy as np
 
+from bottleneck.probes.document_sums import DocumentSums
 from bottleneck.runs.reading import Run
 
 FALSE_POSITIVES = 0.05  # at most, if neighbours' noise correlates by NOISE_CORRELATION or less
@@ -172,10 +173,7 @@ def _paired_interval(series: LossSeries, best: int) -> tuple[float, float] | Non
     """Returns the 95 % interval of the relative loss; both steps share each draw of documents."""
     if series.document_losses is None or series.document_tokens is None:
         return None
-    n_documents = len(series.document_tokens)
-    rng = np.random.default_rng(0)
-    counts = rng.multinomial(n_documents, np.full(n_documents, 1 / n_documents), _N_RESAMPLES)
-    n_tokens = counts @ series.document_tokens
-    least, last = (counts @ series.document_losses[step] / n_tokens for step in (best, -1))
+    documents = DocumentSums(series.document_losses[[best, -1]].T, series.document_tokens)
+    least, last = documents.resampled_means(_N_RESAMPLES).T
     low, high = np.quantile((last - least) / least, [0.025, 0.975])
     return float(low), float(high)

@@ -1,6 +1,6 @@
 """Means over tokens, with standard errors that know that tokens come in documents. numpy alone.
 
-N: tokens; g: documents; n: quantities.
+N: tokens; g: documents; n: quantities; S: resamples.
 """
 
 from __future__ import annotations
@@ -43,3 +43,12 @@ class DocumentSums:
         residuals = self.totals - self.n_tokens[:, None] * self.means()
         scale = n_documents / (n_documents - 1)
         return np.sqrt(scale * np.sum(residuals**2, axis=0)) / self.n_tokens.sum()
+
+    def resampled_means(self, n_resamples: int, seed: int = 0) -> np.ndarray:
+        """Returns the means over documents drawn with replacement: float64 [S, n].
+
+        All quantities share each draw, so that differences between them are paired by document.
+        """
+        g = len(self.n_tokens)
+        counts_Sxg = np.random.default_rng(seed).multinomial(g, np.full(g, 1 / g), n_resamples)
+        return counts_Sxg @ self.totals / (counts_Sxg @ self.n_tokens)[:, None]
