@@ -1,4 +1,4 @@
-"""`python -m bottleneck VERB …`: runs a verb, and turns a user's mistake into one line."""
+"""`python -m bottleneck VERB …`: runs a verb, and reports a user's mistake in one line."""
 
 from __future__ import annotations
 
@@ -8,13 +8,13 @@ from typing import NoReturn
 
 from bottleneck import __version__, signals
 
-# Whatever else is needed is imported once `run` has seen to the signals.
+# Everything else is imported after `run` has installed the signal handlers.
 
 _NOT_VERBS = {"flags", "parsing"}
 
 
 def verbs() -> list[str]:
-    """The names of all verbs: the modules of `commands`."""
+    """Returns the names of all verbs: the modules of `commands`."""
     import pkgutil
 
     from bottleneck import commands
@@ -24,7 +24,7 @@ def verbs() -> list[str]:
 
 
 def _summary(verb: str) -> str:
-    """The first line of a verb's docstring, read without importing what the verb needs."""
+    """Returns the first line of a verb's docstring without importing the verb."""
     import ast
     from pathlib import Path
 
@@ -44,21 +44,20 @@ def _usage() -> str:
             "",
             *lines,
             "",
-            "python -m bottleneck VERB --help says what a verb takes.",
+            "python -m bottleneck VERB --help describes the flags of a verb.",
         ]
     )
 
 
 def main(argv: list[str] | None = None) -> int:
-    """Runs a verb; returns the exit code: 2 for a user's mistake, 3 for a training that
-    diverged, else what the verb says."""
+    """Runs a verb; returns its exit code, 2 after a user's mistake, 3 after a divergence."""
     import importlib
     import warnings
 
     from bottleneck.errors import UserError, suggestion
 
     argv = sys.argv[1:] if argv is None else argv
-    # pandas takes us for an array library of the same import name, and says that it is too old.
+    # pandas mistakes us for an array library of the same name, and warns that it is too old.
     warnings.filterwarnings("ignore", message=".*version .* of 'bottleneck'.*")
     if not argv or argv[0] in ("-h", "--help", "help"):
         print(_usage())
@@ -77,20 +76,18 @@ def main(argv: list[str] | None = None) -> int:
 
 
 def run() -> NoReturn:
-    """Runs a verb and leaves; after an error at once, whatever threads of a library are at work.
+    """Runs a verb and exits; after an error, without waiting for threads of libraries.
 
-    The exit code is 130 after Ctrl-C and 143 after SIGTERM, at any moment, and 141 where nobody
-    reads what is printed.
+    The exit code is 130 after Ctrl-C, 143 after SIGTERM, and 141 if the reader of stdout is gone.
     """
     signals.end_quietly()
     try:
         code = main()
         threads = [t for t in threading.enumerate() if t is not threading.main_thread()]
         if code and not all(thread.daemon for thread in threads):
-            # They would end with tracebacks of their own, or not at all; what they have half
-            # written has no name yet.
+            # They would print tracebacks, or never end. Their unfinished files have no name yet.
             signals.leave(code)
-    except SystemExit as stop:  # of a parser, or of a training that was stopped and has saved
+    except SystemExit as stop:  # of a parser, or of training that saved and stopped
         code = int(stop.code or 0)
     except BrokenPipeError:
         if not signals.reader_is_gone():

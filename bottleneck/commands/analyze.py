@@ -1,7 +1,6 @@
 """Write a report, with figures and a table, about one run or several.
 
-A path is a run folder or a folder of run folders; runs that are still training are shown as far as
-they are.
+RUN is a run folder or a folder of them; a run may still be training.
 """
 
 from __future__ import annotations
@@ -16,27 +15,27 @@ from bottleneck.storage.folders import is_remote
 
 
 def main(argv: list[str]) -> int:
-    """Returns the exit code; raises `UserError` where no run can be read."""
+    """Returns the exit code; raises `UserError` if no run can be read."""
     parser = Parser("python -m bottleneck analyze", description=__doc__)
-    parser.add_argument("workdir", nargs="+", help="a run folder, or a folder of them")
+    parser.add_argument("runs", metavar="RUN", nargs="+", help="a run folder, or a folder of them")
     parser.add_argument(
         "--output",
         metavar="DIR",
         type=Path,
-        help="folder of the report (default: report/ in what the paths share)",
+        help="folder to write (default: report/ in the folder that the runs share)",
     )
     flags = parser.parse_args(argv)
 
-    # Imported here, as they take seconds that `--help` need not wait for.
+    # Imported here because they take seconds: --help need not wait for them.
     from bottleneck.report.page import write_report
     from bottleneck.report.summary import print_summary, summary_table
     from bottleneck.runs.reading import load_runs
     from bottleneck.storage.workspace import claimed
 
-    runs, problems = load_runs(flags.workdir)
+    runs, problems = load_runs(flags.runs)
     for problem in problems:
         print(f"left out: {problem}", file=sys.stderr)
-    output = flags.output or _default_output(flags.workdir)
+    output = flags.output or _default_output(flags.runs)
     with claimed(output, "--output"):
         page = write_report(runs, output)
     print_summary(summary_table(runs))
@@ -46,8 +45,8 @@ def main(argv: list[str]) -> int:
 
 def _default_output(paths: list[str]) -> Path:
     if any(map(is_remote, paths)):
-        raise UserError("the report of a remote folder is written here: say --output=DIR")
+        raise UserError("the report of a remote run is written to this machine: give --output=DIR")
     common = Path(os.path.commonpath([Path(path).expanduser().resolve() for path in paths]))
     if common == Path(common.anchor):
-        raise UserError("the paths have no folder in common; say where with --output=DIR")
+        raise UserError("the runs have no folder in common: give --output=DIR")
     return common / "report"

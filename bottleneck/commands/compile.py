@@ -1,6 +1,6 @@
-"""Compile a run's programs for a TPU slice that is not there: memory, collectives, roofline.
+"""Compile a run's programs for an absent TPU slice: memory, collectives, roofline.
 
-Needs no data and no TPU, but libtpu. Exit code 1 says that a program does not fit.
+Needs libtpu, but no TPU and no data. Exits with 1 if a program does not fit.
 """
 
 from __future__ import annotations
@@ -11,8 +11,8 @@ import os
 from bottleneck.commands.flags import parse_command
 from bottleneck.commands.parsing import Parser, whole
 
-# libtpu would otherwise ask a metadata server what machine this is, write its log to the terminal
-# and to /tmp, and serve one process at a time. It and jax read these when they are imported.
+# Read by libtpu and jax when they are imported. Without them, libtpu asks a metadata server about
+# the machine, logs to the terminal and to /tmp, and serves one process at a time.
 ENVIRONMENT = {
     "ALLOW_MULTIPLE_LIBTPU_LOAD": "1",
     "JAX_ENABLE_COMPILATION_CACHE": "false",  # a program from the cache leaves no text to read
@@ -27,16 +27,18 @@ ENVIRONMENT = {
 
 
 def main(argv: list[str]) -> int:
-    """Returns 0, or 1 where a program does not fit; raises `UserError` for what cannot be tried."""
+    """Returns 0, or 1 if a program does not fit; raises `UserError` for a wrong topology."""
     parser = Parser("python -m bottleneck compile", description=__doc__)
     parser.add_argument(
-        "--topology", required=True, metavar="CHIP:SHAPE", help="a slice, such as v5e:16x16"
+        "--topology", required=True, metavar="CHIP:SHAPE", help="the slice, such as v5e:16x16"
     )
     parser.add_argument(
-        "--num_slices", type=whole(1, 2**16), default=1, metavar="N", help="default: 1"
+        "--num_slices", type=whole(1, 2**16), default=1, metavar="N", help="slices (default: 1)"
     )
     parser.add_argument(
-        "--train_step_only", action="store_true", help="leave out the probes, for half the time"
+        "--train_step_only",
+        action="store_true",
+        help="leave out the probe programs; takes half the time",
     )
     parser.add_argument("--json", action="store_true", help="print JSON")
     arguments, config = parse_command(parser, argv, needs_data=False)

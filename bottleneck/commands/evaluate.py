@@ -1,6 +1,6 @@
-"""Run tasks of the LM Evaluation Harness on steps of a run, trained here or imported.
+"""Run tasks of the LM Evaluation Harness on checkpoints of a run.
 
-Needs the [eval] extra. The results are printed and added to evaluation.jsonl in the run folder.
+Needs the [eval] extra. Prints the results and appends them to evaluation.jsonl in the run folder.
 """
 
 from __future__ import annotations
@@ -13,42 +13,48 @@ from bottleneck.errors import UserError
 
 
 def main(argv: list[str]) -> int:
-    """Returns the exit code; raises `UserError` where a run, a step or a task is not there."""
+    """Returns the exit code; raises `UserError` if a run, a step or a task is missing."""
     parser = Parser("python -m bottleneck evaluate", description=__doc__)
-    parser.add_argument("workdir", metavar="RUN", type=Path, help="a run folder")
+    parser.add_argument("run", metavar="RUN", type=Path, help="a run folder")
     parser.add_argument(
         "--tasks",
         required=True,
-        metavar="A,B",
-        help="such as lambada_openai,wikitext,sciq,arc_easy",
+        metavar="NAME,…",
+        help="tasks to run, such as lambada_openai,wikitext,sciq,arc_easy",
     )
     parser.add_argument(
         "--steps",
         type=listed(whole(0)),
         default=(),
-        metavar="N,M",
-        help="of checkpoints (default: the last)",
+        metavar="N,…",
+        help="steps to evaluate (default: the last)",
     )
     parser.add_argument(
-        "--limit", type=whole(1), metavar="N", help="examples of each task; for a trial"
+        "--limit", type=whole(1), metavar="N", help="only the first N examples of each task"
     )
     parser.add_argument(
-        "--batch_size", type=whole(1, 2**16), default=16, metavar="B", help="default: 16"
+        "--batch_size",
+        type=whole(1, 2**16),
+        default=16,
+        metavar="N",
+        help="sequences in a batch (default: 16)",
     )
     parser.add_argument(
         "--include",
         type=Path,
         metavar="DIR",
-        help="with tasks of your own, in YAML, which may name code that is then run",
+        help="folder of your own tasks, in YAML; a task may name code, which is run",
     )
-    parser.add_argument("--output", type=Path, metavar="FILE", help="instead of evaluation.jsonl")
+    parser.add_argument(
+        "--output", type=Path, metavar="FILE", help="file to append to (default: evaluation.jsonl)"
+    )
     flags = parser.parse_args(argv)
     if find_spec("lm_eval") is None:
         raise UserError(
-            "the tasks need the [eval] extra; in the repository: pip install -e '.[eval]'"
+            "evaluate needs the [eval] extra; in the repository: pip install -e '.[eval]'"
         )
 
-    # Imported here, as they take seconds that `--help` need not wait for.
+    # Imported here because they take seconds: --help need not wait for them.
     import rich.table
 
     from bottleneck.parallel import compile_cache
@@ -57,7 +63,7 @@ def main(argv: list[str]) -> int:
     from bottleneck.terminal import PlainConsole
 
     compile_cache.use()
-    run = load_run(flags.workdir)
+    run = load_run(flags.run)
     rows = evaluate(
         run,
         list(flags.steps),

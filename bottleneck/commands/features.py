@@ -1,8 +1,8 @@
-"""Write the hidden states of a model over a corpus, with their targets and the head, to a folder.
+"""Write a model's hidden states over a corpus, with targets and head, to a folder.
 
-MODEL is a run folder, trained here or imported, or with --transformers a folder or hub name of any
-causal language model that the transformers library reads. The corpus is the run's own, or that of
---config; give the same command again to go on after an interruption.
+MODEL is a run folder, trained here or imported. With --transformers it is a folder or hub name of
+any causal language model of the transformers library. The corpus is the run's own, or that of
+--config. Repeat the command to resume after an interruption.
 """
 
 from __future__ import annotations
@@ -16,44 +16,48 @@ from bottleneck.errors import UserError
 
 
 def main(argv: list[str]) -> int:
-    """Returns the exit code; raises `UserError` where the model or the corpus cannot be had."""
+    """Returns the exit code; raises `UserError` if the model or the corpus cannot be read."""
     parser = Parser("python -m bottleneck features", description=__doc__)
-    parser.add_argument("model", metavar="MODEL", help="a run folder, such as runs/demo/full")
-    parser.add_argument("--output", required=True, metavar="DIR", type=Path, help="a new folder")
-    parser.add_argument("--step", type=whole(0), metavar="N", help="of the run (default: the last)")
+    parser.add_argument("model", metavar="MODEL", help="such as runs/demo/full")
+    parser.add_argument("--output", required=True, metavar="DIR", type=Path, help="folder to write")
     parser.add_argument(
-        "--transformers", action="store_true", help="MODEL is one of the transformers library's"
+        "--step", type=whole(0), metavar="N", help="step of the run (default: the last)"
     )
-    parser.add_argument("--revision", metavar="R", help="of a hub name, with --transformers")
+    parser.add_argument(
+        "--transformers", action="store_true", help="MODEL is for the transformers library"
+    )
+    parser.add_argument(
+        "--revision", metavar="NAME", help="revision on the hub, with --transformers"
+    )
     parser.add_argument(
         "--tokens",
         type=whole(0),
         default=1_000_000,
         metavar="N",
-        help="of the training split, for heads to be trained on (default: 1,000,000; 0 for none)",
+        help="training tokens (default: 1,000,000; 0 for none)",
     )
     parser.add_argument(
         "--heldout_tokens",
         type=whole(0),
         default=100_000,
         metavar="N",
-        help="of the held-out split (default: 100,000)",
+        help="validation tokens (default: 100,000; 0 for none)",
     )
     parser.add_argument(
-        "--layer", type=whole(0), metavar="K", help="0 is the embedding (default: last)"
+        "--layer", type=whole(0), metavar="N", help="0 is the embedding (default: the last)"
     )
     parser.add_argument(
         "--sequence_length",
         type=whole(1),
-        metavar="L",
-        help="of a sequence (default: as trained, or 1024)",
+        metavar="N",
+        help="tokens in a sequence (default: as in training; at most 1024 with --transformers)",
     )
     parser.add_argument(
         "--batch_size",
         type=whole(1, 2**16),
         default=8,
-        metavar="B",
-        help="sequences that go through the model together (default: 8)",
+        metavar="N",
+        help="sequences in a batch (default: 8)",
     )
     parser.add_argument(
         "--beside",
@@ -61,18 +65,25 @@ def main(argv: list[str]) -> int:
         type=Path,
         default=[],
         metavar="DIR",
-        help="other finished sets, drawn in the same figure",
+        help="other finished feature folders, drawn in the same figure",
     )
-    parser.add_argument("--dtype", choices=["float32", "bfloat16", "float16"], default="float32")
+    parser.add_argument(
+        "--dtype",
+        choices=["float32", "bfloat16", "float16"],
+        default="float32",
+        help="of the stored hidden states (default: float32)",
+    )
     flags, data = parse_command_with_data(parser, argv)
     if not flags.tokens + flags.heldout_tokens:
-        raise UserError("--tokens=0 and --heldout_tokens=0 leave nothing to do")
+        raise UserError(
+            "--tokens=0 and --heldout_tokens=0 leave nothing to write; give one of them"
+        )
     if flags.transformers and data is None:
         raise UserError("--transformers needs a corpus: give --config, such as configs/pythia.py")
     if flags.revision and not flags.transformers:
-        raise UserError("--revision is for --transformers; of a run folder take a --step")
+        raise UserError("--revision is for --transformers; for a run folder give --step")
 
-    # Imported here, as they take seconds that `--help` need not wait for.
+    # Imported here because they take seconds: --help need not wait for them.
     from bottleneck.drawing.style import save
     from bottleneck.frozen import extraction as features
     from bottleneck.frozen import features as feature_set

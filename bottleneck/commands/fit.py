@@ -21,7 +21,9 @@ from bottleneck.runs.folder import write_text
 def main(argv: list[str]) -> int:
     """Returns the exit code; raises `UserError` for wrong flags or unusable points."""
     parser = Parser("python -m bottleneck fit", description=__doc__)
-    parser.add_argument("workdir", nargs="*", type=Path, help="a run folder, or a folder of them")
+    parser.add_argument(
+        "runs", metavar="RUN", nargs="*", type=Path, help="a run folder, or a folder of them"
+    )
     parser.add_argument("--table", type=Path, metavar="FILE", help="a table of points instead")
     parser.add_argument(
         "--columns",
@@ -50,10 +52,13 @@ def main(argv: list[str]) -> int:
         type=whole(0, 100_000),
         default=1000,
         metavar="N",
-        help="resamples, 0 for none (1000)",
+        help="resamples, 0 for none (default: 1000)",
     )
     parser.add_argument(
-        "--parameters", choices=("total", "non_embedding"), default="total", help="N of runs"
+        "--parameters",
+        choices=("total", "non_embedding"),
+        default="total",
+        help="parameters that count as N of runs (default: total)",
     )
     parser.add_argument(
         "--flops",
@@ -63,10 +68,13 @@ def main(argv: list[str]) -> int:
         "layers and head, those of layers alone (default: total)",
     )
     parser.add_argument(
-        "--output", type=Path, metavar="DIR", help="default: law/ beside the points"
+        "--output",
+        type=Path,
+        metavar="DIR",
+        help="folder to write (default: law/ beside the points)",
     )
     flags = parser.parse_args(argv)
-    if bool(flags.workdir) == (flags.table is not None):
+    if bool(flags.runs) == (flags.table is not None):
         raise UserError("give run folders, or --table=FILE, but not both")
     if flags.columns and flags.table is None:
         raise UserError("--columns names the columns of a --table; give one")
@@ -88,13 +96,13 @@ def main(argv: list[str]) -> int:
         points, best = from_table(flags.table, columns), None
         beside = flags.table.expanduser().resolve().parent
     else:
-        runs, problems = load_runs(flags.workdir)
+        runs, problems = load_runs(flags.runs)
         for problem in problems:
             print(f"left out: {problem}", file=sys.stderr)
         points, best = (
             from_runs(runs, flags.parameters, flags.flops, at_least_loss=at) for at in (False, True)
         )
-        beside = Path(os.path.commonpath([path.expanduser().resolve() for path in flags.workdir]))
+        beside = Path(os.path.commonpath([path.expanduser().resolve() for path in flags.runs]))
     numbers = {name: _number(name, value) for name, value in fixed.items()}
     result = study_points(points, flags.form, numbers, flags.bootstrap, flags.fit_from, best)
     folder = flags.output or beside / "law"

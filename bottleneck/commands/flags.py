@@ -1,7 +1,6 @@
-"""`--config=FILE.py[:ARGUMENT]` and its `--config.FIELD=VALUE` overrides, for the verbs with them.
+"""`--config=FILE.py[:ARGUMENT]` with its overrides `--config.FIELD=VALUE`, and multi-host flags.
 
-Here too are the flags of the verbs that run as many processes. `ml_collections` loads the file and
-types the overrides; every mistake leaves here as one line.
+`ml_collections` gives the overrides their types. Every mistake is a `UserError` of one line.
 """
 
 from __future__ import annotations
@@ -28,20 +27,20 @@ from bottleneck.sections import list_item_type
 from bottleneck.sweep.cells import Cell, expand
 
 _OVERRIDES_HELP = """\
-any field of the config can be overridden, dots between the names:
+Override any field of the config:
   --config.model.head_rank=64 --config.train.steps=2000 --config.probe.ranks=8,16,32
 None clears an optional field: --config.model.head_rank=None is a full head.
-A config file is Python and is run: open only those that you trust.
+A config file is Python and is executed: use only files you trust.
 """
 
 
 def parse_command(
     parser: argparse.ArgumentParser, argv: list[str], *, needs_data: bool = True
 ) -> tuple[argparse.Namespace, config_lib.Config]:
-    """The parsed flags of a verb and its validated config; adds `--config` to the parser's flags.
+    """Adds `--config` to a verb's parser; returns the parsed flags and the validated config.
 
     Args:
-        needs_data: whether the verb reads data, so that a given tokenizer must be there and fit.
+        needs_data: the verb reads data, so a given tokenizer must exist and fit the model.
     """
     arguments, assigned = _parse(parser, argv, is_required=True)
     config = load_config(arguments.config, assigned)
@@ -53,11 +52,13 @@ def parse_command(
 def parse_command_with_data(
     parser: argparse.ArgumentParser, argv: list[str]
 ) -> tuple[argparse.Namespace, config_lib.DataConfig | None]:
-    """As `parse_command`, for verbs that need no more than data, or none: then there is None."""
+    """Does `parse_command` for a verb that needs only data; returns None without `--config`."""
     arguments, assigned = _parse(parser, argv, is_required=False)
     if arguments.config is None:
         if assigned:
-            raise UserError(f"--config.{next(iter(assigned))} overrides a --config, and has none")
+            raise UserError(
+                f"--config.{next(iter(assigned))} overrides a field of --config; give --config"
+            )
         return arguments, None
     return arguments, load_config(arguments.config, assigned).data
 
@@ -65,31 +66,28 @@ def parse_command_with_data(
 def parse_sweep_command(
     parser: argparse.ArgumentParser, argv: list[str]
 ) -> tuple[argparse.Namespace, list[Cell]]:
-    """As `parse_command`, of a verb that takes a sweep: its flags and the cells."""
+    """Does `parse_command` for a verb that takes a sweep; returns the flags and the cells."""
     arguments, assigned = _parse(parser, argv, is_required=True)
     return arguments, load_cells(arguments.config, assigned)
 
 
 def add_world(parser: argparse.ArgumentParser) -> None:
-    """Adds the flags of a verb that may run as one of many processes."""
+    """Adds the flags of a verb that can run as one of many processes."""
     many = parser.add_argument_group(
         "many processes",
-        "found by themselves on TPU pods and under SLURM or Open MPI; elsewhere say all three",
+        "found automatically on TPU pods and under SLURM or Open MPI; elsewhere give all three",
     )
-    many.add_argument("--coordinator", metavar="HOST:PORT", help="where process 0 listens")
-    many.add_argument("--processes", type=whole(1), metavar="N", help="how many there are")
-    many.add_argument("--process", type=whole(0), metavar="I", help="which one this is, from 0")
+    many.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
+    many.add_argument("--processes", type=whole(1), metavar="N", help="number of processes")
+    many.add_argument("--process", type=whole(0), metavar="N", help="index of this process, from 0")
 
 
 @contextlib.contextmanager
 def joined_world(arguments: argparse.Namespace) -> Iterator[None]:
-    """Joins this process to the others that the flags of `add_world` name, or that are found.
-
-    If the block fails in one of them, all end.
-    """
+    """Joins this process to the others; if the block fails in one process, all end."""
     world = (arguments.coordinator, arguments.processes, arguments.process)
     if any(part is not None for part in world) and None in world:
-        raise UserError("--coordinator, --processes and --process belong together")
+        raise UserError("give --coordinator, --processes and --process together")
 
     from bottleneck.parallel import distributed
 
@@ -101,7 +99,7 @@ def joined_world(arguments: argparse.Namespace) -> Iterator[None]:
 def _parse(
     parser: argparse.ArgumentParser, argv: list[str], *, is_required: bool
 ) -> tuple[argparse.Namespace, dict[str, str]]:
-    """The parsed flags, `--config` among them, and its overrides."""
+    """Returns the parsed flags, with `--config`, and its overrides."""
     parser.add_argument(
         "--config",
         required=is_required,
@@ -116,7 +114,7 @@ def _parse(
 
 
 def check_vocabulary(config: config_lib.Config) -> None:
-    """Raises `UserError` where a given tokenizer has more tokens than the model has rows for."""
+    """Raises `UserError` if a given tokenizer has more tokens than the model has rows."""
     if config.data.tokenizer is None:
         return
     from bottleneck.data.tokenizer import vocab_size_in_file
@@ -130,41 +128,41 @@ def check_vocabulary(config: config_lib.Config) -> None:
 
 
 def load_config(path: str, assigned: dict[str, str]) -> config_lib.Config:
-    """The validated config of a file, its fields overridden as assigned; raises `UserError`."""
+    """Returns the validated config of a file, with its overrides; raises `UserError`."""
     return config_lib.parse(_load_fields(path, assigned))
 
 
 def load_cells(path: str, assigned: dict[str, str]) -> list[Cell]:
-    """The validated cells of a file's sweep, the fields that all share overridden as assigned.
+    """Returns the validated cells of a file's sweep, with overrides of the fields they share.
 
     Raises:
-        UserError: where the file has no sweep, a cell is no valid config, or a field is assigned
-            that varies over the sweep.
+        UserError: the file has no sweep, a cell is not a valid config, or an overridden field
+            varies over the sweep.
     """
     fields = _load_fields(path, assigned)
-    sweep = _read_sweep(path)
+    sweep = _call(path, "get_sweep", "configs/head_rank.py")
     cells = expand(fields, sweep)
     varying = {name for overrides in sweep for name in overrides}
     for name, value in assigned.items():
         if name in varying:
             raise UserError(
-                f"--config.{name}={value} would be lost: {name} varies over the sweep of {path}"
+                f"--config.{name}={value} has no effect: {name} varies over the sweep of {path}"
             )
     return cells
 
 
 def _load_fields(path: str, assigned: dict[str, str]) -> dict[str, Any]:
-    """The fields of a file's config as nested plain values, overridden as assigned."""
+    """Returns the fields of a file's config, with overrides, as nested plain values."""
     file = path.partition(":")[0]
-    if not os.path.isfile(file):  # unlike a Path's, it takes a name of any length
-        raise UserError(f"--config={path}: there is no file {file}")
+    if not os.path.isfile(file):  # Path.is_file refuses long names
+        raise UserError(f"--config={path}: {file} is not a file")
     fields = _read_file(path)
     known = _field_names(fields)
     for name in assigned:
         if name not in known:
             raise UserError(f"config.{name} is not a field; {_nearest(name, known)}")
-    # ml_collections has no way to write None on a command line, and takes commas for parts of a
-    # path, so None and lists are put in afterwards.
+    # ml_collections cannot parse None, and reads a comma as part of a path. So None and lists are
+    # set afterwards.
     later = {
         name: _late_value(name, value) for name, value in assigned.items() if _is_late(name, value)
     }
@@ -187,7 +185,7 @@ def _is_late(name: str, value: str) -> bool:
 
 
 def _late_value(name: str, value: str) -> list[Any] | None:
-    """None, or the items of "a,b", "(a, b)" or "['a', 'b']"."""
+    """Returns None, or the items of "a,b", "(a, b)" or "['a', 'b']"."""
     if value.lower() == "none":
         return None
     items = [item.strip(" '\"") for item in value.strip(" ()[]").split(",")]
@@ -206,36 +204,30 @@ def _parse_override(override: str) -> tuple[str, str]:
 
 
 def _read_file(path: str) -> config_dict.ConfigDict:
-    """What the file's get_config returns; an error of the file's own ends in one line."""
-    fields = _call(path, "get_config", "so it is no config; see configs/nano.py")
+    fields = _call(path, "get_config", "configs/nano.py")
     if not isinstance(fields, config_dict.ConfigDict):
         raise UserError(
-            f"--config={path}: get_config() must return a ConfigDict, see configs/nano.py"
+            f"--config={path}: get_config() must return a ConfigDict; see configs/nano.py"
         )
     return fields
 
 
-def _read_sweep(path: str) -> Any:
-    """What the file's get_sweep returns, given the same argument as its get_config."""
-    return _call(path, "get_sweep", "so it is no sweep; see configs/head_rank.py")
+def _call(path: str, function: str, example: str) -> Any:
+    """Calls a function of a config file with the argument that follows the colon, if any.
 
-
-def _call(path: str, function: str, otherwise: str) -> Any:
-    """What a function of a config file returns, given what follows the colon, if anything does.
-
-    The file is run anew each time: of a module that was imported before, names would remain.
+    Runs the file each time: a module imported before would keep its old names.
     """
     file, has_argument, argument = path.partition(":")
     with _errors_in_one_line(path):
         names = runpy.run_path(file)
         if function not in names:
-            raise UserError(f"--config={path}: it has no {function}(), {otherwise}")
+            raise UserError(f"--config={path} has no {function}(); see {example}")
         return names[function](*([argument] if has_argument else []))
 
 
 @contextlib.contextmanager
 def _errors_in_one_line(path: str) -> Iterator[None]:
-    """Turns an error of a config file's own code into a `UserError`."""
+    """Turns an error in a config file's code into a `UserError`."""
     try:
         yield
     except UserError:
@@ -259,6 +251,6 @@ def _field_names(fields: config_dict.ConfigDict, prefix: str = "") -> list[str]:
 
 
 def _nearest(name: str, known: list[str]) -> str:
-    """A suggestion among the fields of the same group, where the group exists."""
+    """Suggests a field of the same group, or of any group if that one is unknown."""
     group = name.rpartition(".")[0]
     return suggestion(name, [k for k in known if k.startswith(f"{group}.")] or known)

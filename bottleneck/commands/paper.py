@@ -1,7 +1,7 @@
-"""Write a page that walks through the paper's figures and tables, and judges runs beside them.
+"""Write a page that walks through the paper's figures, and tests runs beside them.
 
-Works offline: it recomputes what the published values allow, and names the command for the rest.
-With runs it writes their report as well, the paper's curves under those of the same width.
+Works offline: recomputes all that the published values allow, and prints commands for the rest.
+With runs, also writes their report, with the paper's curves of the same width underneath.
 """
 
 from __future__ import annotations
@@ -14,24 +14,28 @@ from bottleneck.storage.folders import as_path
 
 
 def main(argv: list[str]) -> int:
-    """Returns the exit code; raises `UserError` where evaluations or runs cannot be read."""
+    """Returns the exit code; raises `UserError` if evaluations or runs cannot be read."""
     parser = Parser("python -m bottleneck paper", description=__doc__)
     parser.add_argument(
-        "workdir", nargs="*", type=Path, help="a run folder, or a folder of them, to judge"
+        "runs", metavar="RUN", nargs="*", type=Path, help="a run folder, or a folder of them"
     )
     parser.add_argument(
-        "--output", type=Path, default=Path("paper"), metavar="DIR", help="default: paper"
+        "--output",
+        type=Path,
+        default=Path("paper"),
+        metavar="DIR",
+        help="folder to write (default: paper)",
     )
     parser.add_argument(
         "--evals",
         type=Path,
         metavar="PATH",
-        help="published evaluations to judge: a copy of evals/ of EleutherAI/pythia, or a .json "
-        "file that sums it up",
+        help="published evaluations to test: a copy of evals/ of EleutherAI/pythia, or a .json "
+        "summary of it",
     )
     flags = parser.parse_args(argv)
 
-    # Imported here, as they take seconds that `--help` need not wait for.
+    # Imported here because they take seconds: --help need not wait for them.
     from bottleneck.paper.evals import read_evals
     from bottleneck.paper.overlay import PaperOverlay
     from bottleneck.paper.page import write_paper
@@ -39,7 +43,7 @@ def main(argv: list[str]) -> int:
     from bottleneck.runs.reading import load_runs
 
     evals = read_evals(as_path(flags.evals)) if flags.evals else None
-    runs, problems = load_runs(flags.workdir) if flags.workdir else ([], [])
+    runs, problems = load_runs(flags.runs) if flags.runs else ([], [])
     for problem in problems:
         print(f"left out: {problem}", file=sys.stderr)
     output = flags.output.expanduser()

@@ -1,6 +1,6 @@
-"""What the flags of all verbs have in common: a mistake is one line, and a number has its bounds.
+"""Flags that all verbs share: a mistake is one line, and every number has bounds.
 
-Imports nothing that takes time.
+Imports nothing slow.
 """
 
 from __future__ import annotations
@@ -14,22 +14,22 @@ from bottleneck.errors import UserError
 
 Item = TypeVar("Item")
 
-_LARGEST = 2**63 - 1  # that an array takes
-_VALUE = "the value "  # by which `error` knows the lines of this module
+_LARGEST = 2**63 - 1  # int64
+_VALUE = "the value "  # marks the messages of this module for `Parser.error`
 
 
 class Parser(argparse.ArgumentParser):
-    """Raises `UserError` for a flag that is wrong, where argparse prints its usage and exits."""
+    """Raises `UserError` for a wrong flag; argparse would print its usage and exit."""
 
     def error(self, message: str) -> NoReturn:
         flag, is_value, what = message.removeprefix("argument ").partition(f": {_VALUE}")
         if is_value:
             raise UserError(f"{flag}={what}")
-        raise UserError(f"{message}; {self.prog} --help says what there is")
+        raise UserError(f"{message}; see {self.prog} --help")
 
 
 def whole(low: int, high: int = _LARGEST) -> Callable[[str], int]:
-    """For `type=`: a whole number in [low, high], which may have commas between its digits."""
+    """Returns a `type=` for whole numbers in [low, high]; 1,000,000 is one of them."""
 
     def parse(text: str) -> int:
         number = int(text.replace(",", ""))
@@ -37,18 +37,18 @@ def whole(low: int, high: int = _LARGEST) -> Callable[[str], int]:
             raise _refused(text, f"at least {low}" if number < low else f"at most {high:,}")
         return number
 
-    parse.__name__ = "number"  # what argparse calls it
+    parse.__name__ = "number"  # argparse shows it
     return parse
 
 
 def real(
     low: float, *, is_open: bool = False, may_be_infinite: bool = False
 ) -> Callable[[str], float]:
-    """For `type=`: a number from low, or above it where `is_open`."""
+    """Returns a `type=` for numbers of at least low, or above low if `is_open`."""
 
     def parse(text: str) -> float:
         number = float(text)
-        if not (number > low if is_open else number >= low):  # nor is NaN
+        if not (number > low if is_open else number >= low):  # true of NaN
             raise _refused(text, f"{'above' if is_open else 'at least'} {low:g}")
         if math.isinf(number) and not may_be_infinite:
             raise _refused(text, "finite")
@@ -59,7 +59,7 @@ def real(
 
 
 def listed(kind: Callable[[str], Item]) -> Callable[[str], tuple[Item, ...]]:
-    """For `type=`: items with commas between them."""
+    """Returns a `type=` for items separated by commas."""
 
     def parse(text: str) -> tuple[Item, ...]:
         return tuple(kind(item) for item in text.split(","))

@@ -1,4 +1,4 @@
-"""Tokenize the corpus of a config, or check what is there; training does it by itself."""
+"""Tokenize the corpus of a config, or check its tokens; `train` does it when needed."""
 
 from __future__ import annotations
 
@@ -7,11 +7,11 @@ from bottleneck.commands.parsing import Parser
 
 
 def main(argv: list[str]) -> int:
-    """Returns the exit code; raises `UserError` where the corpus or its tokens are not right."""
+    """Returns the exit code; raises `UserError` if the corpus or its tokens are wrong."""
     parser = Parser("python -m bottleneck prepare", description=__doc__.splitlines()[0])
-    parser.add_argument("--rebuild", action="store_true", help="make the tokens anew")
+    parser.add_argument("--rebuild", action="store_true", help="tokenize again")
     parser.add_argument(
-        "--verify", action="store_true", help="read all tokens and compare them with their manifest"
+        "--verify", action="store_true", help="read all tokens and compare them with the manifest"
     )
     arguments, config = parse_command(parser, argv)
 
@@ -20,5 +20,5 @@ def main(argv: list[str]) -> int:
     cache = prepare(config.data, rebuild=arguments.rebuild)
     if arguments.verify:
         cache.verify()
-        print(f"{cache.path} is as it was made")
+        print(f"{cache.path} matches its manifest")
     return 0

@@ -1,8 +1,8 @@
-"""Measure every checkpoint of one model, as training would have: a series becomes a run folder.
+"""Measure every checkpoint of a model as training would have, into a run folder.
 
-SOURCE is a folder with a subfolder for each step (step1000, …), the folder models--ORG--NAME of a
-cache of the hub, a name on the hub with revisions stepN, or a run folder. The same command goes on
-where it was stopped, and takes up steps that are new. Exit code 1 says that a step cannot be read.
+MODEL is a name on the Hugging Face hub with revisions stepN, or that model's folder in its cache.
+It can also be a folder with subfolders stepN, or a run folder. Repeat the command to resume, or to add new steps.
+Exits with 1 if a step cannot be read.
 """
 
 from __future__ import annotations
@@ -15,37 +15,36 @@ from bottleneck.commands.parsing import Parser, listed, whole
 
 
 def main(argv: list[str]) -> int:
-    """Returns the exit code; raises `UserError` where source, folder or data do not fit."""
+    """Returns the exit code; raises `UserError` if the model, the folder or the data are wrong."""
     parser = Parser("python -m bottleneck series", description=__doc__, allow_abbrev=False)
-    parser.add_argument("source", metavar="SOURCE", help="such as EleutherAI/pythia-160m")
-    parser.add_argument("--workdir", required=True, type=Path, help="the run folder to make")
+    parser.add_argument("model", metavar="MODEL", help="such as EleutherAI/pythia-160m")
+    parser.add_argument(
+        "--workdir", required=True, type=Path, metavar="DIR", help="run folder to write"
+    )
     some = parser.add_mutually_exclusive_group()
     some.add_argument(
-        "--steps", type=listed(whole(0)), metavar="N,N,…", help="these steps (default: all)"
+        "--steps", type=listed(whole(0)), metavar="N,…", help="steps to measure (default: all)"
     )
-    some.add_argument(
-        "--every", type=whole(1), metavar="N", help="the steps that are multiples of N"
-    )
+    some.add_argument("--every", type=whole(1), metavar="N", help="measure the multiples of N")
     parser.add_argument(
-        "--audit_only", action="store_true", help="hash the weights of each step, measure nothing"
+        "--audit_only", action="store_true", help="only hash the weights of each step"
     )
     config = None
     if "--audit_only" in argv:
-        parser.add_argument("--config", help=argparse.SUPPRESS)  # measuring alone needs one
+        parser.add_argument("--config", help=argparse.SUPPRESS)  # not used here
         flags = parser.parse_args([a for a in argv if not a.startswith("--config.")])
     else:
         flags, config = parse_command(parser, argv, needs_data=False)
     workdir = flags.workdir.expanduser()
 
-    # Imported here, as they take seconds that `--help` need not wait for.
-
+    # Imported here because they take seconds: --help need not wait for them.
     from bottleneck.parallel import compile_cache
     from bottleneck.pretrained.series import audit_series, choose, measure_series
     from bottleneck.pretrained.series_audit import print_audit
     from bottleneck.pretrained.series_source import open_series
     from bottleneck.terminal import PlainConsole
 
-    series = open_series(flags.source)
+    series = open_series(flags.model)
     steps = choose(series, list(flags.steps or ()), flags.every)
     if config is None:
         audit = audit_series(series, steps, workdir)

@@ -1,7 +1,7 @@
-"""Train every cell of a sweep, or one of them; the same command continues what was stopped.
+"""Train every cell of a sweep, or one of them; repeat the command to resume.
 
-Without --list, --status or --index all cells are trained here, each in a process of its own that
-writes to ROOT/logs. Exit code 1 says that some are not complete.
+Without --list, --status or --index, trains all cells on this machine, each in its own process that
+logs to DIR/logs. Exits with 1 if a cell is not complete.
 """
 
 from __future__ import annotations
@@ -26,24 +26,24 @@ from bottleneck.sweep.cells import Cell
 
 
 def main(argv: list[str]) -> int:
-    """Returns 0, or 1 where a cell is not complete; raises `UserError` before anything is run."""
+    """Returns 0, or 1 if a cell is not complete; raises `UserError` before anything runs."""
     parser = Parser("python -m bottleneck sweep", description=__doc__)
-    parser.add_argument("--workdir", metavar="ROOT", help="folder of the cells' run folders")
+    parser.add_argument("--workdir", metavar="DIR", help="folder of the cells' run folders")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--list", action="store_true", help="print the cells and what they cost")
-    what.add_argument("--status", action="store_true", help="show how far the cells are")
+    what.add_argument("--list", action="store_true", help="print the cells and their cost")
+    what.add_argument("--status", action="store_true", help="show the progress of the cells")
     what.add_argument(
-        "--index", type=whole(0), metavar="I", help="train this cell alone, in this process"
+        "--index", type=whole(0), metavar="N", help="train only cell N, in this process"
     )
     what.add_argument(
         "--parallel",
         type=whole(1),
         default=1,
         metavar="N",
-        help="cells trained at a time (default: 1)",
+        help="cells to train at a time (default: 1)",
     )
     parser.add_argument(
-        "--retry", action="store_true", help="train those that ended with an error again as well"
+        "--retry", action="store_true", help="also train cells again that ended with an error"
     )
     add_world(parser)
     arguments, cells = parse_sweep_command(parser, argv)
@@ -53,12 +53,12 @@ def main(argv: list[str]) -> int:
 
     screen = PlainConsole(highlight=False)
     if not screen.is_terminal:
-        screen.width = 200  # a file has no edge at which to fold names
+        screen.width = 200  # so that names in a file are not folded
     if arguments.list:
         screen.print(sweep_table.cost_table(cells))
         return 0
     if arguments.workdir is None:
-        raise UserError("--workdir=ROOT is needed: the folder of the cells' run folders")
+        raise UserError("--workdir=DIR is missing: the folder of the cells' run folders")
     root = as_path(arguments.workdir)
     if arguments.status:
         sweep_table.watch(cells, root, screen)
@@ -82,7 +82,7 @@ def main(argv: list[str]) -> int:
             retry=arguments.retry,
         )
     except Stopped as stop:
-        print("stopped; the same command goes on where this one was", file=sys.stderr)
+        print("stopped; repeat the command to resume", file=sys.stderr)
         return stop.exit_code
     return 0 if are_complete else 1
 
@@ -94,7 +94,7 @@ def _cell(cells: Sequence[Cell], index: int) -> Cell:
 
 
 def _train(cell: Cell, root: Path, arguments: argparse.Namespace) -> None:
-    """Trains one cell; of many processes the first sees to it that no others train it too."""
+    """Trains one cell; process 0 holds its lock, so that no other command trains it too."""
     keep_freed_memory()
     with contextlib.ExitStack() as stack:
         stack.enter_context(joined_world(arguments))

@@ -1,6 +1,6 @@
-"""Train a model, with probes and checkpoints; the same command continues a stopped run.
+"""Train a model, with probes and checkpoints; repeat the command to resume a run.
 
-Nothing that takes seconds to import is imported before the config has been checked.
+Imports nothing slow before the config is checked.
 """
 
 from __future__ import annotations
@@ -11,8 +11,11 @@ from bottleneck.parallel.host_memory import keep_freed_memory
 
 
 def main(argv: list[str]) -> int:
+    """Returns the exit code; raises `UserError` if the config or the data are wrong."""
     parser = Parser("python -m bottleneck train", description=__doc__.splitlines()[0])
-    parser.add_argument("--workdir", required=True, help="the run folder; made if it is not there")
+    parser.add_argument(
+        "--workdir", required=True, metavar="DIR", help="run folder to write or resume"
+    )
     add_world(parser)
     arguments, config = parse_command(parser, argv)
     keep_freed_memory()

@@ -31,7 +31,7 @@ def test_prepare_makes_the_tokens_once(arguments, capsys):
 
 def test_verify_finds_a_flipped_bit_and_rebuild_mends_it(arguments, tmp_path, capsys):
     main([*arguments, "--verify"])
-    assert "is as it was made" in capsys.readouterr().out
+    assert "matches its manifest" in capsys.readouterr().out
     (shard,) = (tmp_path / "cache").glob("*/train-00000.bin")
     contents = shard.read_bytes()
     shard.write_bytes(bytes([contents[0] ^ 1]) + contents[1:])

@@ -523,7 +523,7 @@ def test_a_notice_to_a_sweep(faults, sweep, number, code, tmp_path):
         process.send_signal(number)
         output, _ = process.communicate(timeout=60)
         assert process.returncode == code, output
-        assert output.splitlines()[-1] == "stopped; the same command goes on where this one was"
+        assert output.splitlines()[-1] == "stopped; repeat the command to resume"
         for cell in cells(root):
             assert faults.last_step(cell) == max(faults.saved_steps(cell), default=-1)
         program.finish(root)
