@@ -1,7 +1,7 @@
-"""A rehearsal for hardware that is not here: the programs of a run, compiled for a TPU topology.
+"""A rehearsal for absent hardware: compiles the programs of a run for a TPU topology.
 
-libtpu compiles on any machine for any slice. What it says of memory is what a real slice would say;
-the collectives are read from the program it made; what the roofline adds is arithmetic.
+libtpu compiles for any slice on any machine, and plans memory as it would on the slice. Collectives
+are read from the compiled program; the roofline is arithmetic.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ from jax.experimental import topologies
 from jax.sharding import Mesh
 
 from bottleneck.aot.hlo import Collective, collectives, estimated_cycles
-from bottleneck.aot.roofline import Roofline, roofline
+from bottleneck.aot.roofline import Roofline, step_roofline
 from bottleneck.config import Config, check_divides
 from bottleneck.errors import UserError
 from bottleneck.parallel import mesh as mesh_lib
@@ -31,9 +31,9 @@ from bottleneck.training.step import make_train_program
 
 @dataclass(frozen=True)
 class Memory:
-    """Bytes of one device's HBM that a program needs."""
+    """Bytes of HBM that a program needs on one device."""
 
-    arguments: int  # parameters, optimizer state, batch; results take their place
+    arguments: int  # parameters, optimizer state, batch; results reuse their space
     temporaries: int
     code: int
 
@@ -44,29 +44,29 @@ class Memory:
 
 @dataclass(frozen=True)
 class Buffer:
-    """A part of the temporaries."""
+    """One of the temporaries."""
 
     bytes: int
     shape: str
-    source: str  # the operation that fills it, by its path in the program
+    source: str  # path in the program of the operation that fills it
 
 
 @dataclass(frozen=True)
 class ProgramReport:
-    """What the compiler made of one program."""
+    """One program as compiled."""
 
     fits: bool
     memory: Memory
-    largest: tuple[Buffer, ...]  # of the temporaries, those that are in memory at different places
+    largest: tuple[Buffer, ...]  # temporaries that share no memory with each other
     collectives: tuple[Collective, ...]
-    cycles: int | None  # of computing, by `hlo.estimated_cycles`; None where there is no code
+    cycles: int | None  # by `estimated_cycles`; None if the program does not fit
     has_flash_attention: bool
     compile_seconds: float
 
 
 @dataclass(frozen=True)
 class Rehearsal:
-    """A config on a topology."""
+    """The compiled programs of a config on a topology."""
 
     topology: str
     n_slices: int
@@ -86,8 +86,8 @@ def rehearse(
     """Compiles the programs of a run of `config` on slices of a topology such as "v5e:16x16".
 
     Raises:
-        UserError: where libtpu is missing, the topology is not known, or the config does not fit
-            its number of devices.
+        UserError: libtpu is missing, the topology is unknown, or its number of devices does not
+            divide the config's batch or dimensions.
     """
     chip = chip_of(topology)
     mesh = mesh_lib.make_mesh(config.compute.mesh, topology_devices(topology, n_slices))
@@ -95,7 +95,7 @@ def rehearse(
     lowered = lower(config, mesh, with_probes=with_probes)
     programs = {name: _rehearse(program, mesh) for name, program in lowered.items()}
     train_step = programs[TRAIN_STEP]
-    limits = roofline(
+    limits = step_roofline(
         config,
         mesh.shape,
         chip,
@@ -106,13 +106,15 @@ def rehearse(
 
 
 def topology_devices(topology: str, n_slices: int = 1) -> list[jax.Device]:
-    """The devices of slices that are not here; raises `UserError` as `rehearse`."""
+    """Returns the devices of absent slices; raises `UserError` like `rehearse`."""
     chip = chip_of(topology)
     options: dict[str, Any] = {} if n_slices == 1 else {"num_slices": n_slices}
     if chip.compiler_config is not None:
         options["chip_config_name"] = chip.compiler_config
     if importlib.util.find_spec("libtpu") is None:
-        raise UserError("there is no TPU compiler here; in the repository: pip install -e '.[tpu]'")
+        raise UserError(
+            "libtpu, the TPU compiler, is missing; in the repository: pip install -e '.[tpu]'"
+        )
     try:
         return topologies.get_topology_desc(topology, "tpu", **options).devices
     except jax.errors.JaxRuntimeError as error:
@@ -124,7 +126,7 @@ TRAIN_STEP = "train step"
 
 
 def lower(config: Config, mesh: Mesh, *, with_probes: bool) -> dict[str, Any]:
-    """The programs of a run by name, traced for a mesh: the train step, and those of a probe."""
+    """Traces the programs of a run for a mesh, by name: the train step, and those of a probe."""
     program = make_train_program(config, mesh)
     length = config.train.sequence_length
     probe = ProbePrograms(config, mesh, max(1, config.probe.tokens // length))
@@ -140,8 +142,8 @@ def _rehearse(lowered: Any, mesh: Mesh) -> ProgramReport:
     start = time.perf_counter()
     folder = tempfile.mkdtemp()
     with removed(folder):
-        # The compiler's own texts are read: what jax returns cannot be printed for every kind of
-        # TPU, and is not there at all where a program does not fit.
+        # Read the compiler's own dumps: jax cannot print programs for every kind of TPU, and
+        # returns nothing if a program does not fit.
         options = {"xla_dump_to": folder, "xla_dump_hlo_as_text": True}
         try:
             compiled = lowered.compile(compiler_options=options)
@@ -175,9 +177,9 @@ _VALUE = re.compile(r" value: <\d+ (\S+?)(?:\{[\d,]*\})? .*\(size=(\d+),offset=(
 
 
 def _memory(buffers: str, compiled: Any) -> Memory:
-    """By the compiler's plan, the text of its buffer assignment; what did not fit has no code.
+    """Reads the compiler's buffer assignment; a program that does not fit has no code.
 
-    Not by `memory_analysis()`: for programs that libtpu 0.0.42 fits into 17.2 GB that says 19.0.
+    `memory_analysis()` says 19.0 GB for programs that libtpu 0.0.42 fits into 17.2 GB.
     """
     arguments = temporaries = 0
     for size, kind in _ALLOCATION.findall(buffers):
@@ -192,11 +194,11 @@ def _memory(buffers: str, compiled: Any) -> Memory:
 
 
 def largest_buffers(buffers: str, hlo: str, n: int = 8) -> list[Buffer]:
-    """The largest temporaries in HBM that do not share their place, the largest first.
+    """Returns the largest temporaries in HBM that share no memory, the largest first.
 
     Args:
         buffers: text of the compiler's buffer assignment.
-        hlo: text of the program, which says what the values are.
+        hlo: text of the program, which names the source of each value.
     """
     values, is_temporary = [], False
     for line in buffers.splitlines():
@@ -216,6 +218,6 @@ def largest_buffers(buffers: str, hlo: str, n: int = 8) -> list[Buffer]:
 
 
 def _source(name: str, hlo: str) -> str:
-    """The path in the program of the operation that an instruction belongs to, or its own name."""
+    """Returns the path in the program of an instruction's operation, or its own name."""
     match = re.search(rf"%{re.escape(name)} = .*?op_name=\"([^\"]*)\"", hlo)
     return match[1] if match else name

@@ -1,8 +1,7 @@
-"""The collectives of a compiled program and its cycles, read from the text of its HLO.
+"""Collectives and cycles of a compiled program, read from the text of its HLO.
 
-A program is a list of computations that call each other; what is in one runs as often as it is
-reached, loops multiplied. Devices are numbered by their place in the mesh's
-flattened list.
+A program is a list of computations that call each other. An instruction runs as often as its
+computation is reached, loops multiplied. A device's number is its place in the flattened mesh.
 """
 
 from __future__ import annotations
@@ -27,7 +26,7 @@ _CALLED = re.compile(
     r"(?:calls|called_computations|to_apply|body|condition|branch_computations|true_computation"
     r"|false_computation)=(\{[^}]*\}|%?[^\s,)}]+)"
 )
-# A reduction between slices; of the others the compiler has been seen to make none.
+# A reduction between slices; we have seen no other transfer between slices.
 _TRANSFER = re.compile(r'_xla_megascale_transfer_type="(ALL_REDUCE)"')
 _CYCLES = re.compile(r'"estimated_cycles":"(\d+)"')
 _SHAPE = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
@@ -35,7 +34,7 @@ _SHAPE = re.compile(r"\b(pred|[a-z]+(\d+)\w*)\[([\d,]*)\]")
 
 @dataclass(frozen=True)
 class Shape:
-    """A dense array as HLO writes it, such as bf16[8,128]."""
+    """A dense array of HLO, such as bf16[8,128]."""
 
     dtype: str
     dimensions: tuple[int, ...]
@@ -46,22 +45,22 @@ class Shape:
 class Collective:
     """One collective operation of a program, as one device sees it.
 
-    The bytes are those of the algorithms that send the least: rings inside a slice, and between
-    slices a ring of the devices that have the same place in theirs.
+    Bytes assume the algorithms that send least: rings inside a slice, and rings over the devices
+    at the same place in each slice.
 
     Source: Thakur, Rabenseifner and Gropp 2005, sections 4.1 and 4.5.
     """
 
     op: str  # one of OPS
-    shapes: tuple[Shape, ...]  # of its results
-    axes: tuple[str, ...]  # of the mesh, along which those differ that exchange something
+    shapes: tuple[Shape, ...]  # results
+    axes: tuple[str, ...]  # mesh axes along which it exchanges
     group_size: int  # devices that exchange
-    n_slices: int  # to which these belong
-    count: int  # times it runs when the program runs once
+    n_slices: int  # that they belong to
+    count: int  # runs in one run of the program
 
     @property
     def ici_bytes(self) -> float:
-        """Bytes that a device sends to others of its slice when it runs once."""
+        """Bytes that a device sends inside its slice in one run."""
         if self.op == "collective-permute":
             return self._whole if self.n_slices == 1 else 0.0
         members = self.group_size / self.n_slices
@@ -71,7 +70,7 @@ class Collective:
 
     @property
     def dcn_bytes(self) -> float:
-        """Bytes that it sends to other slices: what is left after its own slice has reduced it."""
+        """Bytes that a device sends to other slices in one run, after its own slice has reduced."""
         if self.op == "collective-permute":
             return self._whole if self.n_slices > 1 else 0.0
         members = 1 if self.op == "all-to-all" else self.group_size / self.n_slices
@@ -83,7 +82,7 @@ class Collective:
 
     @property
     def _whole(self) -> float:
-        """Bytes of the array that is gathered, reduced or exchanged."""
+        """Bytes of the whole array that is gathered, reduced or exchanged."""
         result = sum(shape.bytes for shape in self.shapes)
         return result * (self.group_size if self.op == "reduce-scatter" else 1)
 
@@ -99,18 +98,16 @@ class _Instruction:
 def collectives(
     text: str, mesh_shape: Mapping[str, int], slices: Sequence[int] | None = None
 ) -> list[Collective]:
-    """Every collective of a program's HLO text that moves data, in the order of the text.
+    """Returns every collective of a program's HLO text that moves data, in the text's order.
 
-    An asynchronous one, which TPUs take in pieces between other work, counts where it starts. A
-    loop runs as often as the text says, or as the constant that its condition compares with; one
-    that ends otherwise counts once. TPUs write a reduce-scatter as a computation of that name, in
-    which the slice of an all-reduce is taken. Between slices they have no collectives but sends
-    that say what for; such a one counts as that collective of the devices with the same place in
-    their slices.
+    An asynchronous collective counts once, at its start. A loop runs as often as the text says, or
+    as the constant in its condition; any other loop counts once. On TPUs a reduce-scatter is a
+    computation of that name that slices an all-reduce. Between slices TPUs send and receive; a
+    send that names its collective counts as one over the devices at the same place in each slice.
 
     Args:
         mesh_shape: axis → devices along it, in the order of the mesh.
-        slices: for each device the slice that it belongs to; None: there is one.
+        slices: the slice of each device; None if all are in one.
     """
     program = _Program(text)
     sizes = tuple(mesh_shape.values())
@@ -142,14 +139,13 @@ def collectives(
 
 
 def estimated_cycles(text: str) -> int:
-    """Cycles of a TPU's core that a program takes by its compiler's estimate, as it wrote it down.
+    """Returns the compiler's estimate of the cycles that a program takes on a TPU's core.
 
-    Without collectives, lookups in a table and their gradients, and kernels that were not the
-    compiler's to make, such as flash attention: of these it estimates nothing. And without what
-    runs only `RARELY`.
+    The compiler estimates no collectives, no table lookups or their gradients, and no custom
+    kernels such as flash attention. Code that runs only `RARELY` is left out.
 
     Args:
-        text: the program as it is after code has been generated.
+        text: the program after code generation.
     """
     program = _Program(text)
     return sum(
@@ -161,7 +157,7 @@ def estimated_cycles(text: str) -> int:
 
 
 class _Program:
-    """The computations of an HLO text, and how often each runs."""
+    """The computations of an HLO text, and the number of times each runs."""
 
     def __init__(self, text: str):
         self.computations: dict[str, list[_Instruction]] = {}
@@ -188,7 +184,7 @@ class _Program:
         return sum(self.executions(caller) * times for caller, times in self._callers[name])
 
     def _times(self, instruction: _Instruction) -> int:
-        """How often an instruction runs the computations that it calls."""
+        """Returns the number of times that an instruction runs the computations it calls."""
         if instruction.op == "conditional" and f"/{RARELY}/" in instruction.rest:
             return 0
         return self._trips(instruction) if instruction.op == "while" else 1
@@ -212,7 +208,7 @@ def _called(rest: str) -> Iterator[str]:
 
 
 def _result(instruction: _Instruction) -> str:
-    """The type of what arrives; where a collective only starts, its operands come first."""
+    """Returns the type of the result; the start of a collective lists its operands first."""
     if instruction.op in ("all-gather-start", "collective-permute-start"):
         return _tuple_parts(instruction.result)[1]
     if instruction.op == "send":
@@ -221,7 +217,7 @@ def _result(instruction: _Instruction) -> str:
 
 
 def _tuple_parts(text: str) -> list[str]:
-    """The types in a tuple's type, at its outermost level."""
+    """Returns the types in a tuple's type, at its outermost level."""
     parts, depth, start = [], 0, 1
     for position, character in enumerate(text):
         depth += (character in "([{") - (character in ")]}")
@@ -238,12 +234,12 @@ def _shapes(text: str) -> Iterator[Shape]:
 
 
 def _one_of_each(slice_of: np.ndarray) -> np.ndarray:
-    """int [places, slices]: the devices that have the same place in their slices."""
+    """int [places, slices]: the devices at the same place in each slice."""
     return np.stack([np.flatnonzero(slice_of == one) for one in np.unique(slice_of)], axis=1)
 
 
 def _axes(members: np.ndarray, mesh_shape: Mapping[str, int]) -> tuple[str, ...]:
-    """The mesh axes along which the members of a group lie apart."""
+    """Returns the mesh axes along which the members of a group differ."""
     coordinates = np.unravel_index(members, tuple(mesh_shape.values()))
     return tuple(
         axis
@@ -283,15 +279,13 @@ def _iota(text: str) -> np.ndarray:
 def _mesh_groups(text: str) -> np.ndarray:
     """mesh['a'=2,'b'=8], device_ids=(…) {'a','b':(2)4}: groups along axes or parts of axes.
 
-    'b':(2)4 is the part of b that has 4 devices inside blocks of which there are 2.
+    'b':(2)4 splits b into 2 blocks, and takes the 4 devices of each.
     """
     mesh, devices, chosen = re.fullmatch(  # type: ignore[union-attr]
         r"mesh\[(.*?)\](?:, device_ids=\((.*?)\))? \{(.*)\}", text
     ).groups()
     wanted = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", chosen)
-    names: list[
-        tuple[str, int]
-    ] = []  # of each dimension: the axis, and the devices before this part
+    names: list[tuple[str, int]] = []  # of a dimension: its axis, and the blocks that it divides
     sizes: list[int] = []
     for axis, size in re.findall(r"'([^']+)'=(\d+)", mesh):
         cuts = {1, int(size)}
@@ -315,7 +309,7 @@ def _mesh_groups(text: str) -> np.ndarray:
 def _parts_of(
     names: list[tuple[str, int]], sizes: list[int], axis: str, before: str, part: str
 ) -> list[int]:
-    """The dimensions into which an axis was cut, or its part that has `before` devices inside."""
+    """Returns the dimensions of an axis, or of the part of it that divides `before` blocks."""
     low = int(before or 1)
     high = low * int(part) if part else math.inf
     return [

@@ -1,4 +1,4 @@
-"""What a rehearsal says to the person who asked for it: tables, JSON, and what to change."""
+"""The report of a rehearsal: tables, JSON, and advice on what to change."""
 
 from __future__ import annotations
 
@@ -16,12 +16,11 @@ from bottleneck.config import Config
 from bottleneck.parallel.slices import flags_of
 
 _GB = 1e9
-# Of a device's memory: what takes more is worth naming as something to change.
-_LARGE_SHARE = 0.1
+_LARGE_SHARE = 0.1  # of the temporaries; logits that take more are worth a line of advice
 
 
 def as_json(config: Config, rehearsal: Rehearsal) -> dict[str, Any]:
-    """All of it as values that JSON can hold, with what can be changed where it does not fit."""
+    """Returns a rehearsal and the advice on it as values that JSON can hold."""
     plain = _plain(rehearsal)
     for name, program in rehearsal.programs.items():
         plain["programs"][name]["collectives"] = [
@@ -32,7 +31,7 @@ def as_json(config: Config, rehearsal: Rehearsal) -> dict[str, Any]:
 
 
 def _plain(value: Any) -> Any:
-    """Nested dicts and lists; of dataclasses the fields and the properties."""
+    """Returns nested dicts and lists; a dataclass gives its fields and its public properties."""
     if dataclasses.is_dataclass(value):
         names = [field.name for field in dataclasses.fields(value)]
         names += [k for k, v in vars(type(value)).items() if isinstance(v, property)]
@@ -47,7 +46,7 @@ def _plain(value: Any) -> Any:
 def _totals(
     collectives: tuple[Collective, ...],
 ) -> dict[tuple[str, tuple[str, ...]], dict[str, float]]:
-    """(op, axes) → how often it runs and the bytes it sends inside its slice and to others."""
+    """(op, axes) → its runs, and the bytes it sends inside its slice and to others."""
     totals: dict[Any, dict[str, float]] = defaultdict(
         lambda: {"count": 0, "ici_bytes": 0.0, "dcn_bytes": 0.0}
     )
@@ -61,7 +60,7 @@ def _totals(
 
 
 def advice(config: Config, rehearsal: Rehearsal) -> list[str]:
-    """What to change, one line each, where the train step does not fit; the cheapest first."""
+    """Returns changes that help if the train step does not fit, one a line, cheapest first."""
     if rehearsal.programs[TRAIN_STEP].fits:
         return []
     memory, capacity = rehearsal.programs[TRAIN_STEP].memory, rehearsal.chip.hbm_bytes
@@ -77,7 +76,7 @@ def advice(config: Config, rehearsal: Rehearsal) -> list[str]:
         )
     if compute.remat != "full":
         less = "full" if compute.remat == "attention" else "attention"
-        kept = "its input" if less == "full" else "its input and what attention takes and gives"
+        kept = "its input" if less == "full" else "its input, and attention's inputs and output"
         lines.append(
             f"set config.compute.remat={compute.remat} to {less}: a layer then keeps {kept}"
         )
@@ -100,7 +99,7 @@ def advice(config: Config, rehearsal: Rehearsal) -> list[str]:
 
 
 def show(config: Config, rehearsal: Rehearsal, console: rich.console.Console) -> None:
-    """Prints it for a person."""
+    """Prints a rehearsal and the advice on it."""
     axes = " × ".join(f"{axis} {size}" for axis, size in rehearsal.mesh.items())
     slices = f"{rehearsal.n_slices} slices of " if rehearsal.n_slices > 1 else ""
     console.print(Text.assemble((f"{slices}{rehearsal.topology}", "bold"), f": {axes}"))
@@ -127,8 +126,8 @@ def _show_program(
     console.print(Text.assemble("\n", (name, "bold"), " ", verdict, sizes))
     if program.cycles is not None:
         console.print(
-            f"  the compiler expects {program.cycles / 1e6:,.1f} million cycles of computing, "
-            "collectives, the embedding's lookup and flash attention not counted"
+            f"  the compiler expects {program.cycles / 1e6:,.1f} million cycles, without "
+            "collectives, the embedding's lookup and flash attention"
         )
     if not program.fits:
         largest = _table("largest temporaries", "GB", "from")
@@ -152,8 +151,8 @@ def _show_roofline(config: Config, rehearsal: Rehearsal, console: rich.console.C
     limits = rehearsal.roofline
     amounts = {
         "compute": f"{limits.hardware_flops / 1e12:.2f} TFLOP; MFU counts "
-        f"{limits.model_flops / 1e12:.2f} of them",
-        "HBM": f"{limits.hbm_bytes / _GB:.2f} GB at the least",
+        f"{limits.model_flops / 1e12:.2f}",
+        "HBM": f"{limits.hbm_bytes / _GB:.2f} GB at least",
         "ICI": f"{limits.ici_bytes / _GB:.2f} GB to devices of the slice",
         "DCN": f"{limits.dcn_bytes / _GB:.2f} GB to other slices",
     }
@@ -164,8 +163,8 @@ def _show_roofline(config: Config, rehearsal: Rehearsal, console: rich.console.C
     console.print(table)
     console.print(
         f"{limits.binds} binds: a step takes at least {limits.step_seconds:.3f} s for "
-        f"{config.tokens_per_step:,} tokens, and MFU is at most {limits.mfu_ceiling:.1%}, causal "
-        "attention halved. Compute includes what remat and the loss compute again."
+        f"{config.tokens_per_step:,} tokens, and MFU is at most {limits.mfu_ceiling:.1%}, with "
+        "causal attention halved. Compute includes what remat and the loss recompute."
     )
 
 

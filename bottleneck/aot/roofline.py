@@ -1,9 +1,8 @@
-"""The least time that a train step can take on given devices, and the MFU that this allows.
+"""The minimum time of a train step on given devices, and the MFU that this allows.
 
-D: hidden width; F: MLP width; V: rows of the head; K: columns of its rows, D or R; N: parameters.
 Four things take time: arithmetic, HBM, and the networks inside a slice (ICI) and between slices
-(DCN). Each is taken at its peak and all at once, so a real step takes longer. FLOPs and bytes are
-those of one device.
+(DCN). Each is assumed to run at its peak, all at once, so a real step takes longer. FLOPs and bytes
+are per device.
 """
 
 from __future__ import annotations
@@ -19,14 +18,14 @@ from bottleneck.parallel.chips import Chip
 
 @dataclass(frozen=True)
 class Roofline:
-    """What a step of one device needs at the least, and how long each part takes at its peak."""
+    """The minimum that a step needs on one device, and the time of each part at its peak."""
 
-    model_flops: float  # as MFU counts: 3 × forward, causal attention halved
-    hardware_flops: float  # with what is computed again
+    model_flops: float  # as in MFU: 3 × forward, causal attention halved
+    hardware_flops: float  # with recomputation
     hbm_bytes: float
     ici_bytes: float
     dcn_bytes: float
-    seconds: dict[str, float]  # by what it is that takes them
+    seconds: dict[str, float]  # by resource, as in `binds`
     peak_flops: float
 
     @property
@@ -35,7 +34,7 @@ class Roofline:
 
     @property
     def binds(self) -> str:
-        """What takes longest: "compute", "HBM", "ICI" or "DCN"."""
+        """The slowest resource: "compute", "HBM", "ICI" or "DCN"."""
         return max(self.seconds, key=self.seconds.__getitem__)
 
     @property
@@ -43,7 +42,7 @@ class Roofline:
         return self.model_flops / self.peak_flops / self.step_seconds
 
 
-def roofline(
+def step_roofline(
     config: Config,
     mesh_shape: Mapping[str, int],
     chip: Chip,
@@ -51,12 +50,13 @@ def roofline(
     *,
     flash_attention: bool,
 ) -> Roofline:
-    """The roofline of a train step.
+    """Returns the roofline of a train step.
 
     Args:
+        mesh_shape: devices along "replica", "fsdp" and "tensor".
         collectives: of the compiled step.
-        flash_attention: whether the step has a kernel that leaves out the masked half of the scores
-            and computes the others again in its backward pass.
+        flash_attention: the step's kernel skips the masked half of the scores, and recomputes the
+            other half in its backward pass.
     """
     n_devices = mesh_shape["replica"] * mesh_shape["fsdp"] * mesh_shape["tensor"]
     tokens = config.tokens_per_step / n_devices
@@ -85,14 +85,14 @@ def roofline(
 def _hardware_flops_per_token(
     config: Config, mesh_shape: Mapping[str, int], flash_attention: bool
 ) -> float:
-    """Forward, backward, and what remat, the loss and flash attention compute again.
+    """Counts forward, backward, and what remat, the loss and flash attention recompute.
 
-    Without the products by which a TPU moves entries for their rotation, 1 % at 160M.
+    Leaves out the products by which a TPU moves entries to rotate them, 1 % at 160M.
     """
     flops = flops_per_token(config.model, config.train.sequence_length)
     remat = config.compute.remat
-    # Flash attention's backward pass is two kernels with 3 and 4 products of the size of the
-    # square, its forward pass has 2, and can be kept.
+    # Flash attention has 2 products of the size of the scores forward, whose result can be kept,
+    # and 3 + 4 in the two kernels of its backward pass.
     forward = 0.5 if flash_attention else 1.0
     keeps_attention = remat == "none" or (remat == "attention" and flash_attention)
     attention = forward * (1 if keeps_attention else 2) + (0.5 * 7 / 2 if flash_attention else 2.0)
@@ -102,10 +102,10 @@ def _hardware_flops_per_token(
 
 
 def _share_computed_again(config: Config) -> float:
-    """Of a layer's forward pass with its matrices, what its backward pass repeats.
+    """Returns the fraction of a layer's matrix products that its backward pass repeats.
 
-    Products of which no other takes the result are not made again, whatever is kept: the MLP's
-    last, and that of attention where the MLP does not read what it adds to the stream.
+    A product whose result no other product reads is never repeated: the MLP's last, and with a
+    parallel residual that of attention.
     """
     model, remat = config.model, config.compute.remat
     if remat not in ("attention", "full"):
@@ -118,19 +118,21 @@ def _share_computed_again(config: Config) -> float:
 
 
 def _head_passes(config: Config, mesh_shape: Mapping[str, int]) -> int:
-    """How often the logits are computed: twice where those of a full head are split by column."""
+    """Returns how often logits are computed: twice if a full head is split by column."""
     return 2 if config.model.head_rank is None and mesh_shape["fsdp"] > 1 else 1
 
 
 def hbm_traffic(config: Config, mesh_shape: Mapping[str, int]) -> float:
-    """Bytes that cannot but go through one device's HBM in a step.
+    """Returns the bytes that must pass through one device's HBM in a step.
 
-    Weights are read in each pass over the layers, by every micro-batch; gradients are added up in
-    float32; AdamW reads and writes parameters and both moments; the layers' inputs are kept for
-    the backward pass; logits are written and read in each pass, their gradient is written, and
-    read by two products; and what the loss adds up over its chunks, the gradient of the head's
-    rows, or of the hidden states where no device has all columns, is read and written with each
-    chunk. Left out, since at best it stays on the chip: everything inside a layer.
+    - Weights: read in each pass over the layers, by every micro-batch.
+    - Gradients: summed in float32. AdamW: reads and writes parameters and both moments.
+    - Inputs of layers: kept for the backward pass.
+    - Logits: written and read in each pass; their gradient is written, and read by two products.
+    - The sum over the loss's chunks: read and written with each chunk. It is the gradient of the
+      head, or of the hidden states if the head is split by column.
+
+    Everything inside a layer is left out: at best it stays on the chip.
     """
     model, compute = config.model, config.compute
     n_micro = compute.accumulation_steps
