@@ -1,6 +1,6 @@
-"""What HTML pages are made of: one style, tables, figures as data, text that is not markup.
+"""Pieces of HTML pages: one style, tables, embedded figures, escaped text.
 
-A page needs nothing beside it and no network.
+A page is one file, and needs no network.
 """
 
 from __future__ import annotations
@@ -16,18 +16,18 @@ from bottleneck.drawing.style import save
 
 
 def text(value: object) -> str:
-    """As text of a page, with no markup in it."""
+    """Returns the value as text of a page, with markup escaped."""
     return html.escape(str(value))
 
 
 def listed(items: Iterable[object]) -> str:
-    """ "a, b and c"."""
+    """Returns "a, b and c"."""
     *first, last = map(str, items)
     return f"{', '.join(first)} and {last}" if first else last
 
 
 def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
-    """A table, which scrolls where it is wider than the page."""
+    """Returns a table, which scrolls if it is wider than the page; cells are escaped."""
     head = "".join(f"<th>{text(heading)}</th>" for heading in headings)
     body = "".join(
         "<tr>" + "".join(f"<td>{text(cell)}</td>" for cell in row) + "</tr>" for row in rows
@@ -38,7 +38,7 @@ def table(headings: Sequence[str], rows: Iterable[Sequence[str]]) -> str:
 
 
 def picture(figure: Figure, title: str, folder: Path, name: str) -> str:
-    """The figure inside the page; writes NAME.png and NAME.svg into the folder as well."""
+    """Embeds a figure in the page, and writes it to the folder as NAME.png and NAME.svg."""
     save(figure, folder / f"{name}.png")
     data = base64.b64encode(save(figure, folder / f"{name}.svg").read_bytes()).decode()
     return f'<img alt="{text(title)}" src="data:image/svg+xml;base64,{data}">'
@@ -83,8 +83,8 @@ th[aria-sort=ascending]::after { content: " ↑"; }
 th[aria-sort=descending]::after { content: " ↓"; }
 """
 
-# Tables sort themselves: a click on a heading, another for the other direction.
-# A value is its first number, in units of k, M, G and T; what has none comes last, by its text.
+# A click on a heading sorts its table; a second click reverses the order. A cell's value is its
+# first number, in units of k, M, G and T; cells without a number come last, by their text.
 SORTING_SCRIPT = """
 function sortKey(text) {
   const found = text.match(/^([+-]?[\\d.,]+(?:e[+-]?\\d+)?)(?: ([kMGT])\\b)?/);

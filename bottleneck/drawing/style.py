@@ -1,6 +1,6 @@
-"""How every figure looks: colours, lines and names of runs, the same in all figures of a report.
+"""The look of all figures: a run has the same colour, line and name in every figure of a report.
 
-Figures use matplotlib's object interface alone, so drawing one leaves no state behind.
+Figures use only matplotlib's object interface, so drawing one leaves no state behind.
 """
 
 from __future__ import annotations
@@ -31,9 +31,9 @@ from bottleneck.errors import spelled_out
 from bottleneck.runs.reading import Run
 from bottleneck.storage.folders import write_whole
 
-WIDTH = 9.6  # inches; a report shows it about 960 pixels wide, so that 9.5 points are 13 pixels
+WIDTH = 9.6  # inches; about 960 pixels in a report
 SMALL = 8.5  # points; text inside the axes and beside lines
-GREY = "#767676"  # of what belongs to no run
+GREY = "#767676"  # axes, and lines that belong to no run
 _LOOK = {
     "font.size": 9.5,
     "axes.titlesize": 9.5,
@@ -52,23 +52,23 @@ _LOOK = {
     "lines.linewidth": 1.6,
     "lines.markersize": 4.5,
     "errorbar.capsize": 2.0,
-    "svg.hashsalt": "bottleneck",  # the same figure gives the same file
+    "svg.hashsalt": "bottleneck",  # the same figure gives the same bytes
 }
-# Okabe and Ito's colours, told apart with any colour vision; without yellow, too pale on white.
+# Okabe and Ito's colours, distinct for any colour vision; their yellow is too pale on white.
 DISTINCT = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 _DASHES = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (2, 1)))  # dotted lines mark bounds
 _MARKERS = "osD^v"
 _PLAIN = FuncFormatter(lambda tick, _: f"{tick:g}")  # 0.05, not 5·10⁻²
 
-Drawn = ParamSpec("Drawn")  # what a figure is drawn of
+Drawn = ParamSpec("Drawn")  # arguments of a function that draws
 
 
 class NothingToShow(Exception):
-    """The runs lack what a figure shows; the message says what, as the end of "left out: …"."""
+    """The runs lack the data of a figure; the message names it, and completes "left out: …"."""
 
 
 class Style(NamedTuple):
-    """How one run is drawn wherever it is drawn."""
+    """The look of one run in every figure."""
 
     colour: str
     dash: Any  # matplotlib's line style
@@ -76,12 +76,12 @@ class Style(NamedTuple):
 
     @property
     def line(self) -> dict[str, Any]:
-        """The style as matplotlib's keywords of a line."""
+        """The style as matplotlib's keywords for a line."""
         return {"color": self.colour, "linestyle": self.dash, "marker": self.marker}
 
     @property
     def ink(self) -> tuple[float, float, float]:
-        """The colour, darkened until small text in it can be read on white."""
+        """The colour, dark enough for small text on white."""
         red, green, blue = (0.65 * channel for channel in to_rgb(self.colour))
         return (red, green, blue)
 
@@ -89,8 +89,8 @@ class Style(NamedTuple):
 def styles(runs: Sequence[Run]) -> dict[str, Style]:
     """Run name → its style.
 
-    Runs that rank and width tell apart are coloured by rank, from orange (lowest) to dark blue
-    (highest), and their lines and markers tell the width; others each get a colour of their own.
+    If rank and width tell the runs apart, colour shows the rank, from orange (low) to dark blue
+    (high); line and marker show the width. Otherwise each run gets its own colour.
     """
     shapes = [(run.head_rank, run.config.model.d_model) for run in runs]
     ranks, widths = (sorted(set(column)) for column in zip(*shapes, strict=True))
@@ -109,7 +109,7 @@ def styles(runs: Sequence[Run]) -> dict[str, Style]:
 
 
 def styled(draw: Callable[Drawn, Figure]) -> Callable[Drawn, Figure]:
-    """The function, drawing with this module's look; matplotlib's settings stay as they were."""
+    """Makes a function draw with this module's look; matplotlib's settings do not change."""
 
     @functools.wraps(draw)
     def wrapped(*what: Drawn.args, **how: Drawn.kwargs) -> Figure:
@@ -120,7 +120,7 @@ def styled(draw: Callable[Drawn, Figure]) -> Callable[Drawn, Figure]:
 
 
 def save(figure: Figure, path: Path) -> Path:
-    """Writes the figure, whole, as PNG or SVG by the path's suffix; returns the path."""
+    """Writes the figure as PNG or SVG, by the path's suffix; returns the path."""
     with matplotlib.rc_context(_LOOK):
         undated = {"Date": None} if path.suffix == ".svg" else {}
         content = io.BytesIO()
@@ -130,14 +130,14 @@ def save(figure: Figure, path: Path) -> Path:
 
 
 def plain(name: str) -> str:
-    """A name as text of a figure: what matplotlib would take for a formula is none."""
+    """Returns a name as text of a figure, never as one of matplotlib's formulas."""
     return spelled_out(name).replace("$", r"\$")
 
 
 def label_line_ends(axes: Axes, ends: Sequence[tuple[float, float, str, Style]]) -> None:
-    """Writes each name beside the axes, level with the end (x, y) of its line, none over another.
+    """Writes each name beside the axes, level with the end (x, y) of its line, without overlap.
 
-    Call it when limits and scales are final. Ends that are not finite get no name.
+    Call it when limits and scales are final. An end that is not finite gets no name.
     """
     low, high = axes.get_ylim()
     clipped = [
@@ -148,9 +148,9 @@ def label_line_ends(axes: Axes, ends: Sequence[tuple[float, float, str, Style]])
     clipped.sort(key=lambda end: end[1])
     to_fraction = axes.transScale + axes.transLimits
     wanted = to_fraction.transform([(x, y) for x, y, *_ in clipped])[:, 1]
-    height = 0.8 * 72 * axes.figure.get_figheight()  # of the axes in points, about
+    height = 0.8 * 72 * axes.figure.get_figheight()  # of the axes, in points, roughly
     gap = min(1.35 * SMALL / height, 1 / len(clipped))
-    # The nearest positions that are `gap` apart: isotonic regression, once the gaps are taken out.
+    # Isotonic regression finds the nearest positions that are at least `gap` apart.
     gaps = gap * np.arange(len(clipped))
     positions = np.clip(isotonic_regression(wanted - gaps).x, 0, 1 - gaps[-1]) + gaps
     for (x, y, name, style), position in zip(clipped, positions, strict=True):
@@ -169,14 +169,14 @@ def label_line_ends(axes: Axes, ends: Sequence[tuple[float, float, str, Style]])
 
 
 def legend(figure: Figure, shown: dict[str, Style]) -> None:
-    """Names the runs at the right of the figure; nothing where there is only one."""
+    """Names the runs at the right of the figure, if there are several."""
     if len(shown) > 1:
         handles = [Line2D([], [], label=plain(name), **style.line) for name, style in shown.items()]
         figure.legend(handles=handles, loc="outside right center")
 
 
 def log10_ticks(axis: Axis) -> None:
-    """Plain numbers at the ticks of a logarithmic axis; call it when the limits are final."""
+    """Puts plain numbers at the ticks of a logarithmic axis; call it when limits are final."""
     low, high = sorted(axis.get_view_interval())
     axis.set_major_locator(LogLocator(subs=(1, 2, 5) if high / low < 300 else (1,)))
     axis.set_major_formatter(_PLAIN)
@@ -184,7 +184,7 @@ def log10_ticks(axis: Axis) -> None:
 
 
 def log2_ticks(axis: Axis, low: int, high: int) -> None:
-    """Ticks of a logarithmic axis at the powers of two from low to high."""
+    """Puts the ticks of a logarithmic axis at the powers of two from low to high."""
     powers = [2**n for n in range(high.bit_length()) if 2**n >= low] or [low]
     axis.set_major_locator(FixedLocator(powers[:: 1 + len(powers) // 12]))
     axis.set_major_formatter(_PLAIN)
@@ -192,5 +192,5 @@ def log2_ticks(axis: Axis, low: int, high: int) -> None:
 
 
 def _ramp(n: int) -> list[str]:
-    """n colours from orange to dark blue, darker and darker."""
+    """Returns n colours from orange to dark blue."""
     return [to_hex(shade) for shade in matplotlib.colormaps["plasma"](np.linspace(0.76, 0.0, n))]
