@@ -1,6 +1,6 @@
 """The curves of Godey et al. 2024, read off the figures of the paper (`digitised.json`).
 
-Reading them is good to about half a percent of an axis.
+Readings are accurate to about half a percent of an axis.
 """
 
 from __future__ import annotations
@@ -36,10 +36,11 @@ SPECTRA = {
 
 
 def curve(quantity: Quantity, d_model: int) -> tuple[np.ndarray, np.ndarray]:
-    """(steps, values) of the model of a width; empty where the paper shows none.
+    """Returns (steps, values) of the model of a width; empty if the paper shows none.
 
-    The loss is in nats per token of 50,000 tokens of the Pile (figure 1a); the singular entropy in
-    nats (figure 5); the anisotropy is that of the last layer (figure 3).
+    - loss: nats per token, on 50,000 tokens of the Pile (figure 1a).
+    - singular_entropy: nats (figure 5).
+    - anisotropy: of the last layer (figure 3).
     """
     name, read = MODELS.get(d_model), digitised()
     if name is None:
@@ -52,6 +53,7 @@ def curve(quantity: Quantity, d_model: int) -> tuple[np.ndarray, np.ndarray]:
 
 @functools.cache
 def digitised() -> dict[str, Any]:
+    """Returns all readings off the figures, by figure."""
     file = importlib.resources.files("bottleneck.paper") / "digitised.json"
     return json.loads(file.read_text(encoding="utf-8"))
 

@@ -1,8 +1,8 @@
-"""Published evaluations of a suite of checkpoints: a metric of each model at each of its steps.
+"""Published evaluations of a suite of checkpoints: metrics of each model at each of its steps.
 
-Two layouts are read: a folder of result files of the LM Evaluation Harness, one a checkpoint, as in
-`evals/` of the repository EleutherAI/pythia (`…/pythia-160m/zero-shot/160m_step143000.json`); and
-one file {"zero_shot": {model: [{"step": …, "lambada_openai/ppl": …}, …]}} that sums such up.
+Two layouts are read. One is a folder of result files of the LM Evaluation Harness, as in `evals/`
+of EleutherAI/pythia (`…/pythia-160m/zero-shot/160m_step143000.json`). The other is a summary file
+{"zero_shot": {model: [{"step": …, "lambada_openai/ppl": …}, …]}}.
 """
 
 from __future__ import annotations
@@ -19,7 +19,7 @@ import numpy as np
 from bottleneck.errors import UserError
 from bottleneck.laws.saturation import LossSeries
 
-# Perplexities, whose logarithm is a loss.
+# Perplexities: the logarithm of one is a loss.
 LOSSES = ("lambada_openai/ppl", "wikitext/word_perplexity")
 
 _SHOTS = re.compile(r"(zero|five)[-_]shot")
@@ -28,11 +28,12 @@ Row = dict[str, float]
 
 
 def read_evals(path: Path) -> dict[str, list[Row]]:
-    """Model → its rows by step, zero-shot; a row has "step" and metrics such as "sciq/acc".
+    """Returns model → its zero-shot rows by step; a row has "step" and metrics like "sciq/acc".
 
-    Of several evaluations of one step, which a folder may have, the first in the files' order is
-    kept.
-    Raises: `UserError` where nothing is found, or a file is not what it should be.
+    If a folder has several evaluations of a step, the first file counts.
+
+    Raises:
+        UserError: no evaluations are found, or a file has the wrong form.
     """
     if path.is_dir():
         found = list(_rows_of_folder(path))
@@ -51,7 +52,7 @@ def read_evals(path: Path) -> dict[str, list[Row]]:
 
 
 def loss_series(model: str, rows: list[Row], metric: str = LOSSES[0]) -> LossSeries:
-    """The logarithm of a perplexity over a model's steps; `UserError` where it lacks the metric."""
+    """Returns log perplexity over a model's steps; `UserError` if it lacks the metric."""
     kept = [row for row in rows if metric in row]
     if not kept:
         raise UserError(f"the evaluations of {model} have no {metric}")
@@ -59,7 +60,7 @@ def loss_series(model: str, rows: list[Row], metric: str = LOSSES[0]) -> LossSer
         if not (isinstance(row[metric], (int, float)) and 0 < row[metric] < math.inf):
             raise UserError(
                 f"the evaluations of {model} have {metric}={row[metric]!r:.40} at step "
-                f"{row['step']:.0f}, which is no perplexity"
+                f"{row['step']:.0f}, which is not a perplexity"
             )
     steps = np.array([int(row["step"]) for row in kept])
     return LossSeries(model, steps, np.log([float(row[metric]) for row in kept]))
@@ -68,7 +69,7 @@ def loss_series(model: str, rows: list[Row], metric: str = LOSSES[0]) -> LossSer
 def _rows_of_file(path: Path) -> Iterator[tuple[str, Row]]:
     models = _load(path).get("zero_shot")
     if not isinstance(models, dict):
-        raise UserError(f"{path} has no zero_shot: it is no summary of evaluations")
+        raise UserError(f"{path} has no zero_shot, so it is not a summary of evaluations")
     for model, rows in models.items():
         for row in rows if isinstance(rows, list) else [rows]:
             if not isinstance(row, dict) or "step" not in row:
@@ -91,13 +92,15 @@ def _rows_of_folder(folder: Path) -> Iterator[tuple[str, Row]]:
             continue
         results = _load(path).get("results")
         if not isinstance(results, dict):
-            raise UserError(f"{path} has no results: it is no file of the LM Evaluation Harness")
+            raise UserError(
+                f"{path} has no results, so it is not a file of the LM Evaluation Harness"
+            )
         where = path.parent.parent if shots else path.parent
         model = where.relative_to(folder).as_posix() if where != folder else folder.name
         row: Row = {"step": int(step[1])}
         for task, metrics in results.items():
             if not isinstance(metrics, dict):
-                raise UserError(f"{path}: the results of {task} are no metrics")
+                raise UserError(f"{path}: the results of {task} are not metrics")
             row |= {f"{task}/{name}": value for name, value in metrics.items()}
         yield model, row
 

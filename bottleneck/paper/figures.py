@@ -1,4 +1,4 @@
-"""The figures of the paper drawn anew from what was read off them, with runs of our own beside.
+"""The figures of the paper, redrawn from the digitised curves with other runs beside them.
 
 N: total parameters; T: training tokens; D: hidden width; r: rank of a head.
 """
@@ -41,12 +41,12 @@ from bottleneck.runs.reading import Run
 
 Curve = tuple[str, np.ndarray, np.ndarray]  # a name, steps, values
 
-_OWN = "#000000"  # runs of the reader's own are black, dashed
+_OWN = "#000000"  # runs of the reader are black and dashed
 
 
 @styled
 def figure_1a_drawn(runs: Sequence[Run] = ()) -> Figure:
-    """Loss less its least, over training, for the five models; the least one is marked."""
+    """Loss over training for the five models, with the minimum marked, and the rise above it."""
     figure = Figure(figsize=(WIDTH, 4.0), layout="constrained")
     panels = figure.subplots(1, 2, width_ratios=[3, 2])
     ends = []
@@ -63,8 +63,8 @@ def figure_1a_drawn(runs: Sequence[Run] = ()) -> Figure:
         rise = 100 * (loss[late] / loss[least] - 1)
         panels[1].plot(steps[late], rise, color=style.colour, ls=style.dash)
         ends.append((steps[-1], rise[-1], name, style))
-    panels[0].set(ylabel="loss (nats/token)", title="loss; dots: the least", xlabel="step")
-    panels[1].set(title="above the least, %", xlabel="step", ylim=(-0.2, 6))
+    panels[0].set(ylabel="loss (nats/token)", title="loss; dots: the minimum", xlabel="step")
+    panels[1].set(title="above the minimum, %", xlabel="step", ylim=(-0.2, 6))
     for panel in panels:
         panel.xaxis.set_major_formatter(EngFormatter(sep=" "))
     label_line_ends(panels[1], ends)
@@ -73,7 +73,7 @@ def figure_1a_drawn(runs: Sequence[Run] = ()) -> Figure:
 
 @styled
 def figure_1b_drawn(law: ScalingLaw) -> Figure:
-    """Loss against FLOPs: last and best checkpoints, the published law and one fitted here."""
+    """Loss against FLOPs: last and best checkpoints, the published law and the refitted one."""
     figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
     panels = figure.subplots(1, 2, width_ratios=[3, 2])
     final, best, fitted = final_points(SMALL), best_points(), final_points(FITTED)
@@ -118,7 +118,7 @@ def figure_3_drawn(runs: Sequence[Run] = ()) -> Figure:
 
 @styled
 def figure_5_drawn(runs: Sequence[Run] = ()) -> Figure:
-    """Singular entropy over training, with the most that it can be at each width, ln D."""
+    """Singular entropy over training, with its maximum at each width, ln D."""
     own = [_own(run, "probe", "singular_entropy") for run in runs]
     figure, panel = _one_panel()
     curves = digitised()["fig5_singular_entropy"]
@@ -134,7 +134,7 @@ def figure_5_drawn(runs: Sequence[Run] = ()) -> Figure:
 
 @styled
 def figure_6_drawn() -> Figure:
-    """Loss against the rank of a head trained on frozen states, with its power law."""
+    """Loss against the rank of a head trained on frozen hidden states, with its power law."""
     figure = Figure(figsize=(WIDTH, 4.0), layout="constrained")
     panels = figure.subplots(1, 2)
     for index, (name, curve) in enumerate(digitised()["fig6_loss"].items()):
@@ -158,7 +158,7 @@ def figure_6_drawn() -> Figure:
 
 @styled
 def figure_7_drawn() -> Figure:
-    """W-error of 5-gram matrices against the dimensions kept."""
+    """W-error of 5-gram matrices against the number of dimensions kept."""
     figure = Figure(figsize=(WIDTH, 4.0), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     corpora = ("Pile", "Wikitext", "IMDb")
@@ -194,9 +194,9 @@ def figure_8_drawn() -> Figure:
 
 
 def _own(run: Run, split: str, column: str) -> Curve:
-    """A run's own curve, without what training begins with; empty where its steps are too few.
+    """Returns a run's curve without the start of training; empty if the run is too short.
 
-    Beside 143,000 steps a run of less than a tenth of them is a vertical stroke.
+    Beside 143,000 steps, a run of less than a tenth of them is a vertical stroke.
     """
     steps, values = run.series(split, "step", column)
     if not len(steps) or steps[-1] < LAST_STEP / 10:
@@ -221,7 +221,7 @@ def _over_steps(
     curves: dict[str, dict[str, float]],
     own: Sequence[Curve],
 ) -> None:
-    """Lines over training steps, the paper's by thousands, each named at its end."""
+    """Draws lines over training steps, each named at its end; the paper's count thousands."""
     theirs = [
         (name, 1000 * np.array([int(step) for step in curve]), np.array(list(curve.values())))
         for name, curve in curves.items()

@@ -1,6 +1,6 @@
-"""What the paper's numbers give when they are computed anew: tables and sentences of its page.
+"""Recomputed results of the paper: tables and sentences of its page.
 
-Each function answers for one figure or table of Godey, de la Clergerie and Sagot 2024, as HTML.
+Each function covers one figure or table of Godey, de la Clergerie and Sagot 2024, as HTML.
 N: total parameters; D: hidden width; p_end: see `laws.Saturation`.
 """
 
@@ -43,10 +43,10 @@ def saturation_found(runs: Sequence[Run]) -> list[str]:
     own = [s for s in map(series_of_run, runs) if s is not None]
     judged += [(s, detect_saturation(s)) for s in own]
     return [
-        "<p>Does a curve end above its own earlier level? The test says so of at most "
-        f"{FALSE_POSITIVES:.0%} of curves that never rise but for noise, whose neighbours may "
-        f"correlate by {NOISE_CORRELATION:g}. Where a rise begins is a change of slope; – stands "
-        "where none is clear.</p>",
+        "<p>Does a curve end above its own earlier level? The test says yes for at most "
+        f"{FALSE_POSITIVES:.0%} of curves that rise only by noise, with a correlation of up to "
+        f"{NOISE_CORRELATION:g} between neighbours. A rise begins at a change of slope; – means "
+        "that no change is clear.</p>",
         _verdicts(judged, "loss"),
     ]
 
@@ -54,8 +54,8 @@ def saturation_found(runs: Sequence[Run]) -> list[str]:
 def evals_found(evals: Evals | None) -> list[str]:
     if evals is None:
         return [
-            "<p class=note>With --evals=FOLDER, a copy of evals/ of the repository "
-            "EleutherAI/pythia, the published perplexities are judged here as well.</p>"
+            "<p class=note>Give --evals=PATH, a copy of evals/ of the repository "
+            "EleutherAI/pythia, to test the published perplexities here as well.</p>"
         ]
     kept = {m: rows for m, rows in evals.items() if any(LOSSES[0] in row for row in rows)}
     judged = []
@@ -64,8 +64,8 @@ def evals_found(evals: Evals | None) -> list[str]:
         judged.append((series, detect_saturation(series)))
     return [
         "<p>The same test on LAMBADA's perplexity, as EleutherAI published it for the suite (v1) "
-        "and for an earlier one of the same shapes (v0), which was trained otherwise and does not "
-        "saturate.</p>",
+        "and for an earlier suite of the same shapes (v0). That one was trained differently and "
+        "does not saturate.</p>",
         _verdicts(judged, "log perplexity"),
     ]
 
@@ -86,7 +86,7 @@ def _verdicts(judged: Sequence[tuple[LossSeries, Saturation]], unit: str) -> str
                 "–" if begins is None else _steps(begins.step, begins.low, begins.high),
             ]
         )
-    headings = ["model", "best step", f"least {unit}", "at the end", "above", "p of the end"]
+    headings = ["model", "best step", f"minimum {unit}", "at the end", "above", "p of the end"]
     return table([*headings, "verdict", "rise begins (about 90 %)"], rows)
 
 
@@ -95,7 +95,7 @@ def law_found(law: ScalingLaw) -> list[str]:
     for step in (DIGITISED_STEP, LAST_STEP):
         for delta, name in (
             (law.delta, "Huber of logarithms"),
-            (math.inf, "least squares of them"),
+            (math.inf, "least squares of logarithms"),
         ):
             found = fit(paper_values.final_points(FITTED, step), fixed=HOFFMANN, delta=delta)
             rows.append([name, f"{step:,}", f"{found.A:.1f}", f"{found.alpha:.4f}", *_gaps(found)])
@@ -108,9 +108,9 @@ def law_found(law: ScalingLaw) -> list[str]:
     )
     published = ["published", "–", f"{LAW.A}", f"{LAW.alpha}", *_gaps(LAW)]
     return [
-        "<p>Gaps of the four small models and the constants refitted to the six large ones. The "
-        "step of the last checkpoint and the loss function of the fit are not stated, so both "
-        "are varied; so is the law whose B, β and E are taken.</p>",
+        "<p>Constants refitted to the six large models, and the gaps of the four small ones. The "
+        "paper does not state the step of the last checkpoint or the loss function of the fit, so "
+        "both vary here, and so does the source of B, β and E.</p>",
         table(
             ["fit", "last step taken", "A", "α", "mean gap, last", "mean gap, best"],
             [published, *rows],
@@ -127,8 +127,8 @@ def table_1_found(evals: Evals | None) -> Iterator[str]:
     names = list(TABLE_1)
     yield table(names, zip(*([str(v) for v in TABLE_1[name]] for name in names), strict=True))
     yield (
-        "<p>In the row of the last checkpoint LAMBADA's two numbers stand in each other's columns: "
-        "the published evaluation of step 143,000 has perplexity 38.06 and accuracy 32.8 %.</p>"
+        "<p>In the row of the last checkpoint LAMBADA's two numbers are swapped: the published "
+        "evaluation of step 143,000 has perplexity 38.06 and accuracy 32.8 %.</p>"
     )
     rows = next((r for model, r in (evals or {}).items() if _is_160m(model)), None)
     if rows is None:
@@ -138,7 +138,7 @@ def table_1_found(evals: Evals | None) -> Iterator[str]:
     shown = [
         [f"{int(row['step']):,}", *(_metric(row, key) for key in kept)] for row in (best, rows[-1])
     ]
-    yield "<p>Published evaluations, at the step of least perplexity and at the last:</p>"
+    yield "<p>Published evaluations, at the step of minimum perplexity and at the last:</p>"
     yield table(["step", *kept], shown)
 
 
@@ -158,11 +158,11 @@ def figure_3_found() -> list[str]:
         ]
         for model, v in digitised()["fig3_wikitext_word_ppl"].items()
     ]
-    return [table(["model", "least perplexity", "at step", "at the end", "above"], rows)]
+    return [table(["model", "minimum perplexity", "at step", "at the end", "above"], rows)]
 
 
 def onsets_found() -> list[str]:
-    """When the loss begins to rise beside when singular entropy does."""
+    """Compares the steps at which the loss and the singular entropy begin to rise."""
     rows = []
     for model, curve in digitised()["fig5_singular_entropy"].items():
         steps = 1000.0 * np.array([int(step) for step in curve])
@@ -177,7 +177,7 @@ def onsets_found() -> list[str]:
             [model, f"{min(values):.2f}", f"{values[-1]:.2f}", f"{cap:.2f}"]
             + ["–" if o is None else _steps(o.step, o.low, o.high) for o in (entropy, loss)]
         )
-    headings = ["model", "least", "last", "ln D", "entropy begins to rise (about 90 %)"]
+    headings = ["model", "minimum", "last", "ln D", "entropy begins to rise (about 90 %)"]
     return [table([*headings, "loss begins to rise (about 90 %)"], rows)]
 
 
@@ -195,9 +195,9 @@ def rank_found() -> list[str]:
             ]
         )
     return [
-        "<p>There is no knee at 1000: a power of r fits each curve to a few hundredths of a nat, "
-        "down to the full rank.</p>",
-        table(["model", "L∞", "p", "worst misfit", "gap at r = 512", "gap at r = 1024"], rows),
+        "<p>The curves have no knee at 1000: a power of r fits each to a few hundredths of a nat, "
+        "up to the full rank.</p>",
+        table(["model", "L∞", "p", "largest residual", "gap at r = 512", "gap at r = 1024"], rows),
     ]
 
 
@@ -205,8 +205,8 @@ def flat_found() -> str:
     kept = {p["r"]: 1 - p["W_error"] ** 2 for p in digitised()["fig8_pythia1b"]}
     return (
         f"<p>The head is nearly flat: its first 1,024 of 2,048 directions hold {kept[1024]:.0%} of "
-        f"its squared norm and the first 512 hold {kept[512]:.0%}; all alike, they would hold 50 % "
-        "and 25 %.</p>"
+        f"its squared norm, and the first 512 hold {kept[512]:.0%}. Equal directions would hold "
+        "50 % and 25 %.</p>"
     )
 
 
@@ -222,7 +222,7 @@ def by_rank(curves: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
 
 
 def _steps(*steps: float) -> str:
-    """A step with the ends of its interval, to three digits: no change point is known to more."""
+    """Returns a step and its interval, to three digits: change points are no more precise."""
     best, low, high = (f"{float(f'{step:.3g}'):,.0f}" for step in steps)
     return f"{best} ({low} to {high})"
 

@@ -1,6 +1,6 @@
-"""Lays the paper's curves under those of runs that have the width of one of its models.
+"""Draws the paper's curves under those of runs with the width of one of its models.
 
-A curve goes no further than the runs beside it, whose axes it leaves as they are.
+A curve ends where the axes of the runs end.
 """
 
 from __future__ import annotations
@@ -30,14 +30,16 @@ class PaperOverlay:
     ) -> None:
         """Draws the paper's curve of each width, pale, in the colour of a run of that width.
 
-        Call it when the panel has its scales and its title, which it extends by a note.
+        Call it when the panel has its scales and its title; it adds a note to the title.
 
         Args:
             quantity: the loss is drawn against tokens, the others against steps.
-            x_from: where the panel begins.
+            x_from: start of the panel.
         """
         limits, (low, high) = panel.get_xlim(), panel.get_ylim()
-        by_width = {run.config.model.d_model: run for run in runs}  # the last has the highest rank
+        by_width = {
+            run.config.model.d_model: run for run in runs
+        }  # the last one has the highest rank
         drawn = False
         for width, run in by_width.items():
             steps, values = curve(quantity, width)
@@ -53,7 +55,7 @@ class PaperOverlay:
             panel.set_title(f"{panel.get_title('left')}; pale: the paper")
 
     def over(self, panel: Axes, run: Run, mesh: QuadMesh) -> None:
-        """Draws the paper's σᵢ/σ₀ as dots on a heat map of them, in its colours."""
+        """Draws the paper's σᵢ/σ₀ as dots on their heat map, in its colours."""
         limits = panel.get_xlim(), panel.get_ylim()
         spectra = SPECTRA.get(MODELS.get(run.config.model.d_model, ""), {})
         for step, ratios in spectra.items():

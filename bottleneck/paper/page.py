@@ -1,8 +1,8 @@
-"""One page that walks through the paper: what each figure shows, what it gives here, what to run.
+"""A page that walks through the paper: each figure, what its numbers give here, and a command.
 
-A section is a figure or table of Godey, de la Clergerie and Sagot 2024. What can be computed from
-the figures and from published evaluations is computed anew each time; for the rest stands the
-command for a machine with network.
+A section is a figure or table of Godey, de la Clergerie and Sagot 2024. Results are recomputed from
+the digitised figures and from published evaluations. The command makes the figure from the models,
+and may need network.
 """
 
 from __future__ import annotations
@@ -34,26 +34,23 @@ _SERIES = (
 
 
 @dataclass(frozen=True)
-class Section:
-    """A figure or table of the paper: what it showed, what is found here, how to make it oneself.
+class PaperSection:
+    """A figure or table of the paper: what it shows, what is found here, how to make it."""
 
-    found: paragraphs and tables, as HTML; draw: None where there is nothing to draw.
-    """
-
-    name: str  # of its files
+    name: str  # of its files, without suffix
     title: str
     shown: str
-    found: Sequence[str]
+    found: Sequence[str]  # paragraphs and tables, as HTML
     commands: Sequence[str]
     draw: Callable[[], Figure] | None = None
 
 
 def write_paper(folder: Path, evals: Evals | None = None, runs: Sequence[Run] = ()) -> Path:
-    """The path of the page that it writes: `paper.html` in the folder, beside `figures/`.
+    """Writes `paper.html` and `figures/` into the folder; returns the path of the page.
 
     Args:
-        evals: published evaluations, as `read_evals` gives them.
-        runs: drawn beside the paper's curves.
+        evals: published evaluations, from `read_evals`.
+        runs: runs to draw beside the paper's curves.
     """
     images = folder / "figures"
     images.mkdir(parents=True, exist_ok=True)
@@ -76,32 +73,33 @@ def write_paper(folder: Path, evals: Evals | None = None, runs: Sequence[Run] = 
     return page
 
 
-def _sections(evals: Evals | None, runs: Sequence[Run]) -> Iterator[Section]:
+def _sections(evals: Evals | None, runs: Sequence[Run]) -> Iterator[PaperSection]:
     law = fit(paper_values.final_points(FITTED), fixed=HOFFMANN)
-    yield Section(
+    yield PaperSection(
         "figure-1a",
         "Figure 1a: the loss of small models rises again",
-        "Cross-entropy on 50,000 tokens of the Pile every 5,000 steps of five Pythia models. The "
-        "text has models up to 410M saturate; the curve of 410M falls to its end.",
+        "Cross-entropy of five Pythia models on 50,000 tokens of the Pile, every 5,000 steps. The "
+        "text says that models up to 410M saturate; the curve of 410M falls to its end.",
         [*found.saturation_found(runs), *found.evals_found(evals)],
         [_SERIES, "python -m bottleneck paper runs/pythia-160m"],
         lambda: paper_figures.figure_1a_drawn(runs),
     )
-    yield Section(
+    yield PaperSection(
         "figure-1b",
         "Figure 1b: small models end above the law of the large ones",
         "L = E + A/N^α + B/T^β with Hoffmann et al.'s B, β and E, and with A and α fitted to the "
-        "models of 410M and more: A = 119.09, α = 0.246. By that law the last checkpoints of the "
-        "four small models are 8 % too high on average, their best ones about 4 %. N is all "
+        "models of 410M and more: A = 119.09, α = 0.246. The last checkpoints of the four small "
+        "models are 8 % above that law on average, their best ones about 4 %. N counts all "
         "parameters; compute is 6·N·T.",
         found.law_found(law),
         ["python -m bottleneck fit runs/pythia-* --fixed=B=410.7,beta=0.28,E=1.69 --fit_from=4e8"],
         lambda: paper_figures.figure_1b_drawn(law),
     )
-    yield Section(
+    yield PaperSection(
         "table-1",
         "Table 1: what saturation costs on tasks, Pythia-160M",
-        "Zero-shot scores of the best and of the last checkpoint. Which step is best is not said.",
+        "Zero-shot scores of the best and of the last checkpoint. The paper does not say which "
+        "step is best.",
         [*found.table_1_found(evals)],
         [
             "python -m bottleneck import_hf EleutherAI/pythia-160m --revision step143000 "
@@ -110,11 +108,11 @@ def _sections(evals: Evals | None, runs: Sequence[Run]) -> Iterator[Section]:
             "--tasks=lambada_openai,storycloze_2016,wikitext,sciq,arc_easy",
         ],
     )
-    yield Section(
+    yield PaperSection(
         "figure-2",
         "Figure 2: anisotropy by layer",
-        "Mean cosine similarity of hidden states by layer, for GPT-2, OPT, Pythia and Gemma. Of "
-        "the Pythia models only those that saturate are near 1 in the last layer.",
+        "Mean cosine similarity of hidden states by layer, for GPT-2, OPT, Pythia and Gemma. Among "
+        "the Pythia models, only those that saturate are near 1 in the last layer.",
         [
             table(
                 ["model", "last layer, about"],
@@ -128,19 +126,19 @@ def _sections(evals: Evals | None, runs: Sequence[Run]) -> Iterator[Section]:
             "python -m bottleneck paper runs/pythia-160m",
         ],
     )
-    yield Section(
+    yield PaperSection(
         "figure-3",
         "Figure 3: perplexity and anisotropy over training",
-        "WikiText perplexity by word of the Harness, every 1,000 steps, coloured by the anisotropy "
-        "of the last layer, which rises where perplexity does.",
+        "The Harness's word perplexity on WikiText, every 1,000 steps, coloured by the anisotropy "
+        "of the last layer. Both rise at the same time.",
         found.figure_3_found(),
         [_SERIES, "python -m bottleneck evaluate runs/pythia-160m --tasks=wikitext"],
         lambda: paper_figures.figure_3_drawn(runs),
     )
-    yield Section(
+    yield PaperSection(
         "figure-4",
         "Figure 4: singular values of the head over training",
-        "σᵢ/σ₀ of the first 100 singular values, which flatten and then turn into a spike.",
+        "σᵢ/σ₀ of the first 100 singular values: the spectrum flattens, then one value dominates.",
         [
             table(
                 ["model", "step", "i = 1", "2", "10", "50", "100"],
@@ -153,21 +151,21 @@ def _sections(evals: Evals | None, runs: Sequence[Run]) -> Iterator[Section]:
         ],
         [_SERIES, "python -m bottleneck paper runs/pythia-160m"],
     )
-    yield Section(
+    yield PaperSection(
         "figure-5",
         "Figure 5: singular entropy over training",
-        "KL(p‖u) of the head's spectrum. Only p ∝ σ² gives the values of the figure; with p ∝ σ "
-        "they would be a fourth to an eighth of that. It cannot exceed ln D (dotted), so widths "
-        "are not to be compared as they stand.",
+        "KL(p‖u) of the head's spectrum. Only p ∝ σ² gives the values of the figure; p ∝ σ would "
+        "give a fourth to an eighth of them. The maximum is ln D (dotted), so values of different "
+        "widths are not comparable.",
         found.onsets_found(),
         [_SERIES, "python -m bottleneck paper runs/pythia-160m"],
         lambda: paper_figures.figure_5_drawn(runs),
     )
-    yield Section(
+    yield PaperSection(
         "figure-6",
         "Figure 6: heads of low rank on frozen representations",
-        "Loss of heads W = A B trained on the hidden states of a finished model. The text sees the "
-        "loss rise below a rank of 1000 (dotted).",
+        "Loss of heads W = A B trained on the hidden states of a finished model. The text says "
+        "that the loss rises below a rank of 1000 (dotted).",
         found.rank_found(),
         [
             f"python -m bottleneck features --transformers EleutherAI/pythia-410m {_PILE} "
@@ -176,15 +174,15 @@ def _sections(evals: Evals | None, runs: Sequence[Run]) -> Iterator[Section]:
         ],
         paper_figures.figure_6_drawn,
     )
-    yield Section(
+    yield PaperSection(
         "figure-7",
         "Figure 7: the dimension of n-gram tables",
         "W-error of matrices of contexts × next tokens, for 5-grams of three corpora and two "
         "tokenizers: halved (dotted) with 1,000 to 2,000 dimensions, negligible after 10,000.",
         [
-            "<p>From where its slope changes, each curve is of about 80,000 rows that nearly all "
-            "have one next token, so that it follows from token frequencies alone. The command "
-            "draws that null beside the measured curve.</p>"
+            "<p>Judging by the change of its slope, each curve has about 80,000 rows, and nearly "
+            "every row has one next token. So it follows from token frequencies alone. The "
+            "command draws that null beside the measured curve.</p>"
         ],
         [
             "python -m bottleneck ngrams --config=configs/nano.py --output=runs/ngrams --n=5 "
@@ -192,23 +190,23 @@ def _sections(evals: Evals | None, runs: Sequence[Run]) -> Iterator[Section]:
         ],
         paper_figures.figure_7_drawn,
     )
-    yield Section(
+    yield PaperSection(
         "theory",
-        "Lemma 5.1 and theorem 5.3: what cutting the rank can cost",
-        "The loss of a head cut to rank d exceeds the least by O(√Σσᵢ²) of what is cut off.",
+        "Lemma 5.1 and theorem 5.3: the possible cost of truncating the head",
+        "The loss of a head truncated to rank d exceeds the minimum by O(√Σσᵢ²) of the values cut.",
         [
-            "<p>The first-order term printed in the proof of the lemma has a slip; what it should "
-            "be is <code>bottleneck.report.bounds.first_order_change</code>. At a minimum that "
-            "term vanishes, so a quarter of Σσᵢ² of the weighted head bounds the gap, for every "
-            "rank. The report of any run draws both bounds beside the measured gap.</p>"
+            "<p>The first-order term in the proof of the lemma has a slip: with Δ the change of "
+            "the logits it is the mean of E_p[Δ] − Δ[y]. It vanishes at a minimum, so a quarter of "
+            "Σσᵢ² of the weighted head bounds the gap at every rank. The report of a run draws "
+            "both bounds beside the measured gap.</p>"
         ],
         ["make demo"],
     )
-    yield Section(
+    yield PaperSection(
         "figure-8",
         "Figure 8: loss against the W-error of the model's own head",
-        "The heads of figure 6 for Pythia-1B, against what their rank leaves out of the head that "
-        "the model was released with. The text sees the loss rise from a W-error of 0.6 on.",
+        "The heads of figure 6 for Pythia-1B, against the W-error of the released head at the same "
+        "rank. The text says that the loss rises from a W-error of 0.6.",
         [found.flat_found()],
         [
             f"python -m bottleneck features --transformers EleutherAI/pythia-1b {_PILE} "
@@ -217,10 +215,10 @@ def _sections(evals: Evals | None, runs: Sequence[Run]) -> Iterator[Section]:
         ],
         paper_figures.figure_8_drawn,
     )
-    yield Section(
+    yield PaperSection(
         "figure-9",
         "Figure 9: the learning rate of each rank",
-        "Peak learning rates that the search of the appendix chose for figure 6.",
+        "Peak learning rates that the appendix's search chose for figure 6.",
         [
             table(
                 ["rank", *digitised()["fig9_peak_lr"]],
@@ -243,8 +241,8 @@ pre {{ background: #f4f4f4; padding: .6rem .8rem; white-space: pre-wrap; font-si
 </head>
 <body>
 <h1>“Why do small language models underperform?”, figure by figure</h1>
-<p>Godey, de la Clergerie and Sagot 2024, arXiv 2404.07647. What each figure and table shows, what
-comes out when its numbers are computed anew, and the command that makes it from the models.</p>
+<p>Godey, de la Clergerie and Sagot 2024, arXiv 2404.07647. Each figure and table: what it
+shows, what its numbers give when recomputed, and the command that makes it from the models.</p>
 <p class=note>{note}</p>
 {sections}
 </body>

@@ -1,7 +1,6 @@
-"""What Godey, de la Clergerie and Sagot 2024 report: printed numbers, and values off their figures.
+"""The numbers of Godey, de la Clergerie and Sagot 2024: those printed, and points of figure 1.
 
-Printed numbers stand here; what was read off the figures, in `digitised.json`, is a measurement of
-those pictures, good to about half a percent of an axis. N: total parameters; T: training tokens.
+N: total parameters; T: training tokens.
 """
 
 from __future__ import annotations
@@ -17,7 +16,7 @@ from bottleneck.model.family import PYTHIA, pythia
 from bottleneck.paper.curves import TOKENS_PER_STEP, digitised
 
 LAST_STEP = 143_000
-DIGITISED_STEP = 140_000  # the last one in figure 1a, and that of the FLOPs of figure 1b
+DIGITISED_STEP = 140_000  # the last one in figure 1a; figure 1b counts its FLOPs
 
 # Section 3.2: A and α were fitted; B, β and E are Hoffmann et al.'s.
 HOFFMANN = {"B": 410.7, "beta": 0.28, "E": 1.69}
@@ -28,8 +27,7 @@ FITTED = ("410M", "1B", "1.4B", "2.8B", "6.9B", "12B")
 SMALL = ("14M", "31M", "70M", "160M")
 
 # Table 1, Pythia-160M, zero-shot. In the row of the final checkpoint LAMBADA's perplexity and
-# accuracy stand in each other's columns: the evaluation that EleutherAI published of step 143,000
-# has perplexity 38.06 and accuracy 32.8 %.
+# accuracy are swapped. EleutherAI's evaluation of step 143,000 has 38.06 and 32.8 %.
 TABLE_1 = {
     "checkpoint": ("best", "final"),
     "LAMBADA perplexity": (24.6, 32.9),
@@ -56,7 +54,7 @@ FIGURE_2 = {
 
 
 def n_params(name: str) -> int:
-    """N of a Pythia model by the paper's name for it, such as "160M"."""
+    """Returns N of a Pythia model by the paper's name for it, such as "160M"."""
     size = name.lower()
     assert size in PYTHIA, name
     return count_parameters(ModelConfig(**pythia(size))).total
@@ -72,7 +70,7 @@ def figure_1a() -> dict[str, LossSeries]:
 
 
 def final_points(names: tuple[str, ...], step: int = DIGITISED_STEP) -> Points:
-    """The last losses of models in figure 1b, taken to be those of a step."""
+    """Returns the last losses of models in figure 1b, assigned to a step."""
     losses = digitised()["fig1b_final"]
     sizes = [n_params(name) for name in names]
     tokens = np.full(len(names), float(step * TOKENS_PER_STEP))
@@ -80,7 +78,7 @@ def final_points(names: tuple[str, ...], step: int = DIGITISED_STEP) -> Points:
 
 
 def best_points() -> Points:
-    """The best losses of the small models in figure 1b, at the steps where they were reached."""
+    """Returns the best losses of the small models in figure 1b, at their steps."""
     best = [digitised()["fig1b_best"][name] for name in SMALL]
     losses, thousands = (np.array(column, float) for column in zip(*best, strict=True))
     sizes = [n_params(name) for name in SMALL]

@@ -119,4 +119,4 @@ def test_page_says_what_comes_out(page):
 
 
 def test_page_says_how_evaluations_are_to_be_had():
-    assert "--evals=FOLDER" in "".join(evals_found(None))
+    assert "--evals=PATH" in "".join(evals_found(None))
