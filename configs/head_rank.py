@@ -10,7 +10,7 @@ own, --config.data.corpus=text --config.data.paths=…, and more --config.train.
 """
 
 from bottleneck.config import base
-from bottleneck.sweep.cells import product, zipped
+from bottleneck.sweep import product, zipped
 
 
 def get_config():

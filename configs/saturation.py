@@ -12,7 +12,7 @@ The whole is 2.8e17 FLOPs.
 """
 
 from bottleneck.config import base
-from bottleneck.sweep.cells import product, zipped
+from bottleneck.sweep import product, zipped
 
 TOKENS = 2**32
 LENGTH = 256

@@ -1,8 +1,8 @@
-"""A sweep: one config, and for each of its cells the fields that are different there.
+"""A sweep: one config, and the fields that each of its cells overrides.
 
-A config file describes one in `get_sweep()`, which returns a list of overrides, each a dict from a
-field's dotted name to its value. `product` and `zipped` make such lists, `+` joins them, and a
-comprehension leaves out what is not wanted. A cell that is trained is just a run folder.
+A config file's `get_sweep()` returns a list of overrides: dicts from a field's dotted name to its
+value. Make such lists with `product` and `zipped`, join them with `+`, and filter them with a
+comprehension. A cell trains into an ordinary run folder.
 """
 
 from __future__ import annotations
@@ -20,16 +20,16 @@ from bottleneck.errors import UserError, suggestion
 from bottleneck.model.accounting import ParameterCount, count_parameters, flops_per_token
 from bottleneck.sections import shown
 
-_LONGEST = 200  # bytes of a name, of the 255 that disks take, beside the ends of logs and locks
+_LONGEST = 200  # bytes of a name; disks take 255, and logs and locks add suffixes
 
 Overrides = dict[str, Any]  # dotted field name → value
 
 
 def product(*parts: Mapping[str, Iterable[Any]] | Sequence[Overrides]) -> list[Overrides]:
-    """Every combination of the parts, the last varying fastest.
+    """Returns every combination of the parts; the last varies fastest.
 
     Args:
-        parts: a dict from field names to the values that each takes, or a list of overrides.
+        parts: dicts from field names to values, or lists of overrides.
     """
     lists = [
         [*map(dict, part)] if not isinstance(part, Mapping) else _combinations(part)
@@ -39,11 +39,11 @@ def product(*parts: Mapping[str, Iterable[Any]] | Sequence[Overrides]) -> list[O
 
 
 def zipped(fields: Mapping[str, Sequence[Any]]) -> list[Overrides]:
-    """One cell for each position of the values, which all fields take together."""
+    """Returns one cell for each position in the lists of values, like `zip`."""
     lengths = {name: len(values) for name, values in fields.items()}
     if len(set(lengths.values())) > 1:
         listed = ", ".join(f"{name} has {length}" for name, length in lengths.items())
-        raise UserError(f"what is zipped must have as many values in each field: {listed}")
+        raise UserError(f"zipped fields must have equally many values: {listed}")
     return [dict(zip(fields, values, strict=True)) for values in zip(*fields.values(), strict=True)]
 
 
@@ -56,7 +56,7 @@ def _merged(cells: Sequence[Overrides]) -> Overrides:
     for cell in cells:
         twice = merged.keys() & cell.keys()
         if twice:
-            raise UserError(f"config.{min(twice)} varies in two parts of one product")
+            raise UserError(f"config.{min(twice)} varies in two parts of a product")
         merged |= cell
     return merged
 
@@ -66,7 +66,7 @@ class Cell:
     """One run of a sweep."""
 
     index: int
-    name: str  # of its run folder: what tells it from the other cells
+    name: str  # of its run folder; names the fields that distinguish it
     config: Config
 
     @property
@@ -75,30 +75,32 @@ class Cell:
 
     @property
     def tokens(self) -> int:
-        """T, tokens trained on."""
+        """T: training tokens."""
         return self.config.train.steps * self.config.tokens_per_step
 
     @property
     def flops(self) -> float:
-        """Of the whole training, forward and backward, causal attention counted half."""
+        """FLOPs of the whole training, forward and backward, causal attention halved."""
         of_token = flops_per_token(self.config.model, self.config.train.sequence_length)
         return self.tokens * of_token.training(causal_halved=True)
 
 
 def expand(fields: dict[str, Any], sweep: Any) -> list[Cell]:
-    """The cells of a sweep, every one validated.
+    """Returns the validated cells of a sweep.
 
     Args:
-        fields: the config that all start from, as nested plain values.
-        sweep: what `get_sweep` returned.
+        fields: the config that all cells override, as nested plain values.
+        sweep: the result of `get_sweep`.
     Raises:
-        UserError: where it is no list of overrides, a cell is no valid config, or two are the same.
+        UserError: it is not a list of overrides, a cell is not a valid config, or two are equal.
     """
     if not isinstance(sweep, list) or not sweep or not all(isinstance(c, dict) for c in sweep):
         raise UserError("get_sweep() must return a list of dicts, such as product() makes")
     for index, name in ((i, name) for i, cell in enumerate(sweep) for name in cell):
         if not isinstance(name, str):
-            raise UserError(f"cell {index}: {shown(name)} is not a field; its name must be a text")
+            raise UserError(
+                f"cell {index}: {shown(name)} is not a field; a field's name is a string"
+            )
     names = _names(sweep)
     cells: list[Cell] = []
     for index, (name, overrides) in enumerate(zip(names, sweep, strict=True)):
@@ -109,7 +111,7 @@ def expand(fields: dict[str, Any], sweep: Any) -> list[Cell]:
         cells.append(Cell(index, name, config))
     first: dict[Any, Cell] = {}
     for cell in cells:
-        # Some disks take names for one that are equal but for case.
+        # Some disks ignore the case of names.
         folder = cell.name.casefold()
         for same in (first.setdefault(cell.config, cell), first.setdefault(folder, cell)):
             if same is not cell:
@@ -133,9 +135,9 @@ def _overridden(fields: dict[str, Any], overrides: Overrides) -> dict[str, Any]:
 
 
 def _names(sweep: Sequence[Overrides]) -> list[str]:
-    """A name for each cell, of the fields that vary and do not follow from those before them.
+    """Returns a name for each cell, of the fields that vary and do not follow from earlier ones.
 
-    So the number of heads that goes with each width is left out.
+    For example, leaves out the number of heads if it follows from the width.
     """
     telling: list[str] = []
     for field in dict.fromkeys(itertools.chain.from_iterable(sweep)):
@@ -158,7 +160,7 @@ def _names(sweep: Sequence[Overrides]) -> list[str]:
 
 
 def _short(name: str) -> str:
-    """The name, ended with a hash of it where a disk would find it too long."""
+    """Returns the name; replaces the end of a long one with a hash."""
     if len(name.encode()) <= _LONGEST:
         return name
     digest = hashlib.sha256(name.encode()).hexdigest()[:12]
@@ -166,7 +168,7 @@ def _short(name: str) -> str:
 
 
 def _text(cell: Overrides, field: str) -> str:
-    """A field's value as part of a file name; "base" where the cell leaves it as it was."""
+    """Returns a field's value as part of a file name; "base" if the cell does not set it."""
     if field not in cell:
         return "base"
     value = cell[field]

@@ -1,4 +1,4 @@
-"""The cells of a sweep as tables: what they will cost, and how far they are."""
+"""Tables of a sweep's cells: their cost and their progress."""
 
 from __future__ import annotations
 
@@ -27,7 +27,7 @@ _COLOURS: dict[State, str] = {
 
 
 def cost_table(cells: Sequence[Cell]) -> Table:
-    """What each cell is and costs, and all together."""
+    """Returns the cost of each cell, and the total."""
     table = _grid("index", "cell", "parameters", "tokens", "FLOPs")
     for cell in cells:
         table.add_row(
@@ -44,8 +44,8 @@ def cost_table(cells: Sequence[Cell]) -> Table:
 
 
 def status_table(cells: Sequence[Cell], root: Path) -> Table:
-    """How far each cell is, and its newest numbers."""
-    table = _grid("index", "cell", "state", "step", "held-out loss", "tokens/s")
+    """Returns the state of each cell, and its newest numbers."""
+    table = _grid("index", "cell", "state", "step", "validation loss", "tokens/s")
     counts: dict[str, int] = {}
     for cell in cells:
         places = Places(root, cell.name)
@@ -67,7 +67,7 @@ def status_table(cells: Sequence[Cell], root: Path) -> Table:
 
 
 def watch(cells: Sequence[Cell], root: Path, console: rich.console.Console) -> None:
-    """Shows `status_table` until no cell is left to wait for; once, where there is no terminal."""
+    """Shows `status_table` until every cell is complete or failed; once, without a terminal."""
     if not console.is_terminal:
         console.print(status_table(cells, root))
         return
@@ -89,11 +89,11 @@ def _grid(*headings: str) -> Table:
             heading,
             justify="left" if is_name else "right",
             overflow="fold",
-            no_wrap=heading != "cell",  # so that a narrow terminal folds names, and no number
+            no_wrap=heading != "cell",  # so that a narrow terminal folds names, not numbers
         )
     return table
 
 
 def _newest(workdir: Path) -> dict[str, dict[str, Any]]:
-    """The last line of each split."""
+    """Returns the last row of each split."""
     return {row["split"]: row for row in metric_lines.read(workdir)}

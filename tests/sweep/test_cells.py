@@ -147,7 +147,7 @@ def test_a_sweep_takes_the_argument_of_its_file_and_overrides_that_all_cells_sha
         ("1 / 0", [], "ZeroDivisionError at sweep.py:11"),
         ("None", ["--index=2"], "--index=2 is not allowed; it must be from 0 to 1"),
         ("None", ["--parallel=0"], "--parallel=0 is not allowed"),
-        ("None", ["--config=configs/nano.py"], r"it has no get_sweep\(\)"),
+        ("None", ["--config=configs/nano.py"], r"nano.py has no get_sweep\(\)"),
     ],
 )
 def test_a_wrong_command_is_one_line_and_nothing_is_run(
