@@ -5,8 +5,8 @@ from pathlib import Path
 
 import pytest
 
+from bottleneck import runs
 from bottleneck.commands.flags import load_cells, load_config
-from bottleneck.runs.reading import load_run
 
 CONFIGS = Path(__file__).parents[1] / "configs"
 N_CELLS = {"head_rank": 18, "ladder": 7, "saturation": 24}
@@ -88,7 +88,7 @@ def test_the_smallest_cell_trains_for_20_steps(name, tmp_path):
         checkpoint=dataclasses.replace(config.checkpoint, every=20),
     )
     train(config, tmp_path / "run")
-    run = load_run(tmp_path / "run")
+    run = runs.load(tmp_path / "run")
     assert run.is_complete and run.n_params == cell.parameters.total
     _, (first, last) = run.series("eval", "step", "loss")
     assert last < first - 0.1

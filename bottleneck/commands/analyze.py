@@ -29,10 +29,10 @@ def main(argv: list[str]) -> int:
     # Imported here because they take seconds: --help need not wait for them.
     from bottleneck.report.page import write_report
     from bottleneck.report.summary import print_summary, summary_table
-    from bottleneck.runs.reading import load_runs
+    from bottleneck.runs.reading import load_all
     from bottleneck.storage.workspace import claimed
 
-    runs, problems = load_runs(flags.runs)
+    runs, problems = load_all(flags.runs)
     for problem in problems:
         print(f"left out: {problem}", file=sys.stderr)
     output = flags.output or _default_output(flags.runs)

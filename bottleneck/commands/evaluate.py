@@ -59,11 +59,11 @@ def main(argv: list[str]) -> int:
 
     from bottleneck.parallel import compile_cache
     from bottleneck.pretrained.evaluation import EVALUATION, append, evaluate
-    from bottleneck.runs.reading import load_run
+    from bottleneck.runs.reading import load
     from bottleneck.terminal import PlainConsole
 
     compile_cache.use()
-    run = load_run(flags.run)
+    run = load(flags.run)
     rows = evaluate(
         run,
         list(flags.steps),

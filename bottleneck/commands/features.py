@@ -101,9 +101,9 @@ def main(argv: list[str]) -> int:
             data = dataclasses.replace(data, tokenizer=str(model.folder / "tokenizer.json"))
         length = min(model.max_length, 1024)
     else:
-        from bottleneck.runs.reading import load_run
+        from bottleneck.runs.reading import load
 
-        run = load_run(flags.model)
+        run = load(flags.model)
         source = features.RunSource(run, flags.step)
         data = data or run.config.data
         length = run.config.train.sequence_length

@@ -88,7 +88,7 @@ def main(argv: list[str]) -> int:
     from bottleneck.laws.report import as_json, show
     from bottleneck.laws.study import study_points
     from bottleneck.parallel import compile_cache
-    from bottleneck.runs.reading import load_runs
+    from bottleneck.runs.reading import load_all
     from bottleneck.terminal import PlainConsole
 
     compile_cache.use()
@@ -96,7 +96,7 @@ def main(argv: list[str]) -> int:
         points, best = from_table(flags.table, columns), None
         beside = flags.table.expanduser().resolve().parent
     else:
-        runs, problems = load_runs(flags.runs)
+        runs, problems = load_all(flags.runs)
         for problem in problems:
             print(f"left out: {problem}", file=sys.stderr)
         points, best = (

@@ -29,13 +29,13 @@ def main(argv: list[str]) -> int:
 
     # Imported here because they take seconds: --help need not wait for them.
     from bottleneck.pretrained.import_run import TOKENIZER, import_run
-    from bottleneck.runs.reading import load_run
+    from bottleneck.runs.reading import load
     from bottleneck.storage.workspace import claimed
     from bottleneck.terminal import count
 
     with claimed(flags.workdir):
         step = import_run(flags.model, flags.workdir, revision=flags.revision, step=flags.step)
-    print(f"{flags.workdir}: step {step}, {count(load_run(flags.workdir).n_params)} parameters")
+    print(f"{flags.workdir}: step {step}, {count(load(flags.workdir).n_params)} parameters")
     if not (flags.workdir / TOKENIZER).is_file():
         print(f"{flags.model} has no {TOKENIZER}; add one to the folder before a verb reads text")
     return 0

@@ -40,10 +40,10 @@ def main(argv: list[str]) -> int:
     from bottleneck.paper.overlay import PaperOverlay
     from bottleneck.paper.page import write_paper
     from bottleneck.report.page import write_report
-    from bottleneck.runs.reading import load_runs
+    from bottleneck.runs.reading import load_all
 
     evals = read_evals(as_path(flags.evals)) if flags.evals else None
-    runs, problems = load_runs(flags.runs) if flags.runs else ([], [])
+    runs, problems = load_all(flags.runs) if flags.runs else ([], [])
     for problem in problems:
         print(f"left out: {problem}", file=sys.stderr)
     output = flags.output.expanduser()

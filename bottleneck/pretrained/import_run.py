@@ -22,7 +22,7 @@ from bottleneck.pretrained.hub import locate
 from bottleneck.pretrained.huggingface import from_pretrained
 from bottleneck.runs import folder as run_folder
 from bottleneck.runs.checkpoints import save_params
-from bottleneck.runs.reading import Run, load_run
+from bottleneck.runs.reading import Run, load
 from bottleneck.sections import flatten
 from bottleneck.storage.folders import write_whole, writing
 from bottleneck.storage.workspace import check_same, is_unused
@@ -101,7 +101,7 @@ def _run_to_add_to(workdir: Path) -> Run | None:
     """The imported run in a folder, None where there is nothing; `UserError` for anything else."""
     if is_unused(workdir):
         return None
-    run = load_run(workdir)
+    run = load(workdir)
     if run.trained_on is not None:
         raise UserError(f"--workdir={workdir} holds a run trained here; choose a new folder")
     return run

@@ -31,7 +31,7 @@ from bottleneck.pretrained.series_source import Checkpoint, Series
 from bottleneck.probes.prober import Prober
 from bottleneck.runs import folder as run_folder
 from bottleneck.runs.metrics_writer import MetricsWriter
-from bottleneck.runs.reading import load_run
+from bottleneck.runs.reading import load
 from bottleneck.storage.folders import write_whole, writing
 from bottleneck.storage.workspace import check_unused, claimed
 from bottleneck.terminal import Progress
@@ -117,7 +117,7 @@ def _measured(config: Config, series: Series, steps: list[int], workdir: Path) -
 
 def measured_steps(workdir: Path) -> set[int]:
     """The steps that are measured: their arrays and both lines of their scalars are there."""
-    run = load_run(workdir)
+    run = load(workdir)
     lines = [set(run.split(name)["step"].to_list()) for name in ("eval", "probe")]
     return set(run.probe_steps).intersection(*lines)
 
@@ -178,7 +178,7 @@ def _record(workdir: Path) -> dict[str, Any] | None:
     """
     path = workdir / run_folder.CONFIG
     if path.is_file():
-        load_run(workdir)  # says so where it is no run
+        load(workdir)  # says so where it is no run
         record = run_folder.read_config(workdir)
         if "series" not in record:
             raise UserError(

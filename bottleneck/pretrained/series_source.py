@@ -23,7 +23,7 @@ from bottleneck.pretrained.huggingface import from_pretrained
 from bottleneck.pretrained.import_run import TOKENIZER
 from bottleneck.pretrained.published_config import read_config
 from bottleneck.runs.folder import CONFIG
-from bottleneck.runs.reading import Corpus, Run, load_run
+from bottleneck.runs.reading import CorpusFacts, Run, load
 
 
 class Checkpoint(Protocol):
@@ -52,7 +52,7 @@ class Series:
 
     name: str
     checkpoints: dict[int, Checkpoint]
-    corpus: Corpus | None = None
+    corpus: CorpusFacts | None = None
 
 
 def open_series(source: str) -> Series:
@@ -63,7 +63,7 @@ def open_series(source: str) -> Series:
     path = Path(source).expanduser()
     name = str(path.resolve()) if path.is_dir() else source
     if (path / CONFIG).is_file() and (path / "checkpoints").is_dir():
-        run = load_run(path)
+        run = load(path)
         if not run.steps:
             raise UserError(f"{path} has no checkpoint yet")
         corpus = run.trained_on if run.config.data.tokenizer is None else None

@@ -1,7 +1,7 @@
 """Orbax checkpoints of a run: items `params`, `opt_state` and `meta`, saved in the background.
 
-Every item is sealed (`checkpoint_seal`) and looked at before it is restored: a run goes on from the
-newest checkpoint that is whole, and those that are not are put aside, never deleted.
+Every item has a seal (`bottleneck.runs.seals`) and is checked before it is restored. A run resumes
+from the newest intact checkpoint; damaged ones are moved aside, never deleted.
 """
 
 from __future__ import annotations
@@ -35,13 +35,12 @@ from bottleneck.runs import seals
 from bottleneck.runs.folder import saved_steps
 from bottleneck.storage.folders import absolute, cannot_write, free_bytes, is_remote, writing
 
-# That a save may take. orbax looks at the calendar for it, which may be set while it waits.
+# Longest time for a save. orbax measures it on the wall clock, which someone may set meanwhile.
 _MOST_SECONDS = 86_400
 
 ITEMS = ("params", "opt_state", "meta")
 
-
-_KEPT = "what was saved before is whole, and the same command goes on from there"
+_KEPT = "earlier checkpoints are intact, and the same command resumes from them"
 
 
 class _SealedArrays(ocp.StandardCheckpointHandler):
@@ -62,7 +61,7 @@ def _seal(directory: Any) -> None:
 
 
 def handlers() -> ocp.handlers.CheckpointHandlerRegistry:
-    """What saves and restores each item; of all, as orbax warns of those that it cannot read."""
+    """Returns the handlers of all items; orbax warns of items without one."""
     registry = ocp.handlers.DefaultCheckpointHandlerRegistry()
     arrays, meta = _SealedArrays(), _SealedJson()
     for item in ("params", "opt_state"):
@@ -75,10 +74,10 @@ def handlers() -> ocp.handlers.CheckpointHandlerRegistry:
 
 @functools.cache
 def _print_no_tracebacks() -> None:
-    """Of a save that failed: its error comes to who waits, and the rest is noise.
+    """Silences background tracebacks of a failed save; the caller gets the error.
 
-    orbax logs it with its traceback, and closes the event loop that TensorStore's other writes want
-    to tell that they have ended, each of which is an error that nobody can catch.
+    orbax logs the traceback and closes the event loop. TensorStore's other writes then fail to
+    report to that loop, each with an error that nobody can catch.
     """
 
     def one_line(record: logging.LogRecord) -> bool:
@@ -94,10 +93,10 @@ def _print_no_tracebacks() -> None:
 
 
 class Checkpointer:
-    """Saves and restores (params, opt_state) by step, and keeps those that the config asks for."""
+    """Saves and restores (params, opt_state) by step; keeps the steps that the config names."""
 
     def __init__(self, folder: Path, config: CheckpointConfig):
-        """Raises `UserError` where there are checkpoints and none is whole."""
+        """Moves damaged checkpoints aside; `UserError` if checkpoints exist but none is intact."""
         self._folder = absolute(folder)
         _print_no_tracebacks()
         _put_damaged_aside(self._folder)
@@ -115,15 +114,15 @@ class Checkpointer:
             )
 
     def latest_step(self) -> int | None:
-        """The newest step whose checkpoint is whole."""
+        """Returns the newest step with an intact checkpoint."""
         return self._manager.latest_step()
 
     def save(self, step: int, params: Any, opt_state: Any) -> None:
-        """Returns once the arrays are copied off the device; the writing goes on behind.
+        """Returns once the arrays are off the device; writing continues in the background.
 
-        Nothing is done for a step that is saved already.
+        A step that is already saved is skipped.
 
-        Raises: `UserError` where this checkpoint, or the one before, cannot be written.
+        Raises: `UserError` if this checkpoint or the previous one cannot be written.
         """
         if step in self._manager.all_steps():
             return
@@ -142,7 +141,7 @@ class Checkpointer:
             )
 
     def restore(self, step: int, abstract_state: tuple[Any, Any]) -> tuple[Any, Any]:
-        """(params, opt_state) of a step, laid out as the abstract arrays say."""
+        """Returns (params, opt_state) of a step with the shardings of the abstract arrays."""
         params, opt_state = abstract_state
         restored = self._manager.restore(
             step,
@@ -154,23 +153,23 @@ class Checkpointer:
         return restored["params"], restored["opt_state"]
 
     def wait(self) -> None:
-        """Returns when everything saved is on disk; raises `UserError` where it cannot be."""
+        """Returns when everything saved is on disk; `UserError` if it cannot be written."""
         with self._writing():
             self._manager.wait_until_finished()
 
     @contextlib.contextmanager
     def _writing(self, size: int | None = None) -> Iterator[None]:
-        """Raises `UserError` where the block, which saves, cannot write."""
+        """Raises `UserError` if the block cannot write."""
         try:
             yield
         except TimeoutError as error:
             raise UserError(
-                f"saving to {self._folder} has not ended in time, or the clock of this machine was "
+                f"saving to {self._folder} did not end in time, or the clock of this machine was "
                 f"set meanwhile; {_KEPT}"
             ) from error
         except (OSError, ValueError) as error:
             number = getattr(error, "errno", None)
-            if isinstance(error, ValueError):  # TensorStore's, with the errno in its text
+            if isinstance(error, ValueError):  # TensorStore puts the errno into its text
                 found = re.search(r"os_error_code='?(\d+)|OS error (\d+)", str(error))
                 if found is None:
                     raise
@@ -191,15 +190,15 @@ class Checkpointer:
             with self._writing():
                 self._manager.close()
         else:
-            # It ends with that error, and not with one of a save that was under way.
+            # The caller must see that error, not one of a save in progress.
             with contextlib.suppress(Exception):
                 self._manager.close()
 
 
 def _put_damaged_aside(folder: Path) -> None:
-    """Moves the checkpoints that are newer than the newest whole one out of the way, and says so.
+    """Moves checkpoints newer than the newest intact one aside, and reports them.
 
-    The processes share out the reading, and are of one mind afterwards.
+    Each process checks its share of the files; all then agree on the result.
     """
     damaged: dict[int, str] = {}
     for step in reversed(saved_steps(folder)):
@@ -211,8 +210,8 @@ def _put_damaged_aside(folder: Path) -> None:
         if damaged:
             reasons = "; ".join(f"step {step}: {problem}" for step, problem in damaged.items())
             raise UserError(
-                f"no checkpoint in {folder} is whole ({reasons}); bring one back from a copy, or "
-                "choose a new folder to start anew"
+                f"no checkpoint in {folder} is intact ({reasons}); restore one from a copy, or "
+                "choose a new folder to start again"
             )
     for step, problem in damaged.items():
         aside = folder.parent / "damaged" / f"checkpoint-{step}"
@@ -226,14 +225,14 @@ def _put_damaged_aside(folder: Path) -> None:
                 (folder / str(step)).rename(aside)
         print(
             f"the checkpoint of step {step:,} is damaged and is not used: {problem}; "
-            f"it now lies in {aside.parent}",
+            f"it is now in {aside.parent}",
             file=sys.stderr,
         )
-    multihost_utils.sync_global_devices("damaged checkpoints are put aside")
+    multihost_utils.sync_global_devices("damaged checkpoints are moved aside")
 
 
 def _damage(checkpoint: Path) -> str | None:
-    """What this process finds wrong in its part of a checkpoint's files."""
+    """Returns the first damage in this process's share of a checkpoint's files, or None."""
     if not (checkpoint / "params").is_dir():
         return f"{checkpoint / 'params'} is missing"
     part, parts = jax.process_index(), jax.process_count()
@@ -242,18 +241,18 @@ def _damage(checkpoint: Path) -> str | None:
     return next((problem for problem in found if problem is not None), None)
 
 
-def _any(is_so: bool) -> bool:
-    """Whether it is so for any process."""
+def _any(flag: bool) -> bool:
+    """Returns True if the flag is True in any process."""
     if jax.process_count() == 1:
-        return is_so
-    return bool(np.any(multihost_utils.process_allgather(np.array(is_so))))
+        return flag
+    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
 def save_params(folder: Path, step: int, params: Any, origin: dict[str, Any]) -> None:
-    """Saves the parameters of a model that was not trained here, beside the steps already there.
+    """Saves the parameters of a model trained elsewhere, beside the steps already in the folder.
 
     Args:
-        origin: where they come from; it goes into the item `meta`.
+        origin: their source, recorded in the item `meta`.
     """
     options = ocp.CheckpointManagerOptions(cleanup_tmp_directories=True)
     with ocp.CheckpointManager(

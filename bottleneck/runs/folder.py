@@ -1,4 +1,4 @@
-"""The folder of a run: what it was asked to do, whether it is finished, who may continue it."""
+"""The folder of a run: its config, its state, and the process that may write it."""
 
 from __future__ import annotations
 
@@ -16,7 +16,7 @@ from bottleneck.storage import json_files
 from bottleneck.storage.folders import is_remote, write_whole
 from bottleneck.storage.workspace import check_same, check_unused
 
-if TYPE_CHECKING:  # analysis reads run folders without what these import
+if TYPE_CHECKING:  # readers of run folders need not import jax
     from bottleneck.data.tokens import TokenCache
     from bottleneck.model.accounting import ParameterCount
 
@@ -25,7 +25,7 @@ METRICS = "metrics.jsonl"  # in a bucket, metrics-00000.jsonl and so on
 PROBE = "probes/{:08d}.npz"  # of a step
 COMPLETE = "COMPLETE"
 
-# Where and how a run is carried out may change between restarts; what it computes may not.
+# Settings that may change between restarts, because the run still computes the same.
 _FREE_TO_CHANGE = (
     "compute.mesh.",
     "compute.compile_cache",
@@ -34,7 +34,7 @@ _FREE_TO_CHANGE = (
     "data.tokenizer:",  # a path; `check_same_corpus` sees what is in it
     "train.log_every",
     "train.bad_steps",
-    "train.skip_bad_batches",  # so that a run which a batch has ended can go on
+    "train.skip_bad_batches",  # lets a run resume that a bad batch ended
     "checkpoint.",
 )
 
@@ -54,7 +54,7 @@ def check_continues(workdir: Path, config: Config) -> None:
 
 
 def check_same_corpus(workdir: Path, digest: str) -> None:
-    """Raises `UserError` where the run was begun on other tokens."""
+    """Raises `UserError` if the run started on other tokens."""
     if (workdir / CONFIG).exists() and read_config(workdir)["corpus"]["digest"] != digest:
         raise UserError(
             f"--workdir={workdir} holds a run on other tokens, though its config is the same: the "
@@ -78,20 +78,17 @@ def write_config(workdir: Path, config: Config, facts: dict[str, Any]) -> None:
 
 
 def read_config(workdir: Path) -> dict[str, Any]:
-    """What `write_config` wrote; `UserError` where that is not there, or is damaged."""
-    return json_files.read(workdir / CONFIG, "restore it from a copy, or take a new folder")
+    """Returns what `write_config` wrote; `UserError` if it is missing or damaged."""
+    return json_files.read(workdir / CONFIG, "restore it from a copy, or choose a new folder")
 
 
 def facts(
     mesh_sizes: dict[str, int], parameters: ParameterCount, cache: TokenCache
 ) -> dict[str, Any]:
-    """What a run writes down beside its config when it begins."""
+    """Returns the facts that a run records beside its config at its start."""
     return {
         "mesh": mesh_sizes,
-        "parameters": {
-            "total": parameters.total,
-            "non_embedding": parameters.non_embedding,
-        },
+        "parameters": {"total": parameters.total, "non_embedding": parameters.non_embedding},
         "corpus": {
             "digest": cache.digest,
             "train_tokens": cache.n_tokens("train"),
@@ -103,11 +100,11 @@ def facts(
 
 
 def saved_steps(checkpoints: Path) -> list[int]:
-    """Steps that have a checkpoint in a run's folder of them, damaged or not, ascending."""
+    """Returns the steps with a checkpoint, damaged or not, ascending."""
     if not checkpoints.is_dir():
         return []
     found = (p for p in checkpoints.iterdir() if re.fullmatch("0|[1-9][0-9]{0,17}", p.name))
-    # In a bucket, where nothing can be renamed, one that is being written has its name already.
+    # A bucket cannot rename, so there a checkpoint has its name before it is complete.
     return sorted(
         int(path.name)
         for path in found
@@ -116,17 +113,17 @@ def saved_steps(checkpoints: Path) -> list[int]:
 
 
 def write_text(path: Path, text: str) -> None:
-    """Writes a file that is there whole or not at all."""
+    """Writes a file that exists whole or not at all."""
     write_whole(path, text.encode())
 
 
 def part_name(number: int) -> str:
-    """Of the parts that stand for metrics.jsonl in a bucket."""
+    """Returns the name of a part of the metrics, which a bucket has instead of metrics.jsonl."""
     return f"metrics-{number:05}.jsonl"
 
 
 def metric_parts(workdir: Path) -> dict[int, Path]:
-    """The parts of a run's metrics by number, ascending; none where there is one file."""
+    """Returns the parts of a run's metrics by number, ascending; none outside buckets."""
     found = {}
     for path in workdir.iterdir() if workdir.is_dir() else ():
         match = re.fullmatch(r"metrics-(\d{5,})\.jsonl", path.name)
@@ -136,13 +133,13 @@ def metric_parts(workdir: Path) -> dict[int, Path]:
 
 
 def metric_files(workdir: Path) -> list[Path]:
-    """The files that hold a run's metrics, in the order in which they were written; maybe none."""
+    """Returns the files of a run's metrics, in the order of writing; maybe none."""
     whole = workdir / METRICS
     return [whole] if whole.is_file() else [*metric_parts(workdir).values()]
 
 
 def _git_revision() -> str | None:
-    """The commit this package was run from, or None where it is not in a git checkout."""
+    """Returns the commit of this package, or None outside a git checkout."""
     try:
         answer = subprocess.run(
             ["git", "-C", str(Path(__file__).parent), "rev-parse", "HEAD"],  # noqa: S607

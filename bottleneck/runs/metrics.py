@@ -1,8 +1,7 @@
-"""The lines of metrics.jsonl: how one is written, and how all are read and checked.
+"""The lines of metrics.jsonl: their format, and a reader that checks them.
 
-A line is a JSON object: step, split, the numbers measured there, and last a CRC-32 of the rest,
-which lines of older versions lack. A run that was killed and continued repeats the steps since its
-last checkpoint, with the same values; whoever reads them takes the last line of a (step, split).
+A line is a JSON object: step, split, the numbers measured there, and a CRC-32 of the rest. A
+resumed run repeats the steps since its last checkpoint; the last line of a (step, split) counts.
 """
 
 from __future__ import annotations
@@ -18,16 +17,16 @@ _LARGEST = 2**63 - 1
 
 
 def written(step: int, split: str, scalars: dict[str, float]) -> str:
-    """The line of what was measured at a step, with its line end."""
+    """Returns the line for the numbers measured at a step, with its line end."""
     return json_files.dumps({"step": step, "split": split, **scalars}) + "\n"
 
 
 def read(workdir: Path) -> list[dict[str, Any]]:
-    """What each line of a run's metrics holds, in the order in which they were written.
+    """Returns the contents of each line of a run's metrics, in the order of writing.
 
-    A last line without its end is one that a kill tore, and is left out.
+    A last line without its end was torn by a kill and is left out.
 
-    Raises: `UserError` naming the file and the line where one is not what was written.
+    Raises: `UserError` if a line is damaged, naming it and its file.
     """
     found = []
     paths = metric_files(workdir)
@@ -44,7 +43,7 @@ def read(workdir: Path) -> list[dict[str, Any]]:
             except ValueError as error:
                 raise UserError(
                     f"{path}, line {number} is damaged: {error}; restore the file from a copy, or "
-                    "delete the line, which loses that measurement alone"
+                    "delete the line, which loses only that measurement"
                 ) from error
     return found
 
@@ -58,7 +57,7 @@ def _is_line(content: bytes) -> bool:
 
 
 def _row(line: bytes) -> dict[str, Any]:
-    """What a line holds; `ValueError` where it is not one that a run writes."""
+    """Returns the contents of a line; `ValueError` if no run writes such a line."""
     row = json_files.loads(line)
     step, split = row.get("step"), row.get("split")
     if type(step) is not int or step < 0:

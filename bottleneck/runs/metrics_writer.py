@@ -1,7 +1,7 @@
-"""Scalars of a run: metrics.jsonl, TensorBoard, and what a person watching sees.
+"""The scalars of a run, written to metrics.jsonl and TensorBoard.
 
-metrics.jsonl is only ever appended to; in a bucket, `metric_parts` stand for it. What a line is,
-and how they are read, is in `metric_lines`.
+metrics.jsonl is append-only. Buckets cannot append, so there numbered parts replace it; see
+`bottleneck.runs.metrics` for the lines.
 """
 
 from __future__ import annotations
@@ -21,11 +21,15 @@ from bottleneck.storage.folders import is_remote, write_whole, writing
 
 
 class MetricsWriter:
-    """Appends scalars to metrics.jsonl, each line whole when it is there, and to TensorBoard."""
+    """Appends scalars to metrics.jsonl, each line at once, and to TensorBoard."""
 
     def __init__(self, workdir: Path, start_step: int | None):
-        """`start_step` is where a run begins or continues; None: steps come in any order, which
-        TensorBoard cannot show, and it gets nothing."""
+        """Opens the files for appending.
+
+        Args:
+            start_step: the step at which the run starts or resumes; None if steps come in any
+                order. TensorBoard cannot show those and gets nothing.
+        """
         self._lines: _Lines | MetricParts
         with writing(workdir / METRICS):
             self._lines = MetricParts(workdir) if is_remote(workdir) else _Lines(workdir / METRICS)
@@ -42,10 +46,7 @@ class MetricsWriter:
                 self._board.add(step, split, scalars)
 
     def write_probe(self, step: int, tokens: int, probe: Probe) -> None:
-        """Writes a probe's arrays into a file of their own, and then its scalars.
-
-        So a step whose two lines of scalars exist has everything.
-        """
+        """Writes a probe's arrays, then its scalars, so a step with both lines is complete."""
         path = self._workdir / PROBE.format(step)
         path.parent.mkdir(exist_ok=True)
         probe.save(path)
@@ -54,7 +55,7 @@ class MetricsWriter:
         self.write(step, "probe", {"tokens": tokens, **probe.scalars()})
 
     def flush(self) -> None:
-        """Returns when everything written is on the disk, or in the bucket."""
+        """Returns when everything written is on the disk or in the bucket."""
         with writing(self._workdir / METRICS):
             self._lines.flush()
         if self._board is not None:
@@ -69,11 +70,11 @@ class MetricsWriter:
 
 
 class _Lines:
-    """A file of lines, opened for appending, which is never rewritten."""
+    """A file of lines that is only appended to."""
 
     def __init__(self, path: Path):
         _drop_torn_line(path)
-        self._file = path.open("ab", buffering=0)  # what a full disk refuses is not tried again
+        self._file = path.open("ab", buffering=0)  # a buffer would retry what a full disk refused
 
     def write(self, line: str) -> None:
         left = memoryview(line.encode())
@@ -88,7 +89,7 @@ class _Lines:
 
 
 def _drop_torn_line(path: Path) -> None:
-    """Cuts off what a kill left of a line, so that the next one starts on its own."""
+    """Truncates a line that a kill tore, so that the next one starts on its own."""
     if not path.exists():
         return
     content = path.read_bytes()
@@ -98,27 +99,8 @@ def _drop_torn_line(path: Path) -> None:
             file.truncate(whole)
 
 
-class Stopwatch:
-    """Books wall time under a reason: "train", "probe", "checkpoint", …"""
-
-    def __init__(self) -> None:
-        self.seconds: dict[str, float] = defaultdict(float)
-
-    @contextmanager
-    def booked(self, reason: str) -> Iterator[None]:
-        start = time.perf_counter()
-        try:
-            yield
-        finally:
-            self.seconds[reason] += time.perf_counter() - start
-
-
-FLUSH_SECONDS = 30.0
-PART_BYTES = 2**20
-
-
 class MetricParts:
-    """A file of lines, opened for appending."""
+    """The same as numbered parts, each about `PART_BYTES`; the last one is rewritten at a flush."""
 
     def __init__(self, workdir: Path, clock: Callable[[], float] = time.monotonic):
         self._workdir, self._clock = workdir, clock
@@ -145,3 +127,18 @@ class MetricParts:
 
     def close(self) -> None:
         self.flush()
+
+
+class Stopwatch:
+    """Books wall time under a reason: "train", "probe", "checkpoint", …"""
+
+    def __init__(self) -> None:
+        self.seconds: dict[str, float] = defaultdict(float)
+
+    @contextmanager
+    def booked(self, reason: str) -> Iterator[None]:
+        start = time.perf_counter()
+        try:
+            yield
+        finally:
+            self.seconds[reason] += time.perf_counter() - start

@@ -1,11 +1,8 @@
-"""The record of one probe: training, series and features write it, everything else reads it.
+"""The record of a probe: training, series and features write it; figures, tables and laws read it.
 
-D: hidden width; n: ranks of the truncation sweep; g: documents. Losses and gaps are in nats per
-token, over the same validation tokens each time.
+D: hidden width; σ: singular values of the head W; n: ranks of the truncation sweep; g: documents.
+Losses and gaps are in nats per token, over the same validation tokens each time.
 """
-
-# The functions below are called to make fields.
-# ruff: noqa: RUF009
 
 from __future__ import annotations
 
@@ -25,13 +22,13 @@ from bottleneck.storage.arrays import read_arrays, write_arrays
 class RankGaps:
     """The cost of truncating a head to each rank by one kind of truncation: float64 [n].
 
-    gap: loss of the truncated head, less the whole head's.
-    gap_se: standard error of the gap, paired, clustered by document.
-    first_order: E_p[Δ] − Δ[y], Δ being the change of the logits; zero at a minimum.
+    gap: loss of the truncated head minus that of the whole head.
+    gap_se: standard error of the gap; paired by token, clustered by document.
+    first_order: E_p[Δ] − Δ[y], with Δ the change of the logits; zero at a minimum.
     second_order: ½·Var_p(Δ); first_order + second_order predicts the gap.
-    kl: KL of the truncated head's distribution from the whole head's, nats.
-    agreement: fraction of tokens whose most likely next token stays the same.
-    rare, middle, frequent: parts of the gap, of the rarest third of the text, and so on.
+    kl: KL(p‖p_r), nats, p being the whole head's distribution and p_r the truncated head's.
+    agreement: 0 to 1, fraction of tokens that keep their most likely next token.
+    rare, middle, frequent: [n] each, parts of the gap by thirds of the text, rarest tokens first.
     """
 
     gap: np.ndarray
@@ -50,85 +47,79 @@ class RankGaps:
         return self.first_order + self.second_order
 
 
-_FLAT, _BY_RANK, _BY_LAYER = "", "ranks", "layers"  # how the metrics number a field
-
-
-def _measured(scalars: str | None = None, **default: Any) -> Any:
-    """A field of a probe, and how it goes into the metrics; None keeps it out of them."""
-    return field(metadata={"scalars": scalars}, **default)
-
-
-def _maybe(scalars: str | None = None) -> Any:
-    """The same for a field that is None if it was not measured."""
-    return _measured(scalars, default=None)
+# Keys of a field in the metrics. Fields without them are not scalars and stay in the .npz file.
+_FLAT, _BY_RANK, _BY_LAYER = ({"keys": keys} for keys in ("", "ranks", "layers"))
+_UNMEASURED: Any = None
 
 
 @dataclass(frozen=True, eq=False)
 class Probe:
-    """Everything that one probe measured; None where it was not measured.
+    """All results of one probe; None marks what was not measured.
+
+    singular_values, singular_values_centred: [D], descending, of W and of W − 1·w̄ᵀ.
+    first_bounded_index: singular values from this index on are only upper bounds.
+    singular_entropy: KL(p‖u), nats, of p ∝ σ² from the uniform u; 0 for a flat spectrum.
+    singular_entropy_linear, singular_entropy_centred: the same of p ∝ σ, and of the centred head.
+    effective_rank: exp of the entropy of p ∝ σ (Roy and Vetterli 2007).
+    stable_rank: Σσ² / σ₀².
+    participation_ratio: (Σσ²)² / Σσ⁴.
+    tail_exponent: a of σᵢ ∝ i^−a over the middle of the spectrum.
+    ranks: int [n], ascending; the last is D.
+    w_error: [n], √(Σ_{i>r} σᵢ² / Σσ²), the fraction of ‖W‖ that truncation to rank r removes.
+    anisotropy: [layers + 1], mean cosine similarity of hidden states.
+        Index 0 is the embedding; the last is after the final norm.
+    anisotropy_centred: [layers + 1], the same without the mean hidden state.
+    anisotropy_without_bias: of the last layer without the final norm's bias.
+    iso_score: 0 to 1, roughly the fraction of dimensions used evenly (Rudman et al. 2022).
+    hidden_top_share: 0 to 1, fraction of E‖h‖² along its largest direction.
+    mean_hidden_norm: E‖h‖.
+    whitened_singular_values: [D], of the centred W times C^½, C = E[h hᵀ].
+    gradient_survival: 0 to 1, fraction of the norm of ∂loss/∂logits that the head passes back.
 
     loss, loss_se: cross-entropy of the model and its standard error, clustered by document.
-    document_losses, document_tokens: [g], sums of losses and counts of tokens in each document, so
-        that runs can be compared pair by pair.
-    ranks: int [n], ascending; the last is D.
-    plain, whitened: what truncation to each rank costs, by the SVD of W and by that of the logits.
-    singular_values, singular_values_centred: [D], descending, of W and of W − 1·w̄ᵀ.
-    first_bounded_index: from here on a singular value is only an upper bound.
-    whitened_singular_values: [D], of the centred W times C^½.
-    singular_entropy, singular_entropy_linear, singular_entropy_centred: KL of the normalised
-        spectrum from the uniform one, nats; p ∝ σ², p ∝ σ, and p ∝ σ² of the centred head.
-    effective_rank: exp of the entropy of p ∝ σ (Roy and Vetterli 2007).
-    stable_rank: Σσ² / σ₀².  participation_ratio: (Σσ²)² / Σσ⁴.
-    tail_exponent: a of σᵢ ∝ i^−a over the middle of the spectrum.
-    w_error: [n], share of the norm of W that its best rank-r copy loses.
-    anisotropy, anisotropy_centred: [layers + 1], mean cosine similarity of hidden states, and of
-        those less their mean; 0 is the embedding, the last is after the final norm.
-    anisotropy_without_bias: of the last layer, less the final norm's bias.
-    iso_score: about the share of dimensions used evenly (Rudman et al. 2022).
-    hidden_top_share: share of E‖h‖² in the direction that has most of it.
-    mean_hidden_norm: E‖h‖.
-    gradient_survival: fraction of the norm of ∂loss/∂logits that the head passes back.
+    document_losses, document_tokens: [g], the sum of losses and number of tokens of each document.
+    plain, whitened: cost of truncating W itself, and of truncating W·C^½.
     """
 
-    singular_values: np.ndarray = _measured()
-    singular_values_centred: np.ndarray = _measured()
-    first_bounded_index: int = _measured()
-    singular_entropy: float = _measured(_FLAT)
-    singular_entropy_linear: float = _measured(_FLAT)
-    singular_entropy_centred: float = _measured(_FLAT)
-    effective_rank: float = _measured(_FLAT)
-    stable_rank: float = _measured(_FLAT)
-    participation_ratio: float = _measured(_FLAT)
-    tail_exponent: float = _measured(_FLAT)
-    ranks: np.ndarray = _measured()
-    w_error: np.ndarray = _measured(_BY_RANK)
-    anisotropy: np.ndarray = _measured(_BY_LAYER)
-    anisotropy_centred: np.ndarray = _measured(_BY_LAYER)
-    anisotropy_without_bias: float = _maybe(_FLAT)
-    iso_score: float = _maybe(_FLAT)
-    hidden_top_share: float = _maybe(_FLAT)
-    mean_hidden_norm: float = _maybe()
-    whitened_singular_values: np.ndarray = _maybe()
-    gradient_survival: float = _maybe(_FLAT)
-    loss: float = _maybe()
-    loss_se: float = _maybe()
-    document_losses: np.ndarray = _maybe()
-    document_tokens: np.ndarray = _maybe()
-    plain: RankGaps = _maybe()
-    whitened: RankGaps = _maybe()
+    singular_values: np.ndarray
+    singular_values_centred: np.ndarray
+    first_bounded_index: int
+    singular_entropy: float = field(metadata=_FLAT)
+    singular_entropy_linear: float = field(metadata=_FLAT)
+    singular_entropy_centred: float = field(metadata=_FLAT)
+    effective_rank: float = field(metadata=_FLAT)
+    stable_rank: float = field(metadata=_FLAT)
+    participation_ratio: float = field(metadata=_FLAT)
+    tail_exponent: float = field(metadata=_FLAT)
+    ranks: np.ndarray
+    w_error: np.ndarray = field(metadata=_BY_RANK)
+    anisotropy: np.ndarray = field(metadata=_BY_LAYER)
+    anisotropy_centred: np.ndarray = field(metadata=_BY_LAYER)
+    anisotropy_without_bias: float = field(default=_UNMEASURED, metadata=_FLAT)
+    iso_score: float = field(default=_UNMEASURED, metadata=_FLAT)
+    hidden_top_share: float = field(default=_UNMEASURED, metadata=_FLAT)
+    mean_hidden_norm: float = _UNMEASURED
+    whitened_singular_values: np.ndarray = _UNMEASURED
+    gradient_survival: float = field(default=_UNMEASURED, metadata=_FLAT)
+    loss: float = _UNMEASURED
+    loss_se: float = _UNMEASURED
+    document_losses: np.ndarray = _UNMEASURED
+    document_tokens: np.ndarray = _UNMEASURED
+    plain: RankGaps = _UNMEASURED
+    whitened: RankGaps = _UNMEASURED
 
     def scalars(self) -> dict[str, float]:
-        """Returns the numbers that go into the metrics; `gap/plain/16` is that of rank 16."""
+        """Returns the numbers for the metrics by name; `gap/plain/16` is the gap at rank 16."""
         found: dict[str, float] = {}
         for entry in dataclasses.fields(self):
-            value, how = getattr(self, entry.name), entry.metadata["scalars"]
-            if how is None or value is None:
+            value, keys = getattr(self, entry.name), entry.metadata.get("keys")
+            if keys is None or value is None:
                 continue
-            if how == _FLAT:
+            if not keys:
                 found[entry.name] = float(value)
             else:
-                keys = self.ranks if how == _BY_RANK else range(len(value))
-                found |= _numbered(entry.name, keys, value)
+                numbers = self.ranks if keys == "ranks" else range(len(value))
+                found |= _numbered(entry.name, numbers, value)
         if self.plain is not None:
             found |= _numbered("gap/plain", self.ranks, self.plain.gap)
             found |= _numbered("gap/predicted", self.ranks, self.plain.predicted)
@@ -137,7 +128,7 @@ class Probe:
         return found
 
     def headline(self) -> str:
-        """Returns the numbers that a person watching a run wants to see."""
+        """Returns the main numbers in one line, for a person watching the run."""
         return (
             f"validation loss {self.loss:.4f} ± {self.loss_se:.4f}, "
             f"singular entropy {self.singular_entropy:.3f}, "
@@ -145,7 +136,7 @@ class Probe:
         )
 
     def arrays(self) -> dict[str, np.ndarray]:
-        """Returns every number that was measured, by name; "plain/gap" is `plain.gap`."""
+        """Returns every measured array by name; "plain/gap" is `plain.gap`."""
         found: dict[str, np.ndarray] = {}
         for entry in dataclasses.fields(self):
             value = getattr(self, entry.name)
@@ -161,7 +152,7 @@ class Probe:
 
     @classmethod
     def load(cls, path: Path) -> Probe:
-        """Returns the probe in a file; `UserError` if it is missing, damaged or no probe."""
+        """Returns the probe in a file; `UserError` if the file is missing, damaged or no probe."""
         arrays = read_arrays(path)
         values: dict[str, Any] = {}
         for entry in dataclasses.fields(cls):

@@ -1,6 +1,6 @@
-"""A run folder, read back: its config, its metrics, its probes and the parameters it saved.
+"""Runs read from their folders: config, metrics, probes and saved parameters.
 
-Reading metrics imports neither jax nor orbax; only `Run.params` does, when it is called.
+Only `Run.params` imports jax and orbax. R: rank of the head; D: hidden width.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ import os
 import re
 import typing
 from collections.abc import Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +29,8 @@ from bottleneck.storage.folders import absolute, as_path
 
 
 @dataclass(frozen=True)
-class Corpus:
-    """What the run's text is like, as counted when it was tokenised."""
+class CorpusFacts:
+    """Counts of a run's corpus, made when it was tokenised."""
 
     digest: str  # the same for the same tokens
     train_tokens: int
@@ -41,25 +41,25 @@ class Corpus:
 
 @dataclass(frozen=True)
 class Run:
-    """One run folder. `load_run` makes it; it holds what was there at that time."""
+    """One run folder as it was when `load` read it."""
 
     path: Path
-    name: str  # the folder's name, or enough of its path to tell it from the runs beside it
+    name: str  # the folder's name, or enough of its path to be unique
     config: Config
     metrics: pl.DataFrame  # one row per (step, split), ascending; null where not measured
     n_params: int  # N, total
     n_params_non_embedding: int
-    trained_on: Corpus | None  # None: imported, not trained here; of a series, what it is read on
-    versions: dict[str, str]
-    mesh: dict[str, int]
-    git_revision: str | None
-    series_of: str | None = None  # where its checkpoints lie, for a run that others trained
+    trained_on: CorpusFacts | None = None  # None: imported weights; a series: what it is read on
+    versions: dict[str, str] = field(default_factory=dict)
+    mesh: dict[str, int] = field(default_factory=dict)
+    git_revision: str | None = None
+    series_of: str | None = None  # source of the checkpoints, for a series that others trained
 
     @property
-    def corpus(self) -> Corpus:
-        """What it was trained on; `UserError` for imported weights."""
+    def corpus(self) -> CorpusFacts:
+        """Counts of the training corpus; `UserError` for imported weights."""
         if self.trained_on is None:
-            raise UserError(f"{self.path} was imported: what it was trained on is not known")
+            raise UserError(f"{self.path} was imported; its training corpus is unknown")
         return self.trained_on
 
     @property
@@ -68,7 +68,7 @@ class Run:
 
     @property
     def head_rank(self) -> int:
-        """R, which is D for a full head."""
+        """R; D for a full head."""
         return self.config.model.head_rank or self.config.model.d_model
 
     @property
@@ -82,16 +82,16 @@ class Run:
 
     @property
     def probe_steps(self) -> list[int]:
-        """Steps with arrays of a probe, ascending."""
+        """Steps with a probe, ascending."""
         return _numbered((self.path / PROBE).parent, Path(PROBE).name)
 
     def split(self, name: str) -> pl.DataFrame:
-        """The rows of one split ("train", "eval" or "probe") and the columns that it has."""
+        """Returns the rows of a split ("train", "eval", "probe", "time") and its own columns."""
         rows = self.metrics.filter(pl.col("split") == name)
         return rows.select([c for c in rows.columns if rows[c].null_count() < max(rows.height, 1)])
 
     def series(self, split: str, *columns: str) -> list[np.ndarray]:
-        """Columns of a split as float64 arrays of one length, empty where the run lacks one."""
+        """Returns columns of a split as float64 arrays of one length; empty if one is missing."""
         rows = self.split(split)
         if not set(columns) <= set(rows.columns):
             return [np.empty(0) for _ in columns]
@@ -99,21 +99,20 @@ class Run:
         return [rows[column].cast(pl.Float64).to_numpy() for column in columns]
 
     def probe(self, step: int | None = None) -> Probe:
-        """The probe of a step (None: the last).
+        """Returns the probe of a step (None: the last).
 
-        Raises: `UserError` if it was not probed, and where the file is damaged; it is named.
+        Raises: `UserError` if the step was not probed or the file is damaged.
         """
         step = self._known(step, self.probe_steps, "probe")
         return Probe.load(self.path / PROBE.format(step))
 
     def params(self, step: int | None = None) -> dict[str, Any]:
-        """The parameters at a step (None: the last), whatever mesh saved them.
+        """Returns the parameters at a step (None: the last), from a checkpoint of any mesh.
 
-        jax starts every platform it finds; JAX_PLATFORMS=cpu leaves a busy accelerator alone.
+        They are nested dicts of jax arrays, each whole on the first CPU device. jax starts every
+        platform that it finds; JAX_PLATFORMS=cpu keeps it off a busy accelerator.
 
-        Returns: nested dicts of jax arrays, each whole, on the first CPU device.
-        Raises: `UserError` where the step has no checkpoint, naming those that have, and where it
-            cannot be read.
+        Raises: `UserError` if the step has no checkpoint or it cannot be read.
         """
         step = self._known(step, self.steps, "checkpoint")
         problem = damage(self.path / "checkpoints" / str(step) / "params")
@@ -133,8 +132,8 @@ class Run:
 
         from bottleneck.runs.checkpoints import handlers
 
-        # Without a target orbax asks for the devices of the mesh that saved the arrays; hence one
-        # is built from the checkpoint's own metadata, with every array on one device here.
+        # Without a target orbax asks for the devices that saved the arrays. So one is built from
+        # the checkpoint's metadata, with every array on one device.
         here = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
         with ocp.CheckpointManager(
             absolute(self.path / "checkpoints"),
@@ -157,10 +156,11 @@ class Run:
         return known[-1] if step is None else step
 
 
-def load_run(workdir: str | os.PathLike[str]) -> Run:
-    """The run in a folder; `UserError` where it is not a run folder or has no metrics yet.
+def load(workdir: str | os.PathLike[str]) -> Run:
+    """Returns the run in a folder.
 
-    Of one that was imported, and of a series that others trained, none are asked.
+    Raises: `UserError` if it is not a run folder, is damaged, or has no metrics yet. Imported runs
+        and series of checkpoints may lack metrics.
     """
     path = as_path(workdir)
     if not _is_run(path):
@@ -188,7 +188,7 @@ def load_run(workdir: str | os.PathLike[str]) -> Run:
 
 
 def find_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
-    """The run folders among paths, each once; a path is a run folder or a folder of run folders."""
+    """Returns the run folders among paths, each once; a path is one or holds some."""
     found: dict[Path, Path] = {}  # resolved → as given
     for path in map(as_path, paths):
         if not path.is_dir():
@@ -200,25 +200,25 @@ def find_runs(paths: Iterable[str | os.PathLike[str]]) -> list[Path]:
     return list(found.values())
 
 
-def load_runs(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Run], list[str]]:
-    """The runs among paths (see `find_runs`) that can be read, and why each other one cannot.
+def load_all(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Run], list[str]]:
+    """Returns the readable runs among paths, and for each other run the reason.
 
-    The runs come by width, then rank, then name, and no two have the same name. `UserError` where
-    none can be read.
+    Runs are ordered by width, rank and name; names are unique. A path is a run folder or a folder
+    of them. Raises: `UserError` if no run can be read.
     """
     runs, problems = _readable(paths)
     return runs, [str(problem) for problem in problems]
 
 
 class _NoMetrics(UserError):
-    """A run of which there is nothing to show yet."""
+    """A run that has nothing to show yet."""
 
 
 def _readable(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Run], list[UserError]]:
     runs, problems = [], list[UserError]()
     for path in find_runs(paths):
         try:
-            run = load_run(path)
+            run = load(path)
             if run.metrics.is_empty():
                 why = "was imported and has no metrics"
                 raise _NoMetrics(f"{path} {why if run.series_of is None else 'has no metrics yet'}")
@@ -238,17 +238,18 @@ def _readable(paths: Iterable[str | os.PathLike[str]]) -> tuple[list[Run], list[
     return runs, problems
 
 
-def load_sweep(root: str | os.PathLike[str]) -> pl.DataFrame:
-    """All that the runs in a folder measured: one row per run, split and step, in that order.
+def table(root: str | os.PathLike[str]) -> pl.DataFrame:
+    """Returns the measurements of all runs in a folder: one row per run, split and step.
 
-    Columns: `run`; `is_complete`; `n_params`, `n_params_non_embedding`, `d_model`, `head_rank`; the
-    fields of the config in which the runs differ, by their dotted names, lists as text; then those
-    of `Run.metrics`, null where a run lacks one. Runs without metrics yet are left out. So
+    The first columns are `run`, `is_complete`, `n_params`, `n_params_non_embedding`, `d_model` and
+    `head_rank`. Next come the config fields in which the runs differ, by dotted name, and last the
+    columns of `Run.metrics`; a missing value is null. Runs without metrics are left out.
 
-        load_sweep(root).filter(pl.col("split") == "eval").group_by("run").last()
+        table(root).filter(pl.col("split") == "eval").group_by("run").last()
 
-    has the last held-out loss of each. Raises: `UserError` where no run can be read, or one is
-    damaged.
+    has the last validation loss of each run.
+
+    Raises: `UserError` if no run can be read, or one is damaged.
     """
     runs, problems = _readable([root])
     for problem in problems:
@@ -280,35 +281,35 @@ def _is_run(path: Path) -> bool:
     return (path / CONFIG).is_file()
 
 
-def _corpus(record: dict[str, Any]) -> Corpus:
-    corpus = Corpus(**record)
-    for entry in dataclasses.fields(Corpus):
-        _checked(getattr(corpus, entry.name), typing.get_type_hints(Corpus)[entry.name])
+def _corpus(record: dict[str, Any]) -> CorpusFacts:
+    corpus = CorpusFacts(**record)
+    for name, kind in typing.get_type_hints(CorpusFacts).items():
+        _checked(getattr(corpus, name), kind)
     return corpus
 
 
 def _checked(value: Any, kind: Any) -> Any:
-    """The value, if it is of a kind; `ValueError` else."""
+    """Returns the value; `ValueError` if it is of another kind."""
     if not isinstance(value, kind) or isinstance(value, bool):
         raise ValueError(f"it has {value!r:.40} where {getattr(kind, '__name__', kind)} belongs")
     return value
 
 
 def _read_metrics(workdir: Path, *, may_be_empty: bool) -> pl.DataFrame:
-    """One row per (step, split): a run that was killed and continued says some things twice."""
+    """Returns one row per (step, split); a run that was killed and resumed repeats some."""
     rows = {(row["step"], row["split"]): row for row in metric_lines.read(workdir)}
     if not rows and may_be_empty:
         return pl.DataFrame(schema={"step": pl.Int64, "split": pl.String})
     if not rows:
         raise _NoMetrics(f"{workdir} has no metrics yet")
-    # JSON does not tell 3.0 from 3, so counts are told from measurements by their names.
+    # JSON does not distinguish 3.0 from 3, so counts are known by their names.
     measured = cs.numeric() - cs.by_name("step", "tokens", require_all=False)
     table = pl.DataFrame(list(rows.values()), infer_schema_length=None)
     return table.with_columns(measured.cast(pl.Float64)).sort("step", "split")
 
 
 def _numbered(folder: Path, form: str) -> list[int]:
-    """The numbers among the names in a folder; what is still being written has other names."""
+    """Returns the numbers among the names in a folder; drafts have other names."""
     names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
     numbers = {int(digits[0]) for name in names if (digits := re.match("[0-9]{1,18}", name))}
     return sorted(number for number in numbers if form.format(number) in names)

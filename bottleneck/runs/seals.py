@@ -1,8 +1,8 @@
-"""Digests of a checkpoint's files, by which damage is found before anything is made of them.
+"""Digests of a checkpoint's files, which reveal damage before a checkpoint is used.
 
-A seal lies in the folder of each item of a checkpoint (`params`, `opt_state`, `meta`), written
-before orbax gives the checkpoint its name: what has a name has its seals. Of files in a bucket,
-which keeps checksums itself, a seal has the sizes alone.
+The folder of each item of a checkpoint (`params`, `opt_state`, `meta`) has a seal. It is written
+before orbax gives the checkpoint its name, so every named checkpoint has its seals. A bucket keeps
+checksums itself, so seals there list only sizes.
 """
 
 from __future__ import annotations
@@ -16,17 +16,17 @@ from bottleneck.storage.checksums import FileInfo, difference, infos_in, listed
 
 SEAL = "seal.json"
 
-_AT_ONCE = 8  # files; a hash runs without the interpreter's lock
+_AT_ONCE = 8  # files; hashing releases the interpreter's lock
 
 
 def seal(item: Path) -> None:
-    """Writes the seal of the folder of an item."""
+    """Writes the seal of an item's folder."""
     names = sorted(str(path.relative_to(item)) for path in _files(item) if path.name != SEAL)
     json_files.write(item / SEAL, listed(item, names))
 
 
 def damage(item: Path, part: int = 0, parts: int = 1) -> str | None:
-    """Says how an item is damaged, naming the file; None if it is not.
+    """Returns how an item is damaged, naming the file; None if it is intact.
 
     Args:
         part: 0 to `parts` - 1; each part reads its share of the files.

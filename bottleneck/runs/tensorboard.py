@@ -1,7 +1,7 @@
-"""The scalars of a run in the files that TensorBoard reads.
+"""The scalars of a run in TensorBoard's event files.
 
-Written in this thread, with TensorBoard's own records. Another thread writes for a SummaryWriter,
-and ends without a word when the disk is full; its queue then fills up, and the run waits for ever.
+This thread writes them. A SummaryWriter has its own thread, which dies silently on a full disk;
+then its queue fills up and the run hangs.
 """
 
 from __future__ import annotations
@@ -19,19 +19,19 @@ from tensorboard.summary.writer.record_writer import RecordWriter
 from bottleneck.storage.folders import is_remote, write_whole
 
 _FLUSH_SECONDS = 10.0
-_VERSION = "brain.Event:2"  # of the format, in the first record of a file
+_VERSION = "brain.Event:2"  # of the format; the first record of a file
 
 
 class TensorBoard:
-    """Event files in a folder; those of a folder elsewhere are written here and sent whole."""
+    """Event files in a folder; for a remote folder they are written here and sent whole."""
 
     def __init__(self, folder: Path, start_step: int):
-        """Scalars of steps after `start_step` that were written before are no longer shown."""
+        """Hides scalars of steps after `start_step` that an earlier process wrote."""
         self._folder = folder
         self._draft = tempfile.TemporaryDirectory() if is_remote(folder) else None
         here = Path(self._draft.name) if self._draft else folder
         here.mkdir(parents=True, exist_ok=True)
-        # TensorBoard reads the files of a folder in the order of their names.
+        # TensorBoard reads the files of a folder by name.
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
         self._writer = RecordWriter((here / name).open("wb"))
         self._write(Event(file_version=_VERSION))
@@ -49,7 +49,7 @@ class TensorBoard:
             self.flush()
 
     def flush(self) -> None:
-        """Returns when all is in the folder."""
+        """Returns when everything is in the folder."""
         self._writer.flush()
         self._send()
         self._last_flush = time.monotonic()

@@ -74,7 +74,7 @@ def test_no_checkpoint_is_whole(faults, lab, undisturbed, tmp_path):
             _flip_a_bit(files_of(workdir / "checkpoints" / str(step), source), source)
         before = {path: path.read_bytes() for path in workdir.rglob("*") if path.is_file()}
         output = lab.training().finish(workdir, code=2)
-        assert "is whole" in output and "bring one back from a copy" in output
+        assert "is intact" in output and "restore one from a copy" in output
         for path, content in before.items():
             if path.read_bytes() != content and path.name not in (".lock", "config.json"):
                 raise faults.WrongResult(f"{path} has changed")

@@ -5,7 +5,7 @@ import json
 import numpy as np
 import pytest
 
-from bottleneck.runs.reading import load_run
+from bottleneck import runs
 
 # Batches whose weights, and so loss and gradient, are not finite.
 POISON = """
@@ -55,7 +55,7 @@ def test_a_bad_batch_is_skipped_where_that_is_asked_for(faults, lab, undisturbed
         training = lab.training(*skipping, prelude=POISON.format(steps={30, 31, 40}, value="nan"))
         output = training.finish(workdir)
         assert "step 31: loss nan, its batch was skipped" in output
-        run = load_run(workdir)
+        run = runs.load(workdir)
         assert run.split("skipped")["step"].to_list() == [31, 32, 41]
         losses = faults.metrics(workdir)
         for step in range(1, 31):
@@ -81,7 +81,7 @@ def test_as_many_bad_steps_as_are_allowed(faults, lab, tmp_path):
         assert "from step 18 to step 22 the loss is nan" in output
         # Neither probed, at 20, nor saved, at 21, while the parameters are not finite.
         assert faults.saved_steps(workdir) == [7, 14]
-        assert load_run(workdir).probe_steps == [0]
+        assert runs.load(workdir).probe_steps == [0]
         return None
 
     claim = "ends at the last that is allowed; none is probed or saved"

@@ -17,10 +17,10 @@ import numpy as np
 import pytest
 from small_runs import write_config
 
+from bottleneck import runs
 from bottleneck.config import ModelConfig
 from bottleneck.model import transformer
 from bottleneck.pretrained.huggingface import save_pretrained
-from bottleneck.runs.reading import load_run
 from bottleneck.signals import EXIT_CODES
 from bottleneck.storage.folders import visible_files
 
@@ -280,7 +280,7 @@ def import_hf(jobs, lab, released):
         return "1 import" if folder.exists() and not saved else None
 
     def same(ours, theirs):
-        a, b = load_run(ours), load_run(theirs)
+        a, b = runs.load(ours), runs.load(theirs)
         assert a.steps == b.steps == [3000]
         for mine, other in zip(*(jax.tree.leaves(run.params()) for run in (a, b)), strict=True):
             np.testing.assert_array_equal(mine, other)

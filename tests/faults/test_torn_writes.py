@@ -21,7 +21,7 @@ from bottleneck.pretrained.huggingface import save_pretrained
 from bottleneck.pretrained.import_run import import_run
 from bottleneck.report.page import write_report
 from bottleneck.runs import folder as run_folder
-from bottleneck.runs.reading import load_run
+from bottleneck.runs import load
 
 MODEL = dict(vocab_size=50, vocab_multiple=1, d_model=8, n_layers=1, n_heads=2, d_ff=16)
 
@@ -51,7 +51,7 @@ def test_a_figure_is_there_whole_or_not_at_all(tmp_path, suffix):
 
 
 def test_a_report_is_there_whole_or_not_at_all(tmp_path, undisturbed):
-    runs = [load_run(undisturbed)]
+    runs = [load(undisturbed)]
     size = write_report(runs, tmp_path / "whole").stat().st_size
     # Larger than any of its figures, which it holds.
     with breaking_off(size - 1), pytest.raises(UserError, match=r"cannot write .*report\.html"):
@@ -87,7 +87,7 @@ def test_the_tokenizer_of_an_imported_run_is_there_whole_or_not_at_all(tmp_path)
         import_run(model, tmp_path / "run")
     assert not (tmp_path / "run" / "tokenizer.json").exists()
     import_run(model, tmp_path / "run")  # goes on
-    assert load_run(tmp_path / "run").steps == [0]
+    assert load(tmp_path / "run").steps == [0]
 
 
 def test_an_import_that_was_killed_when_it_was_done_is_done(tmp_path):
@@ -104,7 +104,7 @@ def test_what_a_kill_leaves_at_the_very_start_is_not_taken_for_something_else(tm
         (workdir / name).write_text('{"config"')
     run_folder.check_continues(workdir, Config())
     import_run(released(tmp_path / "model"), workdir)
-    assert load_run(workdir).steps == [0]
+    assert load(workdir).steps == [0]
     (tmp_path / "notes").mkdir()
     (tmp_path / "notes" / "a.txt").touch()
     with pytest.raises(UserError, match="is not empty and holds no run"):

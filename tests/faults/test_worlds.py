@@ -11,7 +11,7 @@ import jax
 import numpy as np
 import pytest
 
-from bottleneck.runs.reading import load_run
+from bottleneck import runs
 from bottleneck.runs.seals import seal
 
 # Losses are near 5.7 and float32 sums of 256 tokens are taken in another order: each step may err
@@ -66,7 +66,7 @@ def test_a_checkpoint_of_a_pod_is_read_on_a_cpu(faults, undisturbed, tmp_path):
         elsewhere = layout.replace("TFRT_CPU_0", "TPU_77(process=9,(7,7,0,0))")
         (item / "_sharding").write_text(elsewhere.replace('\\"id\\": 0', '\\"id\\": 777'))
         seal(item)
-        ours, theirs = (load_run(folder).params(60) for folder in (workdir, undisturbed))
+        ours, theirs = (runs.load(folder).params(60) for folder in (workdir, undisturbed))
         for a, b in zip(*(jax.tree.leaves(params) for params in (ours, theirs)), strict=True):
             np.testing.assert_array_equal(a, b)
         return None
@@ -164,7 +164,7 @@ def test_a_clock_that_jumps(faults, lab, undisturbed, tmp_path):
                 break
             assert process.returncode == 2 and "the clock of this machine was set" in output, output
         faults.assert_same_run(workdir, undisturbed)
-        for record in load_run(workdir).split("train").iter_rows(named=True):
+        for record in runs.load(workdir).split("train").iter_rows(named=True):
             assert record["tokens_per_second"] > 0
         return None
 

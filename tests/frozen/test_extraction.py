@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 from flax import nnx
 
+from bottleneck import runs
 from bottleneck.commands.features import main
 from bottleneck.config import base, parse
 from bottleneck.data.batches import held_out
@@ -20,7 +21,6 @@ from bottleneck.frozen.figures import PROBE, features_figure
 from bottleneck.model import transformer
 from bottleneck.probes.gap import FREQUENCY_CLASSES
 from bottleneck.runs.probe import Probe
-from bottleneck.runs.reading import load_run
 from bottleneck.storage import json_files
 from bottleneck.training.loop import train
 
@@ -51,12 +51,12 @@ def request(**changes):
 @pytest.fixture(scope="module")
 def source(workdir):
     """One for all tests, so that it is compiled once for a layer."""
-    return RunSource(load_run(workdir))
+    return RunSource(runs.load(workdir))
 
 
 @pytest.fixture(scope="module")
 def data(workdir):
-    return load_run(workdir).config.data
+    return runs.load(workdir).config.data
 
 
 @pytest.fixture(name="made")
@@ -66,13 +66,13 @@ def made_fixture(source, data):
 
 def every_depth(workdir, inputs):
     """float32 [n_layers + 1, B, L, D] hidden states, from one plain pass."""
-    run = load_run(workdir)
+    run = runs.load(workdir)
     model = nnx.merge(transformer.graph(run.config.model), run.params())
     return model(jnp.asarray(inputs), observe=lambda hidden: hidden)[1]
 
 
 def test_a_run_is_read_in_the_dtype_that_it_was_trained_in(workdir):
-    run = load_run(workdir)
+    run = runs.load(workdir)
     compute = dataclasses.replace(run.config.compute, dtype="bfloat16")
     run = dataclasses.replace(run, config=dataclasses.replace(run.config, compute=compute))
     inputs = np.zeros((1, LENGTH), np.int32)
@@ -83,7 +83,7 @@ def test_a_run_is_read_in_the_dtype_that_it_was_trained_in(workdir):
 @pytest.mark.parametrize("layer", range(LAYERS + 1))
 def test_features_are_the_models_hidden_states_and_targets(made, workdir, tmp_path, layer):
     features = made(tmp_path / "set", layer=layer).part("heldout")
-    cache = prepare(load_run(workdir).config.data)
+    cache = prepare(runs.load(workdir).config.data)
     windows = held_out(cache, 1024, LENGTH)
     counts = windows["weights"] > 0
     np.testing.assert_array_equal(features.targets, windows["targets"][counts])
@@ -94,7 +94,7 @@ def test_features_are_the_models_hidden_states_and_targets(made, workdir, tmp_pa
 
 def test_the_training_part_is_of_the_training_split(made, workdir, tmp_path):
     features = made(tmp_path / "set").part("train")
-    tokens = prepare(load_run(workdir).config.data).tokens("train")
+    tokens = prepare(runs.load(workdir).config.data).tokens("train")
     n = len(tokens) - 1
     # 600 tokens are 37 windows of 16, spread evenly.
     starts = [LENGTH * (i * (n // LENGTH) // 37) for i in range(37)]
@@ -106,7 +106,7 @@ def test_probes_of_a_feature_set_are_those_of_the_run(made, workdir, tmp_path):
     features = made(tmp_path / "set")
     features_lib.write_probe(features)
     found = Probe.load(tmp_path / "set" / PROBE).arrays()
-    expected = load_run(workdir).probe().arrays()
+    expected = runs.load(workdir).probe().arrays()
     # What a feature set has no hidden states of the body, or no training text, to measure.
     missing = {"anisotropy_without_bias", "iso_score", "hidden_top_share", "mean_hidden_norm"}
     missing |= {"whitened_singular_values", "gradient_survival"}
@@ -298,7 +298,7 @@ def test_a_model_of_transformers_gives_the_features_that_we_give(tmp_path):
     )
     transformers.GPTNeoXForCausalLM(config).save_pretrained(tmp_path / "model")
     import_run(tmp_path / "model", tmp_path / "run")
-    theirs, ours = TransformersModel(tmp_path / "model"), RunSource(load_run(tmp_path / "run"))
+    theirs, ours = TransformersModel(tmp_path / "model"), RunSource(runs.load(tmp_path / "run"))
     inputs = np.random.default_rng(0).integers(0, 64, (2, 24)).astype(np.int32)
     weights = np.ones(inputs.shape, np.float32)
     np.testing.assert_array_equal(theirs.head.rows, ours.head.rows)

@@ -15,7 +15,7 @@ from bottleneck.laws.points import (
     from_runs,
     from_table,
 )
-from bottleneck.runs.reading import load_runs
+from bottleneck.runs.reading import load_all
 
 
 @pytest.fixture
@@ -23,7 +23,7 @@ def runs(make_run, tmp_path):
     make_run("low", d_model=64, head_rank=8)
     make_run("full", d_model=64)
     make_run("begun", d_model=32, stop=100)
-    return load_runs([tmp_path])[0]
+    return load_all([tmp_path])[0]
 
 
 def test_each_finished_run_is_a_point_of_its_last_held_out_loss(runs):
@@ -65,7 +65,7 @@ def test_runs_on_different_text_make_no_law(runs):
 def test_unfinished_runs_make_no_points(make_run, tmp_path):
     make_run("begun", stop=100)
     with pytest.raises(UserError, match="no run is finished"):
-        from_runs(load_runs([tmp_path])[0])
+        from_runs(load_all([tmp_path])[0])
 
 
 def test_the_best_of_a_run_is_where_its_loss_was_least_after_the_start(make_run, tmp_path):
@@ -76,7 +76,7 @@ def test_the_best_of_a_run_is_where_its_loss_was_least_after_the_start(make_run,
         if line["split"] == "eval":
             line["loss"] = losses[line["step"]]
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    runs, _ = load_runs([tmp_path])
+    runs, _ = load_all([tmp_path])
     last, best = from_runs(runs), from_runs(runs, at_least_loss=True)
     assert (last.loss, last.n_tokens) == ([2.5], [100 * 32 * 256])
     assert (best.loss, best.n_tokens) == ([2.0], [50 * 32 * 256])

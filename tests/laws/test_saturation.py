@@ -5,6 +5,7 @@ from pathlib import Path
 import numpy as np
 import pytest
 
+from bottleneck import runs
 from bottleneck.laws.saturation import (
     FALSE_POSITIVES,
     LossSeries,
@@ -16,7 +17,6 @@ from bottleneck.laws.saturation import (
 )
 from bottleneck.paper.evals import LOSSES, loss_series, read_evals
 from bottleneck.paper.values import figure_1a
-from bottleneck.runs.reading import load_run
 
 STEPS = 5000 * np.arange(1, 29)
 EVALS = Path(__file__).parent / "data" / "pythia_evals.json"
@@ -260,7 +260,7 @@ def test_intervals_hold_the_true_rise_as_often_as_they_say():
 
 
 def test_a_run_is_read_as_a_series(make_run):
-    run = load_run(make_run())
+    run = runs.load(make_run())
     series = series_of_run(run)
     np.testing.assert_array_equal(series.steps, run.split("eval")["step"])
     assert series.document_losses is None
@@ -268,11 +268,11 @@ def test_a_run_is_read_as_a_series(make_run):
         path = run.path / "probes" / f"{step:08d}.npz"
         arrays = dict(np.load(path))
         np.savez(path, **arrays, document_losses=np.full(4, step + 1.0), document_tokens=[1] * 4)
-    series = series_of_run(load_run(run.path))
+    series = series_of_run(runs.load(run.path))
     assert series.document_losses.shape == (9, 4)
     np.testing.assert_array_equal(series.document_losses[:, 0], series.steps + 1.0)
     # An evaluation whose documents were not kept leaves the series with its means alone.
     path = run.path / "probes" / f"{run.probe_steps[3]:08d}.npz"
     arrays = {name: array for name, array in np.load(path).items() if name != "document_losses"}
     np.savez(path, **arrays)
-    assert series_of_run(load_run(run.path)).document_losses is None
+    assert series_of_run(runs.load(run.path)).document_losses is None

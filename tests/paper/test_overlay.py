@@ -5,12 +5,12 @@ import json
 import numpy as np
 import pytest
 
+from bottleneck import runs
 from bottleneck.commands.paper import main
 from bottleneck.paper.curves import MODELS, curve, w_errors
 from bottleneck.paper.overlay import PaperOverlay
 from bottleneck.report import figures
 from bottleneck.report.page import write_report
-from bottleneck.runs.reading import load_run
 
 TOKENS_PER_STEP = 1024 * 2048
 
@@ -34,7 +34,7 @@ def make_series(make_run):
         (folder / "metrics.jsonl").write_text(lines)
         for old, new in sorted(steps.items(), reverse=True):
             (folder / "probes" / f"{old:08}.npz").rename(folder / "probes" / f"{new:08}.npz")
-        return load_run(folder)
+        return runs.load(folder)
 
     return make
 

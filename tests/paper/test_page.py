@@ -5,6 +5,7 @@ import re
 import numpy as np
 import pytest
 
+from bottleneck import runs
 from bottleneck.__main__ import verbs
 from bottleneck.laws.rank import fit_rank
 from bottleneck.laws.scaling_law import fit
@@ -21,7 +22,6 @@ from bottleneck.paper.values import (
     best_points,
     final_points,
 )
-from bottleneck.runs.reading import load_run
 
 
 def test_published_law_gives_the_published_gaps():
@@ -69,7 +69,7 @@ def test_figure_6_is_a_power_of_the_rank():
 
 @pytest.fixture(scope="module")
 def page(tmp_path_factory, write_run):
-    own = load_run(write_run(tmp_path_factory.mktemp("runs") / "mine"))
+    own = runs.load(write_run(tmp_path_factory.mktemp("runs") / "mine"))
     evals = {
         "pythia-v1/pythia-160m": [
             {"step": 10_000 * i, "lambada_openai/ppl": 30.0 + abs(i - 4), "sciq/acc": 0.7}

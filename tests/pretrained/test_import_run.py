@@ -10,7 +10,7 @@ from bottleneck.errors import UserError
 from bottleneck.model import transformer
 from bottleneck.pretrained.huggingface import save_pretrained
 from bottleneck.pretrained.import_run import import_run
-from bottleneck.runs.reading import load_run, load_runs
+from bottleneck.runs import load, load_all
 
 MODEL = ModelConfig(vocab_size=97, vocab_multiple=1, d_model=16, n_heads=2, n_layers=2, d_ff=24)
 
@@ -31,7 +31,7 @@ def test_steps_of_one_training_become_one_run(tmp_path, capsys):
         f"{tmp_path}/run: step 512, 7.06 k parameters",
         f"{tmp_path}/run: step 1000, 7.06 k parameters",
     ]
-    run = load_run(tmp_path / "run")
+    run = load(tmp_path / "run")
     assert (run.steps, run.config.model) == ([512, 1000], MODEL)
     assert run.n_params == sum(leaf.size for leaf in jax.tree.leaves(run.params()))
     assert run.config.data.tokenizer == str(tmp_path / "run" / "tokenizer.json")
@@ -41,13 +41,13 @@ def test_steps_of_one_training_become_one_run(tmp_path, capsys):
 
 def test_an_imported_run_has_no_metrics_and_reports_say_so(tmp_path, make_run):
     import_run(released(tmp_path / "model"), tmp_path / "runs" / "imported")
-    run = load_run(tmp_path / "runs" / "imported")
+    run = load(tmp_path / "runs" / "imported")
     assert run.steps == [0] and run.metrics.is_empty()
     assert run.series("eval", "step", "loss")[0].size == 0
-    with pytest.raises(UserError, match="what it was trained on is not known"):
+    with pytest.raises(UserError, match="its training corpus is unknown"):
         _ = run.corpus
     make_run("runs/trained", steps=50)
-    runs, problems = load_runs([tmp_path / "runs"])
+    runs, problems = load_all([tmp_path / "runs"])
     assert [run.name for run in runs] == ["trained"]
     assert problems == [f"{tmp_path}/runs/imported was imported and has no metrics"]
 
@@ -66,7 +66,7 @@ def test_a_folder_with_anything_else_is_left_as_it_is(tmp_path, make_run):
     wider = ModelConfig(**vars(MODEL) | {"d_ff": 48})
     with pytest.raises(UserError, match="holds a model with d_ff=24; now d_ff=48: choose"):
         import_run(released(tmp_path / "wider", model=wider), tmp_path / "run")
-    assert load_run(tmp_path / "run").steps == [7]
+    assert load(tmp_path / "run").steps == [7]
 
 
 def test_a_model_that_cannot_be_read_leaves_no_folder(tmp_path):

@@ -7,11 +7,11 @@ from importlib.util import find_spec
 import numpy as np
 import pytest
 
+from bottleneck import runs
 from bottleneck.__main__ import main
 from bottleneck.data import tokenizer as tokenization
 from bottleneck.errors import UserError
 from bottleneck.pretrained.huggingface import save_pretrained
-from bottleneck.runs.reading import load_run
 
 pytestmark = [
     pytest.mark.hf,
@@ -124,7 +124,7 @@ def test_every_answer_is_that_of_the_harness_own_model(world):
     from bottleneck.pretrained.lm_eval import HarnessModel, ends_of_text
     from bottleneck.pretrained.scoring import Scorer
 
-    run = load_run(world / "run")
+    run = runs.load(world / "run")
     tokenizer = tokenizer_of(run)
     begin, end = ends_of_text(tokenizer, run.path / "tokenizer_config.json")
     scorer = Scorer(run.config.model, run.params(), batch_size=8)  # split over four devices
@@ -182,7 +182,7 @@ def test_a_task_that_asks_for_sampled_text_is_refused(world):
     from bottleneck.pretrained.lm_eval import HarnessModel
     from bottleneck.pretrained.scoring import Scorer
 
-    run = load_run(world / "run")
+    run = runs.load(world / "run")
     tokenizer = tokenization.load(run.path / "tokenizer.json")
     scorer = Scorer(run.config.model, run.params(), batch_size=1)
     model = HarnessModel(scorer, tokenizer, begins_with=0, ends_with=0)

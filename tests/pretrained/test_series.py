@@ -15,6 +15,7 @@ import numpy as np
 import pytest
 from small_runs import write_experiment
 
+from bottleneck import runs
 from bottleneck.commands.flags import load_config
 from bottleneck.commands.series import main
 from bottleneck.data.tokens import prepare
@@ -22,7 +23,6 @@ from bottleneck.errors import UserError
 from bottleneck.pretrained import series_source
 from bottleneck.pretrained.huggingface import save_pretrained
 from bottleneck.report.page import EXHIBITS, write_report
-from bottleneck.runs.reading import load_run
 from bottleneck.training.loop import train
 
 STEPS = (0, 4, 8, 12, 16)
@@ -61,7 +61,7 @@ def trained(tmp_path_factory):
 @pytest.fixture(scope="module")
 def published(trained):
     """The folder of a model in a cache of the hub: a ref for each step, that names a snapshot."""
-    run = load_run(trained[0])
+    run = runs.load(trained[0])
     folder = trained[0].parent / "models--org--tiny"
     (folder / "refs").mkdir(parents=True)
     (folder / "snapshots").mkdir()
@@ -144,7 +144,7 @@ def probe_times(workdir):
 
 
 def test_a_published_series_gives_the_numbers_of_the_runs_own_probes(trained, measured):
-    ours, theirs = load_run(trained[0]), load_run(measured.workdir)
+    ours, theirs = runs.load(trained[0]), runs.load(measured.workdir)
     assert theirs.probe_steps == list(STEPS)
     assert theirs.is_complete
     for split in ("eval", "probe"):
@@ -190,14 +190,14 @@ def test_one_step_is_in_memory_at_a_time(measured):
 def test_the_report_reads_a_series_as_a_run(measured, tmp_path, monkeypatch):
     shown = [e for e in EXHIBITS if e.name in ("loss", "spectrum", "anisotropy")]
     monkeypatch.setattr("bottleneck.report.page.EXHIBITS", shown)
-    page = write_report([load_run(measured.workdir)], tmp_path).read_text()
+    page = write_report([runs.load(measured.workdir)], tmp_path).read_text()
     assert "measured on text" in page
     assert "trained" not in page.partition("</table>")[0].partition("<body>")[2]
     assert {p.stem for p in (tmp_path / "figures").glob("*.png")} == {e.name for e in shown}
 
 
 def test_a_run_folder_is_a_series_too(trained, tmp_path, monkeypatch):
-    ours = load_run(trained[0])
+    ours = runs.load(trained[0])
 
     class Quick:
         def __init__(self, *_):
@@ -209,7 +209,7 @@ def test_a_run_folder_is_a_series_too(trained, tmp_path, monkeypatch):
     monkeypatch.setattr("bottleneck.pretrained.series.Prober", Quick)
     flags = [str(trained[0]), f"--config={trained[1]}"]
     assert main([*flags, f"--workdir={tmp_path / 'out'}", "--steps=8,16"]) == 0
-    run = load_run(tmp_path / "out")
+    run = runs.load(tmp_path / "out")
     assert run.probe_steps == [8, 16]
     # Its tokenizer is made anew, of the same text.
     assert run.corpus == ours.corpus

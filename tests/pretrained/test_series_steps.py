@@ -12,6 +12,7 @@ from made_up_runs import probe_of
 from safetensors.numpy import load_file, save_file
 from small_runs import write_experiment
 
+from bottleneck import runs
 from bottleneck.commands.flags import load_config
 from bottleneck.commands.series import main
 from bottleneck.data.tokens import prepare
@@ -20,7 +21,6 @@ from bottleneck.model import transformer
 from bottleneck.pretrained.huggingface import save_pretrained
 from bottleneck.pretrained.series_audit import left_out_steps
 from bottleneck.pretrained.weight_digest import of_folder
-from bottleneck.runs.reading import load_run
 
 STEPS = (0, 4, 8, 12, 16)
 
@@ -141,7 +141,7 @@ def test_a_new_step_is_taken_up_and_nothing_else_is_read_again(copied, series, c
     after = probe_times(workdir)
     assert after.keys() - before.keys() == {"00000020.npz"}
     assert {name: after[name] for name in before} == before
-    assert load_run(workdir).series("eval", "step")[0].tolist() == [*STEPS, 20]
+    assert runs.load(workdir).series("eval", "step")[0].tolist() == [*STEPS, 20]
 
 
 def test_of_steps_with_the_same_weights_the_last_is_measured(published, series, counted, tmp_path):
@@ -149,14 +149,14 @@ def test_of_steps_with_the_same_weights_the_last_is_measured(published, series, 
     for name, like in (("step1", 16), ("step2", 4), ("step3", 16), ("ckpt-4", 16)):
         shutil.copytree(snapshot(published, like), model / name)
     assert series(model, workdir) == 0
-    assert load_run(workdir).probe_steps == [2, 4]
+    assert runs.load(workdir).probe_steps == [2, 4]
     assert counted() == 2
     assert {s: f["same_as"] for s, f in findings(workdir).items()} == {1: 4, 2: None, 3: 4, 4: None}
     assert left_out_steps(workdir) == [1, 3]
     # They are looked at again each time: now one is what it should have been.
     shutil.copytree(snapshot(published, 8), model / "step1", dirs_exist_ok=True)
     assert series(model, workdir) == 0
-    assert load_run(workdir).probe_steps == [1, 2, 4]
+    assert runs.load(workdir).probe_steps == [1, 2, 4]
 
 
 def damage(model, step, how):
@@ -200,7 +200,7 @@ def test_a_step_that_cannot_be_read_is_a_line_and_stops_no_other(
     assert "\n" not in findings(workdir)[24]["error"]
     assert "1 cannot be read" in capsys.readouterr().out
     assert counted() == 1
-    assert load_run(workdir).probe_steps == [*STEPS, 20]
+    assert runs.load(workdir).probe_steps == [*STEPS, 20]
     shutil.rmtree(snapshot(model, 24), ignore_errors=True)
     shutil.copytree(snapshot(model, 20), snapshot(model, 24))
     change_last_value(snapshot(model, 24) / "model.safetensors")
@@ -225,10 +225,10 @@ def test_a_full_disk_is_one_line_and_what_was_measured_stays(
         patch.setattr("numpy.savez", has_room_for_two)
         with pytest.raises(UserError, match=f"cannot write {workdir}: No space left on device"):
             series(published, workdir)
-    assert load_run(workdir).probe_steps == [12, 16]
+    assert runs.load(workdir).probe_steps == [12, 16]
     assert series(published, workdir) == 0
     assert counted() == 3 + 3
-    assert load_run(workdir).probe_steps == list(STEPS)
+    assert runs.load(workdir).probe_steps == list(STEPS)
 
 
 def test_an_audit_measures_nothing_and_needs_no_config(published, tmp_path, capsys):
@@ -265,9 +265,9 @@ def test_the_hash_does_not_depend_on_files_their_order_and_type(published, tmp_p
 
 def test_steps_are_chosen_by_name_or_by_their_distance(published, series, tmp_path):
     assert series(published, tmp_path / "named", "--steps=4,16") == 0
-    assert load_run(tmp_path / "named").probe_steps == [4, 16]
+    assert runs.load(tmp_path / "named").probe_steps == [4, 16]
     assert series(published, tmp_path / "every", "--every=8") == 0
-    assert load_run(tmp_path / "every").probe_steps == [0, 8, 16]
+    assert runs.load(tmp_path / "every").probe_steps == [0, 8, 16]
     with pytest.raises(UserError, match="has no step 5; it has 5, from 0 to 16"):
         series(published, tmp_path / "none", "--steps=4,5")
     assert not (tmp_path / "none").exists()
@@ -325,4 +325,4 @@ def test_a_moved_series_goes_on(copied, series, counted, tmp_path):
     change_last_value(add_step(model, 20, like=16))
     workdir.rename(tmp_path / "moved")
     assert series(model, tmp_path / "moved") == 0
-    assert load_run(tmp_path / "moved").probe_steps == [*STEPS, 20]
+    assert runs.load(tmp_path / "moved").probe_steps == [*STEPS, 20]

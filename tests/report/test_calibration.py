@@ -9,7 +9,7 @@ from bottleneck.commands.flags import load_config
 from bottleneck.data.known_rank import Language, make_language
 from bottleneck.drawing.style import NothingToShow
 from bottleneck.report.calibration import Calibration, best_losses, calibrate, calibration
-from bottleneck.runs.reading import load_run
+from bottleneck.runs import load
 
 
 def truncated_svd_loss(language, rank):
@@ -103,7 +103,7 @@ def make_sweep(make_run):
             last = {"step": 50, "split": "eval", "tokens": 1, "loss": loss, "loss_se": 0.003}
             with (path / "metrics.jsonl").open("a") as file:
                 file.write(json.dumps(last) + "\n")
-            runs.append(load_run(path))
+            runs.append(load(path))
         return runs
 
     return make
@@ -146,7 +146,7 @@ def test_languages_of_other_seeds_are_other_languages(make_sweep):
     record = json.loads(path.read_text())
     record["config"]["data"]["language_seed"] += 1
     path.write_text(json.dumps(record))
-    sweeps = calibrate([load_run(run.path) for run in runs])
+    sweeps = calibrate([load(run.path) for run in runs])
     assert sorted(sweep.ranks.tolist() for sweep in sweeps) == [[1], [2]]
     first = record["config"]["data"]["language_seed"] - 1
     floors = [make_language(24, 2, seed).entropy_rate for seed in (first, first + 1)]
@@ -171,7 +171,7 @@ def test_the_slack_is_a_hundredth_of_a_nat():
 def test_other_corpora_and_unfinished_runs_are_left_out(make_sweep, make_run):
     runs = make_sweep({1: 3.0, 2: 2.5})
     (runs[0].path / "COMPLETE").unlink()
-    other = load_run(make_run("other"))
+    other = load(make_run("other"))
     assert [len(sweep.ranks) for sweep in calibrate([*runs, other])] == [1]
     for some in ([other], runs):
         with pytest.raises(NothingToShow, match="known rank"):
@@ -189,7 +189,7 @@ def test_trained_heads_turn_at_the_true_rank(rank, tmp_path):
         assigned = {"model.head_rank": str(head_rank), "data.cache_dir": str(tmp_path / "cache")}
         config = load_config(f"configs/known_rank.py:{rank}", assigned)
         train(config, tmp_path / f"rank{head_rank}")
-        runs.append(load_run(tmp_path / f"rank{head_rank}"))
+        runs.append(load(tmp_path / f"rank{head_rank}"))
     (sweep,) = calibrate(runs)
     excess = sweep.losses - sweep.floor
     assert np.all(np.abs(excess[sweep.ranks >= rank]) <= 0.02)

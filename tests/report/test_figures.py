@@ -10,7 +10,7 @@ from matplotlib.colors import to_hex
 from bottleneck.drawing.style import NothingToShow, styles
 from bottleneck.report import figures
 from bottleneck.report.page import EXHIBITS
-from bottleneck.runs.reading import load_run, load_runs
+from bottleneck.runs import load, load_all
 
 # Every label that an axis may have: a quantity and its unit, or a count or ratio that has none.
 LABELS = {
@@ -43,7 +43,7 @@ LABELS = {
 @pytest.fixture
 def three_ranks(make_run):
     return [
-        load_run(make_run(f"rank{rank or 64}", d_model=64, head_rank=rank, language_rank=4))
+        load(make_run(f"rank{rank or 64}", d_model=64, head_rank=rank, language_rank=4))
         for rank in (4, 16, None)
     ]
 
@@ -56,7 +56,7 @@ def with_everything(make_run, write_frozen_heads):
         for rank in (4, 8, 16, None)
     ]
     write_frozen_heads(folders[0] / "features" / "frozen_heads")
-    return [load_run(folder) for folder in folders]
+    return [load(folder) for folder in folders]
 
 
 @pytest.mark.parametrize("exhibit", EXHIBITS, ids=lambda exhibit: exhibit.name)
@@ -93,7 +93,7 @@ def test_heat_map_shows_each_singular_value_over_the_largest(three_ranks):
 
 
 def test_heat_map_of_a_head_of_rank_one_is_drawn(make_run):
-    assert figures.spectrum([load_run(make_run(head_rank=1))]).axes
+    assert figures.spectrum([load(make_run(head_rank=1))]).axes
 
 
 def test_a_run_has_its_own_colour_and_keeps_it(three_ranks):
@@ -106,14 +106,14 @@ def test_a_run_has_its_own_colour_and_keeps_it(three_ranks):
 
 
 def test_runs_of_one_shape_have_different_colours(make_run):
-    runs = [load_run(make_run(f"seed{seed}", seed=seed, steps=50)) for seed in range(9)]
+    runs = [load(make_run(f"seed{seed}", seed=seed, steps=50)) for seed in range(9)]
     assert len({style.colour for style in styles(runs).values()}) == 9
 
 
 def test_colours_darken_with_the_rank_and_widths_differ_in_line_and_marker(make_run, tmp_path):
     for width, rank in itertools.product((32, 64), (4, 16)):
         make_run(f"d{width}-r{rank}", d_model=width, head_rank=rank, steps=50)
-    runs, _ = load_runs([tmp_path])
+    runs, _ = load_all([tmp_path])
     look = styles(runs)
     assert look["d32-r4"].colour == look["d64-r4"].colour
     assert sum(look["d32-r16"].ink) < sum(look["d32-r4"].ink)
@@ -124,7 +124,7 @@ def test_colours_darken_with_the_rank_and_widths_differ_in_line_and_marker(make_
 def test_names_beside_twelve_lines_do_not_overlap(make_run, tmp_path):
     for width, rank in itertools.product((64, 128, 256), (4, 8, 16, None)):
         make_run(f"d{width}-r{rank}", d_model=width, head_rank=rank, steps=100)
-    runs, _ = load_runs([tmp_path])
+    runs, _ = load_all([tmp_path])
     for draw in (figures.loss, figures.singular_entropy, figures.anisotropy):
         figure = draw(runs)
         figure.draw_without_rendering()
@@ -145,7 +145,7 @@ def test_a_gap_within_its_error_is_drawn_as_an_upper_limit(make_run):
     probe["plain/gap"] = np.array([0.9, 0.3, 0.004, -0.001, 1e-9, 0.0, 0.0])
     probe["plain/gap_se"] = np.array([0.01, 0.01, 0.003, 0.003, 0.01, 0.0, 0.0])
     np.savez(path, **probe)
-    axes = figures.gap_by_rank([load_run(folder)]).axes[0]
+    axes = figures.gap_by_rank([load(folder)]).axes[0]
     (bars,) = axes.containers
     np.testing.assert_array_equal(bars.lines[0].get_xydata(), [[1, 0.9], [2, 0.3]])
     (limits,) = (line for line in axes.lines if line.get_marker() == "v")
@@ -156,9 +156,9 @@ def test_a_gap_within_its_error_is_drawn_as_an_upper_limit(make_run):
 
 def test_final_loss_leaves_out_unfinished_runs(make_run):
     runs = [
-        load_run(make_run("full", d_model=64)),
-        load_run(make_run("low", d_model=64, head_rank=4)),
-        load_run(make_run("stopped", d_model=64, head_rank=16, stop=200)),
+        load(make_run("full", d_model=64)),
+        load(make_run("low", d_model=64, head_rank=4)),
+        load(make_run("stopped", d_model=64, head_rank=16, stop=200)),
     ]
     axes = figures.loss_by_rank(runs).axes[0]
     shown = sorted(container.lines[0].get_xdata()[0] for container in axes.containers)
@@ -184,7 +184,7 @@ def test_figures_that_need_probes_say_so_without_any(make_run):
         if '"split": "train"' in line
     ]
     (folder / "metrics.jsonl").write_text("".join(kept))
-    runs = [load_run(folder)]
+    runs = [load(folder)]
     assert figures.loss(runs).axes
     for draw in (
         figures.spectrum,
@@ -197,7 +197,7 @@ def test_figures_that_need_probes_say_so_without_any(make_run):
 
 
 def test_a_run_with_one_evaluation_is_drawn_but_for_the_heat_map(make_run):
-    runs = [load_run(make_run(stop=0))]
+    runs = [load(make_run(stop=0))]
     for draw in (figures.loss, figures.singular_entropy, figures.gap_by_rank, figures.anisotropy):
         assert draw(runs).axes
     with pytest.raises(NothingToShow, match="two probes"):
@@ -210,7 +210,7 @@ def test_a_run_that_diverged_is_drawn_with_the_others(with_everything, make_run)
     with (folder / "metrics.jsonl").open("a") as file:
         for split in ("train", "eval"):
             file.write(json.dumps({"split": split} | nothing) + "\n")
-    runs = [load_run(folder), *with_everything]
+    runs = [load(folder), *with_everything]
     for exhibit in EXHIBITS:
         exhibit.draw(runs).draw_without_rendering()
 

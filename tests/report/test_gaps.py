@@ -5,7 +5,7 @@ import pytest
 
 from bottleneck.drawing.style import NothingToShow
 from bottleneck.report.gaps import against_bounds, anatomy, gradient_survival
-from bottleneck.runs.reading import load_run
+from bottleneck.runs import load
 
 
 def lines_of(panel):
@@ -14,7 +14,7 @@ def lines_of(panel):
 
 
 def test_shares_are_of_the_gap_and_only_of_gaps_that_are_there(make_run):
-    run = load_run(make_run(head_rank=None))
+    run = load(make_run(head_rank=None))
     probe = run.probe()
     panels = anatomy([run]).axes
     rare, frequent = lines_of(panels[0])
@@ -27,28 +27,26 @@ def test_shares_are_of_the_gap_and_only_of_gaps_that_are_there(make_run):
 
 
 def test_agreement_is_drawn_below_the_heads_own_rank(make_run):
-    run = load_run(make_run(head_rank=16))
+    run = load(make_run(head_rank=16))
     (line,) = lines_of(anatomy([run]).axes[1])
     assert line.get_xdata().max() < 16
 
 
 def test_survival_over_training(make_run):
-    run = load_run(make_run(head_rank=None))
+    run = load(make_run(head_rank=None))
     (line,) = lines_of(gradient_survival([run]).axes[0])
     np.testing.assert_array_equal(line.get_xdata(), run.probe_steps)
     assert set(line.get_ydata()) == {0.4}
 
 
 def test_left_out_without_what_they_draw(make_run):
-    run = load_run(make_run(head_rank=1))  # nothing can be cut from a head of rank 1
+    run = load(make_run(head_rank=1))  # nothing can be cut from a head of rank 1
     with pytest.raises(NothingToShow):
         anatomy([run])
 
 
 def test_figure_draws_the_bounds_beside_the_measured_gaps(make_run):
-    runs = [
-        load_run(make_run(f"rank{rank or 64}", head_rank=rank, steps=100)) for rank in (16, None)
-    ]
+    runs = [load(make_run(f"rank{rank or 64}", head_rank=rank, steps=100)) for rank in (16, None)]
     # A gap of 1.5 standard errors is not clear of zero.
     path = runs[1].path / "probes" / f"{runs[1].probe_steps[-1]:08d}.npz"
     arrays = dict(np.load(path))

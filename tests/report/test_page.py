@@ -7,7 +7,7 @@ import pytest
 
 from bottleneck.report.page import EXHIBITS, write_report
 from bottleneck.report.summary import MEASURES
-from bottleneck.runs.reading import load_run
+from bottleneck.runs import load
 
 
 class Page(HTMLParser):
@@ -46,7 +46,7 @@ def four_runs(write_run, write_frozen_heads, tmp_path_factory):
         write_run(folder / "full", language_rank=8),
     ]
     write_frozen_heads(paths[1] / "features" / "frozen_heads")
-    return [load_run(path) for path in paths]
+    return [load(path) for path in paths]
 
 
 @pytest.fixture(scope="module")
@@ -97,8 +97,8 @@ def test_report_defines_every_number_in_its_table(report):
 
 def test_report_says_how_the_runs_differ_and_what_they_share(one_figure, make_run, tmp_path):
     runs = [
-        load_run(make_run("a", head_rank=8, learning_rate=3e-4, steps=50)),
-        load_run(make_run("b", steps=50)),
+        load(make_run("a", head_rank=8, learning_rate=3e-4, steps=50)),
+        load(make_run("b", steps=50)),
     ]
     _, text = read(write_report(runs, tmp_path / "report"))
     differing, rest = text.partition("How the runs differ")[2].split("Where the numbers come from")
@@ -115,7 +115,7 @@ def test_report_says_how_the_runs_differ_and_what_they_share(one_figure, make_ru
 def test_report_of_one_unfinished_run_says_what_is_missing_and_why(
     comparing_figures, make_run, tmp_path
 ):
-    _, text = read(write_report([load_run(make_run("begun", stop=0))], tmp_path / "report"))
+    _, text = read(write_report([load(make_run("begun", stop=0))], tmp_path / "report"))
     assert "begun is unfinished: it stands at step 0 of 400." in text
     assert "Left out: Singular values of the head over training, as no run has two probes" in text
     assert (
@@ -128,7 +128,7 @@ def test_figures_of_an_earlier_report_do_not_stay(comparing_figures, make_run, t
     left[0].parent.mkdir()
     for path in left:
         path.touch()
-    write_report([load_run(make_run(stop=0))], tmp_path)
+    write_report([load(make_run(stop=0))], tmp_path)
     assert not any(path.exists() for path in left)
 
 
@@ -138,9 +138,7 @@ def test_the_same_runs_give_the_same_page(one_figure, four_runs, tmp_path):
 
 
 def test_names_of_runs_are_text_not_markup(one_figure, make_run, tmp_path):
-    page, text = read(
-        write_report([load_run(make_run("<b>&amp; 5$", stop=0))], tmp_path / "report")
-    )
+    page, text = read(write_report([load(make_run("<b>&amp; 5$", stop=0))], tmp_path / "report"))
     assert "b" not in page.tags
     assert "Run <b>&amp; 5$: head rank 64" in text
 
@@ -153,7 +151,7 @@ def test_nothing_that_a_run_folder_says_is_markup(one_figure, make_run, tmp_path
         record["config"]["data"]["tokenizer"] = f"{path.name}{hostile}"
         record |= {"versions": {hostile: hostile}, "mesh": {hostile: 1}, "series": hostile}
         (path / "config.json").write_text(json.dumps(record | {"git_revision": hostile}))
-    page, text = read(write_report([*map(load_run, paths)], tmp_path / "report"))
+    page, text = read(write_report([*map(load, paths)], tmp_path / "report"))
     assert page.tags.count("img") == page.tags.count("script") == 1  # the figure, our own
     assert "u" not in page.tags
     assert f"{paths[0].name}{hostile}" in text  # among the fields that differ
@@ -168,7 +166,7 @@ def test_names_of_runs_are_no_formulas(monkeypatch, make_run, tmp_path):
     )
     # matplotlib cannot read the first, and would set the second in italics without its signs.
     names = [r"$\bad{$", "$x$ y", "--><script>"]
-    runs = [load_run(make_run(name, probe_every=40, seed=i)) for i, name in enumerate(names)]
+    runs = [load(make_run(name, probe_every=40, seed=i)) for i, name in enumerate(names)]
     write_report(runs, tmp_path / "report")
     drawn = [(tmp_path / f"report/figures/{name}.svg").read_text() for name in wanted]
     for svg in drawn:

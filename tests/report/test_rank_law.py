@@ -16,7 +16,7 @@ from bottleneck.laws.rank import RankLaw, fit_rank
 from bottleneck.probes.spectral_metrics import w_error
 from bottleneck.report.gaps import gap_by_w_error
 from bottleneck.report.rank_law import rank_law
-from bottleneck.runs.reading import load_run, load_sweep
+from bottleneck.runs import load, table
 
 
 @pytest.fixture
@@ -32,15 +32,15 @@ def sweep(write_run, tmp_path):
 
 
 def test_a_sweep_is_one_table_with_what_differs_and_what_was_measured(sweep):
-    table = load_sweep(sweep)
-    assert table.select("run", "split", "step").is_duplicated().sum() == 0
-    assert table["run"].n_unique() == 8
-    assert table.columns[:8] == [
+    found = table(sweep)
+    assert found.select("run", "split", "step").is_duplicated().sum() == 0
+    assert found["run"].n_unique() == 8
+    assert found.columns[:8] == [
         *("run", "is_complete", "n_params", "n_params_non_embedding", "d_model", "head_rank"),
         *("model.d_model", "model.head_rank"),
     ]
-    for (name,), rows in table.group_by("run"):
-        run = load_run(sweep / str(name))
+    for (name,), rows in found.group_by("run"):
+        run = load(sweep / str(name))
         (head_rank,) = set(rows["model.head_rank"])
         assert head_rank == run.config.model.head_rank
         assert set(rows["head_rank"]) == {run.head_rank}
@@ -49,7 +49,7 @@ def test_a_sweep_is_one_table_with_what_differs_and_what_was_measured(sweep):
             ours = rows.filter(pl.col("split") == split).sort("step")
             theirs = run.split(split)
             assert ours.select(theirs.columns).equals(theirs)
-    last = table.filter(pl.col("split") == "eval").group_by("run", maintain_order=True).last()
+    last = found.filter(pl.col("split") == "eval").group_by("run", maintain_order=True).last()
     assert dict(zip(last["run"], last["step"], strict=True))["d_model=64,head_rank=8"] == 100
 
 
@@ -87,7 +87,7 @@ def lines_of(axes):
 
 
 def test_each_width_with_enough_finished_ranks_has_its_law(sweep):
-    runs = [load_run(path.parent) for path in sorted(sweep.glob("*/config.json"))]
+    runs = [load(path.parent) for path in sorted(sweep.glob("*/config.json"))]
     figure = rank_law(runs)
     (points, _) = lines_of(figure.axes[0])  # the other width has three finished ranks
     assert sorted(points[0]) == [2, 4, 8, 32]
@@ -102,7 +102,7 @@ def test_each_width_with_enough_finished_ranks_has_its_law(sweep):
 
 
 def test_runs_trained_otherwise_are_not_on_one_curve(make_run):
-    runs = [load_run(make_run(f"{r}", head_rank=r, learning_rate=1e-4 * r)) for r in (2, 4, 8, 16)]
+    runs = [load(make_run(f"{r}", head_rank=r, learning_rate=1e-4 * r)) for r in (2, 4, 8, 16)]
     with pytest.raises(NothingToShow):
         rank_law(runs)
 
@@ -119,7 +119,7 @@ def test_w_error_is_the_relative_distance_to_the_best_copy_of_that_rank():
 
 
 def test_gap_against_w_error_shows_each_truncation_that_was_measured(sweep):
-    run = load_run(sweep / "d_model=64,head_rank=None")
+    run = load(sweep / "d_model=64,head_rank=None")
     ((error, gap),) = lines_of(gap_by_w_error([run]).axes[0])
     probe = run.probe()
     shown = (probe.ranks < 64) & (probe.plain.gap > 2 * probe.plain.gap_se)
@@ -133,7 +133,7 @@ def test_gaps_that_are_all_noise_are_not_drawn(make_run):
     arrays = dict(np.load(path))
     np.savez(path, **arrays | {"plain/gap_se": np.abs(arrays["plain/gap"])})
     with pytest.raises(NothingToShow, match="no gap is more than"):
-        gap_by_w_error([load_run(folder)])
+        gap_by_w_error([load(folder)])
 
 
 def test_a_column_is_sorted_by_its_numbers_with_their_units_and_gaps_last():

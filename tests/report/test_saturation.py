@@ -5,9 +5,9 @@ import json
 import numpy as np
 import pytest
 
+from bottleneck import runs
 from bottleneck.drawing.style import NothingToShow
 from bottleneck.report.saturation import saturation_figure
-from bottleneck.runs.reading import load_run
 
 
 @pytest.fixture
@@ -25,7 +25,7 @@ def saturated(make_run):
             line["singular_entropy"] = 0.3 + 0.003 * max(0, step - 600) + rng.normal(0, 0.01)
             line["anisotropy/4"] = 0.1 + 0.001 * max(0, step - 400) + rng.normal(0, 0.01)
     path.write_text("".join(json.dumps(line) + "\n" for line in lines))
-    return load_run(folder)
+    return runs.load(folder)
 
 
 def test_a_run_that_saturates_is_said_to_and_its_onsets_are_where_they_were_put(saturated):
@@ -43,7 +43,7 @@ def test_a_run_that_saturates_is_said_to_and_its_onsets_are_where_they_were_put(
 
 
 def test_a_run_that_does_not_saturate_has_no_onset_of_its_loss(make_run):
-    run = load_run(make_run(steps=1000, probe_every=40))
+    run = runs.load(make_run(steps=1000, probe_every=40))
     figure = saturation_figure([run])
     assert "does not saturate" in figure.axes[0].get_lines()[0].get_label()
     assert not any(
@@ -55,4 +55,4 @@ def test_a_run_that_does_not_saturate_has_no_onset_of_its_loss(make_run):
 
 def test_few_evaluations_are_nothing_to_show(make_run):
     with pytest.raises(NothingToShow, match="no run has 8 held-out evaluations"):
-        saturation_figure([load_run(make_run(steps=300, probe_every=50))])
+        saturation_figure([runs.load(make_run(steps=300, probe_every=50))])

@@ -13,14 +13,14 @@ from bottleneck.report.summary import (
     summary_table,
     with_error,
 )
-from bottleneck.runs.reading import load_run
+from bottleneck.runs import load
 
 
 def final_evaluation(folder, loss, loss_se, tokens=3_276_800):
     with (folder / "metrics.jsonl").open("a") as file:
         fields = {"step": 400, "split": "eval", "tokens": tokens, "loss": loss, "loss_se": loss_se}
         file.write(json.dumps(fields) + "\n")
-    return load_run(folder)
+    return load(folder)
 
 
 def test_gap_is_the_difference_to_the_full_rank_run_with_its_error(make_run):
@@ -62,7 +62,7 @@ def test_rows_hold_the_last_evaluation_and_probe_and_the_median_speed(make_run):
     lines = [json.loads(line) for line in (folder / "metrics.jsonl").read_text().splitlines()]
     probe = [line for line in lines if line["split"] == "probe"][-1]
     speeds = sorted(line["tokens_per_second"] for line in lines if line["split"] == "train")
-    (row,) = summary_table([load_run(folder)]).rows(named=True)
+    (row,) = summary_table([load(folder)]).rows(named=True)
     assert (row["step"], row["tokens"], row["head_rank"], row["d_model"]) == (400, 3_276_800, 8, 64)
     for key in ("singular_entropy", "effective_rank", "stable_rank"):
         assert row[key] == probe[key]
@@ -72,7 +72,7 @@ def test_rows_hold_the_last_evaluation_and_probe_and_the_median_speed(make_run):
 
 def test_a_loss_above_its_least_is_said_with_the_verdict(make_run):
     folder = make_run()
-    least = min(load_run(folder).split("eval")["loss"][:-1])
+    least = min(load(folder).split("eval")["loss"][:-1])
     run = final_evaluation(folder, loss=1.1 * least, loss_se=0.02)
     (row,) = summary_table([run]).rows(named=True)
     assert row["relative_loss"] == pytest.approx(0.1, rel=1e-12)
@@ -86,16 +86,16 @@ def test_a_loss_above_its_least_is_said_with_the_verdict(make_run):
     "other", [{"d_model": 32}, {"n_layers": 2}, {"stop": 200}, {"steps": 300}], ids=str
 )
 def test_runs_that_differ_in_more_than_rank_have_no_gap(make_run, other):
-    low, full = load_run(make_run("low", head_rank=8)), load_run(make_run("full", **other))
+    low, full = load(make_run("low", head_rank=8)), load(make_run("full", **other))
     assert summary_table([low, full])["gap"].to_list() == [None, None]
 
 
 def test_runs_on_different_text_have_no_gap(make_run):
-    low, folder = load_run(make_run("low", head_rank=8)), make_run("full")
+    low, folder = load(make_run("low", head_rank=8)), make_run("full")
     record = json.loads((folder / "config.json").read_text())
     record["corpus"]["heldout_tokens"] += 1
     (folder / "config.json").write_text(json.dumps(record))
-    assert full_rank_reference(low, [low, load_run(folder)]) is None
+    assert full_rank_reference(low, [low, load(folder)]) is None
 
 
 @pytest.mark.parametrize(
@@ -103,17 +103,17 @@ def test_runs_on_different_text_have_no_gap(make_run):
     [("remat", "full", True), ("attention", "xla", True), ("dtype", "bfloat16", False)],
 )
 def test_a_reference_may_be_computed_in_another_way_but_not_dtype(make_run, field, value, will_do):
-    low, folder = load_run(make_run("low", head_rank=8)), make_run("full")
+    low, folder = load(make_run("low", head_rank=8)), make_run("full")
     record = json.loads((folder / "config.json").read_text())
     record["config"]["compute"][field] = value
     (folder / "config.json").write_text(json.dumps(record))
-    assert (full_rank_reference(low, [low, load_run(folder)]) is not None) == will_do
+    assert (full_rank_reference(low, [low, load(folder)]) is not None) == will_do
 
 
 def test_reference_of_the_same_seed_comes_first(make_run):
-    runs = [load_run(make_run(f"full{seed}", seed=seed)) for seed in (0, 1, 2)]
+    runs = [load(make_run(f"full{seed}", seed=seed)) for seed in (0, 1, 2)]
     for seed in (0, 1, 2):
-        low = load_run(make_run(f"low{seed}", seed=seed, head_rank=8))
+        low = load(make_run(f"low{seed}", seed=seed, head_rank=8))
         reference = full_rank_reference(low, [low, *runs])
         assert reference is not None and reference.name == f"full{seed}"
 
@@ -123,7 +123,7 @@ def test_unmeasured_values_are_null_and_shown_as_dashes(make_run):
     (folder / "metrics.jsonl").write_text(
         '{"step": 1, "split": "train", "tokens": 9, "loss": 9.0}\n'
     )
-    table = summary_table([load_run(folder)])
+    table = summary_table([load(folder)])
     (row,) = table.rows(named=True)
     assert row["loss"] is None and row["singular_entropy"] is None
     assert row["tokens_per_second"] is None
@@ -142,8 +142,8 @@ def test_errors_are_written_to_two_digits_and_values_to_as_many():
 
 def test_summary_fits_a_terminal_of_80_columns(make_run):
     runs = [
-        load_run(make_run("rank8", d_model=256, head_rank=8)),
-        load_run(make_run("full", d_model=256)),
+        load(make_run("rank8", d_model=256, head_rank=8)),
+        load(make_run("full", d_model=256)),
     ]
     output = io.StringIO()
     print_summary(summary_table(runs), Console(file=output, width=80))

@@ -205,7 +205,7 @@ def test_damage_twice_at_one_step_loses_neither(copy):
 def test_where_none_is_whole_nothing_is_moved(copy):
     for step in (1, 2):
         (copy / str(step) / "params" / "_METADATA").write_bytes(b"")
-    with pytest.raises(UserError, match=r"no checkpoint in .* is whole \(step 2: .*step 1: "):
+    with pytest.raises(UserError, match=r"no checkpoint in .* is intact \(step 2: .*step 1: "):
         Checkpointer(copy, CheckpointConfig())
     assert saved_steps(copy) == [1, 2]
 

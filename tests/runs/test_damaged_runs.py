@@ -6,8 +6,8 @@ import numpy as np
 import pytest
 
 from bottleneck.errors import UserError
+from bottleneck.runs import load, load_all, table
 from bottleneck.runs import metrics as metric_lines
-from bottleneck.runs.reading import load_run, load_runs, load_sweep
 from bottleneck.storage import json_files
 from bottleneck.storage.arrays import read_arrays, write_arrays
 
@@ -100,7 +100,7 @@ def test_a_line_of_another_shape_is_named(make_run, line):
     with path.open("ab") as file:
         file.write(line + b"\n")
     with pytest.raises(UserError, match=rf"metrics\.jsonl, line {number} is damaged") as error:
-        load_run(folder)
+        load(folder)
     assert len(one_line(error)) < 500
 
 
@@ -109,7 +109,7 @@ def test_a_loss_that_was_not_finite_is_what_was_measured(make_run):
     with (folder / "metrics.jsonl").open("a") as file:
         file.write(metric_lines.written(30, "train", {"tokens": 1, "loss": float("nan")}))
         file.write(metric_lines.written(40, "train", {"tokens": 1, "loss": float("inf")}))
-    run = load_run(folder)
+    run = load(folder)
     assert np.isnan(run.series("train", "loss")[0][-2])
     assert "crc32" not in run.metrics.columns
 
@@ -120,7 +120,7 @@ def test_each_flip_in_the_config_of_a_run_gives_what_was_written_or_one_line(mak
     record = json.loads(path.read_text())
     json_files.write(path, record)
     content = path.read_bytes()
-    assert load_run(folder).n_params == record["parameters"]["total"]
+    assert load(folder).n_params == record["parameters"]["total"]
     for place, flipped in flips(content, every=7):
         try:
             found = json_files.loads(flipped)
@@ -132,7 +132,7 @@ def test_each_flip_in_the_config_of_a_run_gives_what_was_written_or_one_line(mak
             assert {name: found[name] for name in record} == record
     path.write_bytes(content.replace(b'"d_model": 64', b'"d_model": 68'))
     with pytest.raises(UserError, match=r"config\.json is damaged: its checksum does not fit"):
-        load_run(folder)
+        load(folder)
 
 
 @pytest.mark.parametrize(
@@ -165,7 +165,7 @@ def test_a_config_of_another_shape_is_named(make_run, name, value):
     record = json.loads((folder / "config.json").read_text())
     (folder / "config.json").write_text(json.dumps(record | {name: value}))
     with pytest.raises(UserError, match=r"config\.json is not one that a run writes: ") as error:
-        load_run(folder)
+        load(folder)
     one_line(error)
     if name == "series":
         return
@@ -173,7 +173,7 @@ def test_a_config_of_another_shape_is_named(make_run, name, value):
     (folder / "config.json").write_text(json.dumps(record))
     if name != "config":
         with pytest.raises(UserError, match=rf"config\.json is not .*: it has no '{name}'"):
-            load_run(folder)
+            load(folder)
 
 
 @pytest.mark.parametrize(
@@ -183,7 +183,7 @@ def test_a_config_that_is_none_is_named(make_run, content):
     folder = make_run(steps=20)
     (folder / "config.json").write_bytes(content)
     with pytest.raises(UserError, match=r"config\.json is damaged: ") as error:
-        load_run(folder)
+        load(folder)
     one_line(error)
 
 
@@ -229,7 +229,7 @@ def test_python_objects_are_never_loaded(make_run):
     path = folder / "probes" / "00000100.npz"
     np.savez(path, singular_values=np.array([Bomb()], object))
     with pytest.raises(UserError, match=r"00000100\.npz is not a whole \.npz .*allow_pickle"):
-        load_run(folder).probe()
+        load(folder).probe()
 
 
 def test_a_file_that_is_no_probe_is_named_with_what_it_lacks(make_run):
@@ -237,7 +237,7 @@ def test_a_file_that_is_no_probe_is_named_with_what_it_lacks(make_run):
     path = folder / "probes" / "00000100.npz"
     np.savez(path, ranks=np.arange(3))
     with pytest.raises(UserError, match=r"00000100\.npz is no probe: it has no singular_values"):
-        load_run(folder).probe()
+        load(folder).probe()
 
 
 def test_foreign_names_among_checkpoints_and_probes_are_no_steps(make_run):
@@ -248,7 +248,7 @@ def test_foreign_names_among_checkpoints_and_probes_are_no_steps(make_run):
         (checkpoints / name).mkdir()
     for name in ("5.npz", "00000007.npz.draft", "٣.npz", "old.npz"):
         (folder / "probes" / name).touch()
-    run = load_run(folder)
+    run = load(folder)
     assert run.steps == [200] and run.probe_steps == [0, 50, 100]
     with pytest.raises(UserError, match="the checkpoint of step 200 is damaged: ") as error:
         run.params()
@@ -259,16 +259,16 @@ def test_a_checkpoints_folder_that_is_a_file_holds_none(make_run):
     folder = make_run(steps=100)
     (folder / "checkpoints").write_text("")
     with pytest.raises(UserError, match="has no checkpoint yet"):
-        load_run(folder).params()
+        load(folder).params()
 
 
 def test_a_damaged_run_is_not_left_out_of_a_sweep_in_silence(make_run, tmp_path):
     make_run("one", steps=50)
     damaged = make_run("two", steps=50)
     (make_run("begun", steps=50) / "metrics.jsonl").unlink()
-    assert set(load_sweep(tmp_path)["run"]) == {"one", "two"}
+    assert set(table(tmp_path)["run"]) == {"one", "two"}
     (damaged / "metrics.jsonl").write_text("{}\n")
     with pytest.raises(UserError, match=r"two/metrics\.jsonl, line 1 is damaged"):
-        load_sweep(tmp_path)
-    runs, problems = load_runs([tmp_path])
+        table(tmp_path)
+    runs, problems = load_all([tmp_path])
     assert [run.name for run in runs] == ["one"] and len(problems) == 2

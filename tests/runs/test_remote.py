@@ -107,8 +107,8 @@ READ = """
 import json, sys
 import jax
 import numpy as np
-from bottleneck.runs.reading import load_run
-run = load_run(sys.argv[1])
+from bottleneck import runs
+run = runs.load(sys.argv[1])
 metrics = run.metrics.filter(run.metrics["split"] != "time")
 timings = ["tokens_per_second", "mfu"]
 print(json.dumps({

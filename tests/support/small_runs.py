@@ -12,9 +12,9 @@ import jax
 import numpy as np
 import orbax.checkpoint as ocp
 
+from bottleneck import runs
 from bottleneck.runs import folder as run_folder
 from bottleneck.runs.checkpoints import handlers
-from bottleneck.runs.reading import load_run
 
 TIMINGS = ("tokens_per_second", "mfu", "crc32")  # and all that ends with "seconds"
 
@@ -119,7 +119,7 @@ def assert_same_run(ours: Path, theirs: Path, *, tolerance: float = 0.0) -> None
             the biases of keys: a softmax does not see them where they are not rotated, so their
             gradient is rounding alone, which Adam divides by its own size.
     """
-    a, b = load_run(ours), load_run(theirs)
+    a, b = runs.load(ours), runs.load(theirs)
     assert a.is_complete and b.is_complete
     assert a.corpus == b.corpus and a.probe_steps == b.probe_steps
     assert a.steps[-1] == b.steps[-1]
@@ -136,7 +136,7 @@ def assert_same_state(ours: Path, theirs: Path, step: int, *, tolerance: float =
     """The part of `assert_same_run` that compares a checkpoint."""
     mine, other = state(ours, step), state(theirs, step)
     assert mine.keys() == other.keys()
-    assert len(mine) > 2 * len(jax.tree.leaves(load_run(theirs).params()))  # Adam keeps two
+    assert len(mine) > 2 * len(jax.tree.leaves(runs.load(theirs).params()))  # Adam keeps two
     for name in other:
         if tolerance == 0 or "['key']['bias']" not in name:
             np.testing.assert_allclose(

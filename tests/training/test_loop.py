@@ -6,11 +6,11 @@ import pytest
 from flax import nnx
 from small_runs import metrics, saved_steps, write_experiment
 
+from bottleneck import runs
 from bottleneck.commands.flags import load_config
 from bottleneck.data.batches import Batches, held_out
 from bottleneck.data.tokens import prepare
 from bottleneck.model import transformer
-from bottleneck.runs.reading import load_run
 from bottleneck.training.loop import train
 
 PEAK_FLOPS = 2e9
@@ -76,7 +76,7 @@ def test_each_thing_happens_at_the_steps_that_its_field_names(run):
         "probe": [0, 7, 10],
         "time": [10],
     }
-    assert load_run(workdir).probe_steps == [0, 7, 10]
+    assert runs.load(workdir).probe_steps == [0, 7, 10]
     # Saved were 0, 2, 4, 5, 8 and 10; of those the last stays, a multiple of 8, and what is named.
     assert saved_steps(workdir) == [0, 2, 5, 8, 10]
 
@@ -85,7 +85,7 @@ def test_a_step_trains_on_the_batch_of_its_number(run):
     workdir, config, loss_of = run
     batches = Batches(prepare(config.data), batch_size=4, sequence_length=32, seed=3)
     for saved in (2, 5, 8):
-        loss = loss_of(load_run(workdir).params(saved), batches.batch(saved))
+        loss = loss_of(runs.load(workdir).params(saved), batches.batch(saved))
         # float32 losses of some 5 nats; another batch differs by some 1e-2.
         assert metrics(workdir)[saved + 1, "train"]["loss"] == pytest.approx(loss, rel=1e-5)
 
@@ -95,7 +95,7 @@ def test_a_probe_measures_the_parameters_of_its_step_on_the_tokens_held_out(run)
     tokens = held_out(prepare(config.data), 300, 32)
     assert tokens["weights"].sum() == 9 * 32
     for step in (0, 10):
-        loss = loss_of(load_run(workdir).params(step), tokens)
+        loss = loss_of(runs.load(workdir).params(step), tokens)
         assert metrics(workdir)[step, "eval"]["loss"] == pytest.approx(loss, rel=1e-5)
 
 
@@ -104,14 +104,14 @@ def test_utilisation_is_of_the_peak_of_all_devices(run):
     layers, head = 12 * 32 * 32, 6 * (32 + 384)  # 300 tokens, padded
     attention = 2 * 2 * 32 * 32 / 2
     flops = 3 * (2 * layers + 2 * head + attention)
-    rows = load_run(workdir).split("train")
+    rows = runs.load(workdir).split("train")
     np.testing.assert_allclose(
         rows["mfu"] / rows["tokens_per_second"], flops / (jax.device_count() * PEAK_FLOPS)
     )
 
 
 def test_the_time_of_a_run_is_booked_under_its_reasons(run):
-    (row,) = load_run(run[0]).split("time").to_dicts()
+    (row,) = runs.load(run[0]).split("time").to_dicts()
     booked = {name for name in row if name.endswith("_seconds")}
     assert booked == {f"{reason}_seconds" for reason in ("compile", "data", "probe", "checkpoint")}
     assert 0 < sum(row[name] for name in booked) <= row["seconds"]

@@ -9,7 +9,7 @@ import time
 import pytest
 from small_runs import assert_same_run, last_step, metrics, write_experiment
 
-from bottleneck.runs.reading import load_run
+from bottleneck import runs
 
 SETTINGS = {"model.head_rank": 6, "train.steps": 60, "probe.every": 20, "checkpoint.every": 7}
 
@@ -79,7 +79,7 @@ def test_sigterm_saves_the_step_at_hand_and_nothing_is_done_twice(command, undis
     process.send_signal(signal.SIGTERM)
     _, error = process.communicate(timeout=60)
     assert process.returncode == 128 + signal.SIGTERM, error
-    saved = load_run(workdir).steps[-1]
+    saved = runs.load(workdir).steps[-1]
     assert saved >= 30 and f"SIGTERM: saved step {saved}" in error
     assert max(step for step, _ in metrics(workdir)) == saved
     lines = (workdir / "metrics.jsonl").read_text().count("\n")
