@@ -1,8 +1,8 @@
 """Measure every checkpoint of a model as training would have, into a run folder.
 
 MODEL is a name on the Hugging Face hub with revisions stepN, or that model's folder in its cache.
-It can also be a folder with subfolders stepN, or a run folder. Repeat the command to resume, or to add new steps.
-Exits with 1 if a step cannot be read.
+It can also be a folder with subfolders stepN, or a run folder. Repeat the command to resume, or to
+add new steps. Exits with 1 if a step cannot be read.
 """
 
 from __future__ import annotations

@@ -19,6 +19,9 @@ from bottleneck.runs.probe import Probe
 from bottleneck.runs.tensorboard import TensorBoard
 from bottleneck.storage.folders import is_remote, write_whole, writing
 
+FLUSH_SECONDS = 30.0
+PART_BYTES = 2**20
+
 
 class MetricsWriter:
     """Appends scalars to metrics.jsonl, each line at once, and to TensorBoard."""
