@@ -40,7 +40,7 @@ TORCH_INDEX ?= https://download.pytorch.org/whl/cpu
 
 TRAIN := $(PY) -m bottleneck train --config=configs/nano.py
 # What two cores do in a minute each; compile_table takes a quarter of an hour, and libtpu.
-BENCHMARKS := loss rank_sweep spectrum input_pipeline checkpoint start_up fits ngrams
+BENCHMARKS := loss rank_sweep spectrum input_pipeline checkpoint start_up compile_time fits ngrams
 KNOWN := $(PY) -m bottleneck train --config=configs/known_rank.py
 
 .DEFAULT_GOAL := help
