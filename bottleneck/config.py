@@ -1,10 +1,9 @@
 """The typed, validated description of an experiment.
 
-`configs/*.py` start from `base()`, an `ml_collections.ConfigDict` that holds every field and its
-default; `parse` turns what they return, with the command line's overrides, once into the frozen
-dataclasses below. Each checks its own fields, and `Config` each pair of fields that must agree, so
-that nothing further in the program sees a wrong value. This module imports no array library: a bad
-value must be reported before the seconds that those imports take.
+A file in configs/ starts from `base()`, an `ml_collections.ConfigDict` of all fields and defaults.
+The result, with the command line's overrides, goes through `parse` into these dataclasses. Each
+section checks its own fields, and `Config` the fields that must agree, so the rest of the program
+sees valid values only. Imports no array library, which would delay the report of a bad value.
 """
 
 from __future__ import annotations
@@ -21,12 +20,12 @@ from bottleneck.sections import Section, bounded, build, defaults, positive, req
 
 @dataclass(frozen=True)
 class DataConfig(Section):
-    """Where the text comes from and how it becomes tokens."""
+    """The corpus, and the tokenizer."""
 
     prefix: ClassVar[str] = "data."
 
     # "stdlib": the running Python's own standard library; "text": files; "tfds": a TFDS data set;
-    # "known_rank": a made-up language whose logits have a rank that is known.
+    # "known_rank": a synthetic language whose logits have a known rank.
     corpus: Literal["stdlib", "text", "tfds", "known_rank"] = "stdlib"
     paths: tuple[str, ...] = ()  # corpus="text": files, folders and globs
     text_field: str = "text"  # name of the column or key that holds the text of a record
@@ -38,9 +37,9 @@ class DataConfig(Section):
     language_documents: int = positive(2**15)
     language_seed: int = bounded(0, low=0)
     tokenizer: str | None = None  # path of a tokenizer.json; None trains a byte-level BPE
-    tokenizer_vocab_size: int = bounded(8192, low=257)  # of the BPE trained here
+    tokenizer_vocab_size: int = bounded(8192, low=257)  # of the trained BPE
     heldout_fraction: float = bounded(0.02, low=0.0, high=0.5)  # of the documents
-    cache_dir: str = "~/.cache/bottleneck"  # tokenizers and tokens are kept here
+    cache_dir: str = "~/.cache/bottleneck"  # holds tokenizers and tokens
 
     def check(self) -> None:
         if self.corpus == "text":
@@ -60,12 +59,12 @@ class DataConfig(Section):
                 self.tokenizer is None,
                 "data.tokenizer",
                 self.tokenizer,
-                "None, as data.corpus='known_rank' has its own",
+                "None, because data.corpus='known_rank' has its own",
             )
 
     @property
     def vocabulary(self) -> tuple[str, int]:
-        """The field that bounds the tokenizer's vocabulary, and its value; 0 where a file does."""
+        """The field that bounds the tokenizer's vocabulary, and its value; 0 with a given file."""
         if self.corpus == "known_rank":
             return "data.language_tokens", self.language_tokens
         return "data.tokenizer_vocab_size", 0 if self.tokenizer else self.tokenizer_vocab_size
@@ -73,7 +72,7 @@ class DataConfig(Section):
 
 @dataclass(frozen=True)
 class ModelConfig(Section):
-    """A decoder-only transformer; the families differ by these fields alone."""
+    """A decoder-only transformer; families differ only in these fields."""
 
     prefix: ClassVar[str] = "model."
 
@@ -82,7 +81,7 @@ class ModelConfig(Section):
     d_model: int = positive(256)  # D
     n_layers: int = positive(4)
     n_heads: int = positive(4)  # H
-    n_kv_heads: int | None = positive(None)  # None: as many as n_heads
+    n_kv_heads: int | None = positive(None)  # None: n_heads
     d_ff: int | None = positive(None)  # F; None: 4·D
     head_rank: int | None = positive(None)  # R; None: full
     # "matched": logits with the variance of a full head's; "normal": N(0, 1) factors (the paper).
@@ -94,11 +93,11 @@ class ModelConfig(Section):
     use_bias: bool = True  # of the linear maps of attention and MLP; the head never has one
     parallel_residual: bool = True  # x + Attention(LN₁ x) + MLP(LN₂ x), as GPT-NeoX
     position: Literal["rotary", "learned"] = "rotary"
-    max_length: int = positive(2048)  # rows of learned positions; longest L for all
+    max_length: int = positive(2048)  # maximum L; rows of learned positions
     rotary_fraction: float = bounded(0.25, low=0.0, high=1.0)  # of the size K of a head
     rotary_theta: float = bounded(10_000.0, low=1.0)
     init_std: float | None = bounded(None, low=0.0)  # None: sqrt(2 / (5·D)), GPT-NeoX small_init
-    # Of the two maps that write to the residual stream. None: 2 / (n_layers·sqrt(D)), wang_init.
+    # For the two maps that write to the residual stream. None: 2 / (n_layers·sqrt(D)), wang_init.
     output_init_std: float | None = bounded(None, low=0.0)
 
     def check(self) -> None:
@@ -144,7 +143,7 @@ class ModelConfig(Section):
 
     @property
     def mlp_width(self) -> int:
-        """F."""
+        """F: the width of the MLP."""
         return self.d_ff or 4 * self.d_model
 
     @property
@@ -154,7 +153,7 @@ class ModelConfig(Section):
 
     @property
     def output_weight_std(self) -> float:
-        """That of the maps that write to the residual stream (GPT-NeoX wang_init by default)."""
+        """The same for maps that write to the residual stream (GPT-NeoX wang_init by default)."""
         if self.output_init_std is None:
             return 2 / (self.n_layers * self.d_model**0.5)
         return self.output_init_std
@@ -167,7 +166,7 @@ class ModelConfig(Section):
 
 @dataclass(frozen=True)
 class OptimizerConfig(Section):
-    """AdamW with warm-up and a cosine down to a fraction of the peak, as Pythia's."""
+    """AdamW with warm-up and a cosine decay to a fraction of the peak, as for Pythia."""
 
     prefix: ClassVar[str] = "optimizer."
 
@@ -186,26 +185,26 @@ class TrainConfig(Section):
     prefix: ClassVar[str] = "train."
 
     steps: int = positive(1000)
-    batch_size: int = positive(16)  # B: sequences in a step, over all devices and micro-batches
+    batch_size: int = positive(16)  # B: sequences in a step, all devices and micro-batches together
     sequence_length: int = positive(256)  # L
     z_loss: float = bounded(0.0, low=0.0)  # weight of the squared log-partition
     log_every: int = positive(10)
-    # Steps in a row whose loss or gradient is not finite, at which the run ends with a diagnosis.
+    # The run ends after this many steps in a row with a loss or gradient that is not finite.
     bad_steps: int = positive(1)
-    skip_bad_batches: bool = False  # leave the parameters as they are at such a step
+    skip_bad_batches: bool = False  # keep the parameters at such a step
 
     def check(self) -> None:
         require(
             self.bad_steps > 1 or not self.skip_bad_batches,
             "train.bad_steps",
             self.bad_steps,
-            "at least 2 with train.skip_bad_batches=True, which else would skip none",
+            "at least 2 with train.skip_bad_batches=True; 1 would skip none",
         )
 
 
 @dataclass(frozen=True)
 class MeshConfig(Section):
-    """Devices along each axis; -1 on one of them takes what the others leave."""
+    """Devices along each axis; -1 on one axis takes all the rest."""
 
     prefix: ClassVar[str] = "compute.mesh."
 
@@ -226,23 +225,26 @@ class MeshConfig(Section):
 
 @dataclass(frozen=True)
 class ComputeConfig(Section):
-    """The way to compute an experiment. All but `dtype` change results by rounding alone."""
+    """The way to compute an experiment; only `dtype` changes results by more than rounding."""
 
     prefix: ClassVar[str] = "compute."
 
     dtype: Literal["float32", "bfloat16"] = "float32"  # of products; parameters are float32
-    # The numbers that a layer keeps of a token for its backward pass, for Pythia (D more where
-    # residuals are sequential). "none": all. "dots": 8·D, the results of its first products.
-    # "attention": 5·D, what attention takes and gives; repeats the MLP's first products (4·D with
-    # attention "xla", which is repeated too). "full": D, its input; repeats nearly all of it.
+    # Numbers that a layer of Pythia keeps for each token for its backward pass (D more with
+    # sequential residuals):
+    # - "none": all.
+    # - "dots": 8·D, the results of its first products.
+    # - "attention": 5·D, inputs and output of attention; repeats the MLP's first products. With
+    #   attention "xla" 4·D, because that is repeated too.
+    # - "full": D, its input; repeats nearly everything.
     remat: Literal["none", "dots", "attention", "full"] = "none"
     attention: Literal["auto", "xla", "blocks", "cudnn", "splash"] = "auto"
-    loss_chunk: int = positive(1024)  # tokens whose logits exist at one time on a device
+    loss_chunk: int = positive(1024)  # tokens whose logits exist at one time
     accumulation_steps: int = positive(1)  # micro-batches in a step
-    # Peak floating-point operations a second of one device, for MFU; None: known by its kind.
+    # Peak FLOP/s of one device, for MFU; None: that of its kind.
     peak_flops: float | None = bounded(None, low=1.0)
-    # Folder of compiled programs; "auto": compiled/ in data.cache_dir, for a single process; None:
-    # programs are not kept. Several processes need a folder that all of them see.
+    # Folder of compiled programs. "auto": compiled/ in data.cache_dir, with a single process. None:
+    # keeps no programs. Several processes need a folder that they share.
     compile_cache: str | None = "auto"
     mesh: MeshConfig = field(default_factory=MeshConfig)
 
@@ -251,8 +253,8 @@ class ComputeConfig(Section):
 class ProbeConfig(Section):
     prefix: ClassVar[str] = "probe."
 
-    every: int = positive(100)  # steps; the first and the last step are always probed
-    tokens: int = positive(16_384)  # held-out tokens of every probe, the same each time
+    every: int = positive(100)  # steps; also first and last
+    tokens: int = positive(16_384)  # the same validation tokens in every probe
     ranks: tuple[int, ...] = ()  # of the truncation sweep; () takes powers of two up to D
 
 
@@ -262,11 +264,11 @@ class CheckpointConfig(Section):
 
     every: int = positive(200)  # steps; the last step is always saved
     keep_last: int = positive(2)
-    keep_every: int | None = positive(None)  # steps that are multiples of this stay for ever
-    steps: tuple[int, ...] = ()  # saved as well, and stay for ever
+    keep_every: int | None = positive(None)  # multiples of this are never deleted
+    steps: tuple[int, ...] = ()  # also saved, and never deleted
 
     def is_due(self, step: int) -> bool:
-        """Whether a step is to be saved; step 0 is only where `steps` names it."""
+        """Returns True if a step is to be saved; step 0 only if `steps` lists it."""
         return step in self.steps or (step > 0 and step % self.every == 0)
 
 
@@ -303,7 +305,7 @@ class Config(Section):
         require(model.vocab_size >= known, "model.vocab_size", model.vocab_size, allowed)
 
     def experiment(self) -> Config:
-        """The config with the default `compute` but its own dtype; equal for one experiment.
+        """Returns the config with default `compute` but for the dtype; equal for one experiment.
 
         The dtype stays because it changes results by more than the rounding of float32.
         """
@@ -322,10 +324,10 @@ class Config(Section):
 
 
 def check_divides(config: Config, mesh_sizes: dict[str, int]) -> None:
-    """Raises `UserError` where a micro-batch or a dimension of the model has no even shares.
+    """Raises `UserError` if the mesh does not divide a micro-batch or a dimension of the model.
 
     Args:
-        mesh_sizes: devices along each axis of the mesh; 1 along one that is left out.
+        mesh_sizes: devices along each axis of the mesh; a missing axis has 1.
     """
     model, train, compute = config.model, config.train, config.compute
     replica, fsdp, tensor = (mesh_sizes.get(axis, 1) for axis in ("replica", "fsdp", "tensor"))
@@ -350,7 +352,7 @@ def check_divides(config: Config, mesh_sizes: dict[str, int]) -> None:
             f"model.{name}",
             size,
             f"a multiple of compute.mesh.{axis}={n_devices}, such as "
-            f"{_nearest_multiples(size, unit)}; or take "
+            f"{_nearest_multiples(size, unit)}; or set "
             f"compute.mesh.{axis}={math.gcd(size, n_devices)}",
         )
     multiple = math.lcm(model.vocab_multiple, tensor)
@@ -360,25 +362,25 @@ def check_divides(config: Config, mesh_sizes: dict[str, int]) -> None:
         model.vocab_multiple,
         f"such that the {model.padded_vocab_size} rows of the vocabulary become a multiple of "
         f"compute.mesh.tensor={tensor}, such as {multiple} for "
-        f"{_round_up(model.vocab_size, multiple)} rows; or take "
+        f"{_round_up(model.vocab_size, multiple)} rows; or set "
         f"compute.mesh.tensor={math.gcd(model.padded_vocab_size, tensor)}",
     )
 
 
 def base() -> config_dict.ConfigDict:
-    """Every field with its default, for a config file to change; it takes no other names."""
+    """Returns every field with its default, for a config file to change; has no other names."""
     return defaults(Config)
 
 
 def parse(fields: config_dict.ConfigDict | dict[str, Any]) -> Config:
-    """The validated experiment; raises `UserError` naming the first field that is wrong."""
+    """Returns the validated experiment; raises `UserError` naming the first wrong field."""
     plain = fields.to_dict() if isinstance(fields, config_dict.ConfigDict) else fields
     config: Config = build(Config, plain)
     return config
 
 
 def to_dict(config: Any) -> dict[str, Any]:
-    """The fields of a config or section as plain nested values that JSON can hold."""
+    """Returns the fields of a config or section as nested plain values for JSON."""
     return dataclasses.asdict(config)
 
 

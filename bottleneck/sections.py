@@ -1,6 +1,6 @@
-"""What a part of a config is: a frozen dataclass that checks the type and the bounds of its fields.
+"""Sections of a config: frozen dataclasses that check the types and bounds of their fields.
 
-The parts themselves stand in `config`. This module imports no array library.
+`config` defines the sections themselves. Imports no array library.
 """
 
 from __future__ import annotations
@@ -20,19 +20,19 @@ _SHOWN = 200  # characters of a value in an error
 
 
 def bounded(default: Any, *, low: float = -math.inf, high: float = math.inf) -> Any:
-    """A dataclass field whose value, where it is not None, lies in [low, high]."""
+    """Returns a dataclass field whose value is None or lies in [low, high]."""
     return field(default=default, metadata={"low": low, "high": high})
 
 
 def positive(default: Any) -> Any:
-    """A dataclass field whose value, where it is not None, is at least 1."""
+    """Returns a dataclass field whose value is None or at least 1."""
     return bounded(default, low=1)
 
 
 class Section:
     """A part of the config: checks every field's type and bounds, then what `check` adds."""
 
-    prefix: ClassVar[str] = ""  # what stands before a field's name on the command line
+    prefix: ClassVar[str] = ""  # of a field's name on the command line
 
     def __post_init__(self) -> None:
         hints = typing.get_type_hints(type(self))
@@ -47,11 +47,11 @@ class Section:
         self.check()
 
     def check(self) -> None:
-        """Raises `UserError` where fields of this section do not agree."""
+        """Raises `UserError` if fields of this section do not agree."""
 
 
 def defaults(cls: type[Section]) -> config_dict.ConfigDict:
-    """The section's fields with their defaults; it takes no other names."""
+    """Returns the section's fields with their defaults; has no other names."""
     hints = typing.get_type_hints(cls)
     result = config_dict.ConfigDict()
     for entry in dataclasses.fields(cls):  # type: ignore[arg-type]
@@ -67,7 +67,7 @@ def defaults(cls: type[Section]) -> config_dict.ConfigDict:
 
 
 def build(cls: Any, values: Any) -> Any:
-    """The section and those inside it, from nested plain values; `UserError` at the first fault."""
+    """Builds a section from nested plain values; raises `UserError` at the first fault."""
     prefix = cls.prefix
     if not isinstance(values, dict):
         name, found = f"config.{prefix}".rstrip("."), shown(values)
@@ -76,7 +76,9 @@ def build(cls: Any, values: Any) -> Any:
     names = [entry.name for entry in dataclasses.fields(cls)]
     for key in values:
         if not isinstance(key, str):
-            raise UserError(f"config.{prefix}{shown(key)} is not a field; its name must be a text")
+            raise UserError(
+                f"config.{prefix}{shown(key)} is not a field; a field's name is a string"
+            )
         if key not in names:
             raise UserError(f"config.{prefix}{key} is not a field; {suggestion(key, names)}")
     built = {
@@ -87,7 +89,7 @@ def build(cls: Any, values: Any) -> Any:
 
 
 def flatten(section: Any) -> dict[str, Any]:
-    """Dotted field name → value, for every field."""
+    """Returns dotted field name → value, for every field."""
     flat: dict[str, Any] = {}
     for entry in dataclasses.fields(section):
         value = getattr(section, entry.name)
@@ -99,7 +101,7 @@ def flatten(section: Any) -> dict[str, Any]:
 
 
 def list_item_type(cls: Any, name: str) -> type | None:
-    """Of a field that holds a list, such as "probe.ranks", what its items are; None for others."""
+    """Returns the type of the items of a list field such as "probe.ranks"; None for others."""
     hint = cls
     for part in name.split("."):
         hint = typing.get_type_hints(hint)[part]
@@ -111,22 +113,22 @@ def _is_section(hint: Any) -> bool:
 
 
 def require(condition: bool, name: str, value: Any, allowed: str) -> None:
-    """Raises `UserError` unless the condition holds; `allowed` says what would be right."""
+    """Raises `UserError` unless the condition holds; `allowed` describes a right value."""
     if not condition:
         raise UserError(f"config.{name}={shown(value)} is not allowed; it must be {allowed}")
 
 
 def shown(value: Any) -> str:
-    """A value as an error names it: on one line, cut where it is long, whatever it is."""
+    """Returns any value as text for an error: on one line, truncated if it is long."""
     try:
         text = " ".join(repr(value).split())
-    except Exception:  # of a value's own code, and of integers with more digits than Python writes
+    except Exception:  # from the value's own code, or for integers with too many digits
         text = f"a {type(value).__name__}"
     return text if len(text) <= _SHOWN else text[: _SHOWN - 1] + "…"
 
 
 def _coerce(value: Any, hint: Any, name: str) -> Any:
-    """The value as the hinted type; an int will do for a float, a list for a tuple."""
+    """Returns the value as the hinted type; accepts an int as float, a list as tuple."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
     if origin in (types.UnionType, typing.Union):
         if value is None:
@@ -140,7 +142,7 @@ def _coerce(value: Any, hint: Any, name: str) -> Any:
     if origin is tuple:
         require(isinstance(value, (tuple, list)), name, value, f"a list of {arguments[0].__name__}")
         return tuple(_coerce(item, arguments[0], name) for item in value)
-    if isinstance(value, int):  # what JSON, arrays and other programs can hold
+    if isinstance(value, int):  # the limit of JSON readers and arrays
         require(abs(value) < 2**63, name, value, "an integer of at most 63 bits")
     if hint is float and isinstance(value, int) and not isinstance(value, bool):
         return float(value)
@@ -149,5 +151,5 @@ def _coerce(value: Any, hint: Any, name: str) -> Any:
     if hint is float:
         require(math.isfinite(value), name, value, "a finite number")
     if hint is str:
-        require("\0" not in value, name, value, "a text without the character NUL")
+        require("\0" not in value, name, value, "a string without the character NUL")
     return value

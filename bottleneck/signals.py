@@ -1,9 +1,9 @@
-"""How the process ends: on SIGINT and SIGTERM, when its reader goes away, and in its last moments.
+"""The end of the process: by SIGINT or SIGTERM, by a reader that goes away, or by itself.
 
-From `end_quietly` on, a signal ends the process at once, with one line and a shell's exit code. No
-handler raises: an import that is interrupted fails in its own way, and a library may swallow the
-exception. To end at once is safe, because whatever is half written has no name yet. A block that
-has something to do first takes the signals with a `Listener`.
+After `end_quietly`, a signal ends the process at once, with one line and a shell's exit code. No
+handler raises: an interrupted import fails in its own way, and a library may swallow the exception.
+Ending at once is safe, because unfinished files have no name yet. A block that must act first takes
+the signals with a `Listener`.
 """
 
 from __future__ import annotations
@@ -21,24 +21,24 @@ from types import FrameType, TracebackType
 from typing import Any, NoReturn, Self
 
 EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
-READER_GONE = 141  # as of a program that SIGPIPE ends
+READER_GONE = 141  # as after SIGPIPE
 _CANNOT_WRITE = 2
 
 _LINES = {signal.SIGTERM: "stopped by SIGTERM", signal.SIGINT: "stopped by Ctrl-C"}
 _SHOW_CURSOR = "\x1b[?25h\n"  # a progress bar hides it
 
 _ending = threading.Lock()  # held by the thread that ends the process
-_is_held = False  # the main thread, until the listening one has ended the process
+_is_held = False  # the main thread waits until the listening one has ended the process
 _line_is_out = False
-_exit_code = 1  # of an exception that nothing caught
+_exit_code = 1  # after an uncaught exception
 _scratch: set[str] = set()
 
 
 class Listener:
-    """Calls `heard(number)` for each signal that comes in a `with` block, from another thread.
+    """Calls `heard(number)` for each signal during a `with` block, from another thread.
 
-    Python calls handlers between its own instructions: a main thread that waits for the device
-    would call them late, and take two signals for one. A pipe gets a byte at once for each.
+    Python runs handlers between its own instructions: a main thread that waits for the device runs
+    them late, and merges two signals into one. The pipe gets one byte at once for each signal.
     """
 
     def __init__(
@@ -47,14 +47,14 @@ class Listener:
         numbers: Collection[int] = tuple(EXIT_CODES),
         handler: Callable[[int, FrameType | None], None] = lambda number, frame: None,
     ):
-        """Takes the signals `numbers`, except those that the process was started to ignore."""
+        """Takes the signals `numbers`, except those that the process ignored from its start."""
         self._heard = heard
         self._numbers = numbers
         self._handler = handler
         self._before: dict[int, Any] = {}
 
     def tell(self, number: int) -> None:
-        """Lets the thread know of a signal; 0 ends the thread."""
+        """Tells the thread of a signal; 0 ends the thread."""
         with contextlib.suppress(BlockingIOError):
             os.write(self._sender, bytes([number]))
 
@@ -72,7 +72,7 @@ class Listener:
         self._wakeup = signal.set_wakeup_fd(self._sender, warn_on_full_buffer=False)
         for number in self._numbers:
             before = signal.getsignal(number)
-            if before is not signal.SIG_IGN:  # under nohup, or in the background
+            if before is not signal.SIG_IGN:  # SIG_IGN under nohup, or in the background
                 self._before[number] = before
                 signal.signal(number, self._handler)
         return self
@@ -93,17 +93,17 @@ class Listener:
 
 
 def end_quietly() -> None:
-    """Makes signals end the process at once from now on, and `leave` its last instruction."""
+    """Makes signals end the process at once, and `leave` the last call of any process."""
     atexit.register(_leave_last)  # registered first, called last
 
     def hold(number: int, frame: FrameType | None) -> None:
-        """Keeps the main thread from whatever it was at; a second signal ends it here."""
+        """Stops the main thread; a second signal ends the process here."""
         global _is_held
         if _line_is_out:
             os._exit(EXIT_CODES[signal.Signals(number)])
         if not _is_held:
             _is_held = True
-            listener.tell(number)  # some code may have taken the pipe's place
+            listener.tell(number)  # in case other code replaced the pipe
             while True:
                 time.sleep(60)
 
@@ -113,7 +113,7 @@ def end_quietly() -> None:
 
 
 def _forget() -> None:
-    """Makes signals end a forked child as they end any program: it has no thread that listens."""
+    """Restores default signals in a forked child, which has no listening thread."""
     atexit.unregister(_leave_last)
     signal.set_wakeup_fd(-1)
     for number in EXIT_CODES:
@@ -122,18 +122,18 @@ def _forget() -> None:
 
 
 def end_at_once(number: int, line: str | None = None) -> NoReturn:
-    """Ends the process with one line on standard error, whatever its other threads are at."""
+    """Ends the process with one line on standard error, whatever its other threads do."""
     global _line_is_out
     with _ending:
         text = f"{line or _LINES[signal.Signals(number)]}\n"
         with contextlib.suppress(OSError):
             if os.isatty(2):
                 text = _SHOW_CURSOR + text
-            # A pipe that is full would hold us; without standard error, 2 is any file.
+            # A full pipe would block; without standard error, 2 may be any file.
             if sys.stderr is not None and _events(2, select.POLLOUT) & select.POLLOUT:
                 os.write(2, text.encode())
             silent = os.open(os.devnull, os.O_WRONLY)
-            for descriptor in (1, 2):  # other threads go on for a moment
+            for descriptor in (1, 2):  # other threads run for another moment
                 os.dup2(silent, descriptor)
         _line_is_out = True
         if _scratch:
@@ -146,8 +146,8 @@ def end_at_once(number: int, line: str | None = None) -> NoReturn:
 
 @contextlib.contextmanager
 def removed(folder: str | os.PathLike[str]) -> Iterator[None]:
-    """Removes a folder, if it exists, at the end of the block or when a signal ends the process."""
-    import shutil  # here, so that it is not imported while the process ends
+    """Removes a folder at the end of the block, or when a signal ends the process."""
+    import shutil  # so that `end_at_once` finds it imported
 
     name = os.fspath(folder)
     _scratch.add(name)
@@ -159,7 +159,7 @@ def removed(folder: str | os.PathLike[str]) -> Iterator[None]:
 
 
 def set_exit_code(code: int) -> None:
-    """Sets the code with which the process ends once threads and exit hooks of libraries have."""
+    """Sets the exit code for the end of the process, after threads and exit hooks."""
     global _exit_code
     _exit_code = code
 
@@ -169,7 +169,7 @@ def _leave_last() -> None:
 
 
 def leave(code: int) -> NoReturn:
-    """Ends the process here: what it printed is written, and nothing of Python runs after."""
+    """Flushes the output and ends the process; no more Python code runs."""
     for stream in (sys.stdout, sys.stderr):
         if stream is None or stream.closed:
             continue
@@ -181,12 +181,12 @@ def leave(code: int) -> NoReturn:
             code = code or _CANNOT_WRITE
             with contextlib.suppress(OSError):
                 os.write(2, f"error: cannot write {stream.name}: {error.strerror}\n".encode())
-    with _ending:  # never released by who has it
+    with _ending:  # never released
         os._exit(code)
 
 
 def reader_is_gone() -> bool:
-    """Returns True if nobody reads standard output, or standard error, any more."""
+    """Returns True if nobody reads standard output or standard error any more."""
     return any(_events(descriptor) & select.POLLERR for descriptor in (1, 2))
 
 

@@ -1,7 +1,7 @@
-"""What a person at a terminal sees: plain text, counts in short form, and one kind of progress bar.
+"""Output for a person at a terminal: plain text, short counts, and progress bars.
 
-Names of runs, paths, errors and settings may come from strangers. To rich, "[/]" in one is an error
-and ":x:" a picture; to a terminal, an escape sequence is an order. So all text is printed as it is.
+Names of runs, paths, errors and settings may come from strangers. To rich, "[/]" is an error and
+":x:" an emoji; to a terminal, an escape sequence is a command. So text is printed literally.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from rich.text import Text
 
 from bottleneck.errors import spelled_out
 
-_SECONDS_BETWEEN_LINES = 30.0  # of progress where there is no terminal
+_SECONDS_BETWEEN_LINES = 30.0  # of progress without a terminal
 
 
 class PlainConsole(rich.console.Console):
-    """A console that reads no markup in strings; ask for colour with styles and `Text`."""
+    """A console that prints strings literally; ask for colour with styles and `Text`."""
 
     def __init__(self, **options: Any):
         super().__init__(markup=False, emoji=False, **options)
@@ -30,11 +30,11 @@ class PlainConsole(rich.console.Console):
         return super().render_str("\n".join(lines), **how)
 
     def on_broken_pipe(self) -> NoReturn:
-        """Raises the error that is at hand; rich would end the process with code 1."""
+        """Raises the current error; rich would end the process with code 1."""
         raise
 
 
-# Progress and remarks go to standard error, so that standard output holds results alone.
+# Progress and remarks go to standard error; standard output holds only results.
 console = PlainConsole(stderr=True, highlight=False, soft_wrap=True)
 
 
@@ -42,7 +42,7 @@ def count(number: float | None) -> str:
     """Returns a count to three digits, such as "3.28 M"; a dash for None."""
     if number is None:
         return "–"
-    number = float(f"{number:.3g}")  # before its unit is chosen: 999,999 is 1.00 M
+    number = float(f"{number:.3g}")  # first, so that 999,999 is 1.00 M
     for size, unit in ((1e12, "T"), (1e9, "G"), (1e6, "M"), (1e3, "k")):
         if number >= size:
             return f"{number / size:#.3g}".rstrip(".") + f" {unit}"
@@ -50,7 +50,7 @@ def count(number: float | None) -> str:
 
 
 class Progress:
-    """Progress of a long computation: a bar on a terminal, elsewhere a line now and then.
+    """Progress of a long computation: a bar on a terminal, otherwise a line now and then.
 
     Use it in a `with` block, and call `show` as the work advances.
     """
@@ -68,8 +68,8 @@ class Progress:
 
         Args:
             what: the name of the work, or of one item of it.
-            unit: "share" and "bytes" bars disappear when the block ends, and without a terminal
-                print the share done every 30 seconds; "items" bars stay, beside `numbers`.
+            unit: "share" and "bytes" bars disappear when the block ends; without a terminal they
+                print the share done every 30 seconds. "items" bars stay.
             numbers: the newest results, beside a bar of items.
         """
         self._what, self._total, self._unit = what, max(total, 1), unit
@@ -123,5 +123,5 @@ class Progress:
 
 
 def _text(text: str) -> rich.progress.TextColumn:
-    """Returns a column of a bar; fills in {task.…}."""
+    """Returns a column of a bar; {task.…} is filled in."""
     return rich.progress.TextColumn(text, markup=False)

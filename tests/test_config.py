@@ -40,29 +40,29 @@ def test_defaults_parse_to_the_default_dataclass():
         (
             {"compute__mesh__fsdp": 12, "train__batch_size": 24},
             "config.model.d_model=256",
-            "compute.mesh.fsdp=12, such as 252 or 264; or take compute.mesh.fsdp=4",
+            "compute.mesh.fsdp=12, such as 252 or 264; or set compute.mesh.fsdp=4",
         ),
         (
             {"compute__mesh__tensor": 3},
             "config.model.n_heads=4",
-            "a multiple of compute.mesh.tensor=3, such as 3 or 6; or take compute.mesh.tensor=1",
+            "a multiple of compute.mesh.tensor=3, such as 3 or 6; or set compute.mesh.tensor=1",
         ),
         (
             {"compute__mesh__tensor": 4, "model__n_kv_heads": 2},
             "config.model.n_kv_heads=2",
-            "a multiple of compute.mesh.tensor=4, such as 4; or take compute.mesh.tensor=2",
+            "a multiple of compute.mesh.tensor=4, such as 4; or set compute.mesh.tensor=2",
         ),
         (
             {"compute__mesh__tensor": 4, "model__d_ff": 1022},
             "config.model.d_ff=1022",
             "a multiple of compute.mesh.tensor=4, such as 1020 or 1024; "
-            "or take compute.mesh.tensor=2",
+            "or set compute.mesh.tensor=2",
         ),
         (
             {"compute__mesh__tensor": 4, "model__vocab_size": 9001, "model__vocab_multiple": 3},
             "config.model.vocab_multiple=3",
             "the 9003 rows of the vocabulary become a multiple of compute.mesh.tensor=4, "
-            "such as 12 for 9012 rows; or take compute.mesh.tensor=1",
+            "such as 12 for 9012 rows; or set compute.mesh.tensor=1",
         ),
         ({"compute__accumulation_steps": 3}, "config.train.batch_size=16", "such as 15 or 18"),
         ({"compute__mesh__tensor": -1}, "config.compute.mesh.tensor=-1", "-1 on one axis only"),

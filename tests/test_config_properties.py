@@ -171,7 +171,7 @@ def test_a_config_file_that_will_not_do_is_one_line(tmp_path, content):
     "path", ["", ":", ":x", "/", ".", "x" * 300, "x/" * 3000, "a\0b", "/dev/null"]
 )
 def test_a_path_that_is_no_config_file_is_one_line(path):
-    with pytest.raises(UserError, match="there is no file") as error:
+    with pytest.raises(UserError, match="is not a file") as error:
         load_config(path, {})
     assert "\n" not in str(error.value)
 
@@ -215,14 +215,14 @@ def test_any_sweep_has_cells_with_folders_of_their_own_or_is_refused(sweep):
         ([], "must return a list of dicts"),
         ([{}, 3], "must return a list of dicts"),
         ([{"seed": 1}, {"seed": 1}], "cells 0 and 1 are the same"),
-        ([{3: 4}], "cell 0: 3 is not a field; its name must be a text"),
+        ([{3: 4}], "cell 0: 3 is not a field; a field's name is a string"),
         ([{"modl.d_model": 4}], "config.modl.d_model is not a field"),
         (
             [{"data.text_field": "A"}, {"data.text_field": "a"}],
             "cells 0 and 1 are named alike, text_field=a",
         ),
         ([{"data.text_field": "a/b"}, {"data.text_field": "a b"}], "cells 0 and 1 are named alike"),
-        ([{"data.text_field": "a\0b"}], "a text without the character NUL"),
+        ([{"data.text_field": "a\0b"}], "a string without the character NUL"),
     ],
 )
 def test_a_sweep_that_will_not_do_says_why(sweep, message):

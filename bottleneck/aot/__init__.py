@@ -1,7 +1,7 @@
 """Programs compiled ahead of time for TPU slices you do not have: memory, collectives, roofline.
 
-`rehearse` compiles the programs of a run with libtpu. `show` prints the result, `as_json` returns
-it as plain values. `advice` lists changes that make a program fit.
+Compile the programs of a run with `rehearse`, which needs libtpu; print the result with `show`.
+With `as_json` it becomes plain values, and `advice` lists changes that make a program fit.
 
     rehearsal = aot.rehearse(config, "v5e:4x4")
     rehearsal.fits, rehearsal.programs["train step"].memory.peak, rehearsal.roofline.mfu_ceiling

@@ -155,7 +155,7 @@ def _load_fields(path: str, assigned: dict[str, str]) -> dict[str, Any]:
     """Returns the fields of a file's config, with overrides, as nested plain values."""
     file = path.partition(":")[0]
     if not os.path.isfile(file):  # Path.is_file refuses long names
-        raise UserError(f"--config={path}: {file} is not a file")
+        raise UserError(f"--config={path}: {file!r} is not a file")
     fields = _read_file(path)
     known = _field_names(fields)
     for name in assigned:

@@ -5,8 +5,8 @@
 
 >>> from bottleneck import paper
 >>> steps, loss = paper.curve("loss", d_model=512)
->>> f"{loss[-1]:.2f} nats per token at step {steps[-1]:,.0f}, minimum {loss.min():.2f}"
-'3.63 nats per token at step 140,000, minimum 3.58'
+>>> f"step {steps[-1]:,.0f}: {loss[-1]:.2f}, minimum {loss.min():.2f}"
+'step 140,000: 3.63, minimum 3.58'
 
 The page comes from `write_paper`; published evaluations, from `read_evals`, and runs are optional.
 With `PaperOverlay` the report of a run shows the paper's curves as well.

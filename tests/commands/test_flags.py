@@ -79,7 +79,7 @@ def test_an_error_inside_a_config_file_is_one_line(tmp_path, source, message):
         (["--config.model.d_model=None"], "config.model.d_model=None"),
         (["--config.model.head_rank=129"], "at most model.d_model=128"),
         (["--config.compute.mesh.fsdp=3"], "train.batch_size=16"),
-        (["--config=absent.py"], "absent.py is not a file"),
+        (["--config=absent.py"], "'absent.py' is not a file"),
         (["--config.data.tokenizer=absent.json"], "absent.json"),
     ],
 )
