@@ -9,24 +9,18 @@ import os
 import sys
 from pathlib import Path
 
-from bottleneck.commands.parsing import Parser
+from bottleneck.commands.parsing import Parser, option
 from bottleneck.errors import UserError
 from bottleneck.storage.folders import is_remote
 
 
 def main(argv: list[str]) -> int:
-    """Returns the exit code; raises `UserError` if no run can be read."""
     parser = Parser("python -m bottleneck analyze", description=__doc__)
     parser.add_argument("runs", metavar="RUN", nargs="+", help="a run folder, or a folder of them")
-    parser.add_argument(
-        "--output",
-        metavar="DIR",
-        type=Path,
-        help="folder to write (default: report/ in the folder that the runs share)",
-    )
+    where = "folder to write (default: report/ in the folder that the runs share)"
+    option(parser, "--output", Path, where)
     flags = parser.parse_args(argv)
 
-    # Imported here because they take seconds: --help need not wait for them.
     from bottleneck.report.page import write_report
     from bottleneck.report.summary import print_summary, summary_table
     from bottleneck.runs.reading import load_all

@@ -9,7 +9,7 @@ import json
 import os
 
 from bottleneck.commands.flags import parse_command
-from bottleneck.commands.parsing import Parser, whole
+from bottleneck.commands.parsing import Parser, option, whole
 
 # Read by libtpu and jax when they are imported. Without them, libtpu asks a metadata server about
 # the machine, logs to the terminal and to /tmp, and serves one process at a time.
@@ -29,12 +29,9 @@ ENVIRONMENT = {
 def main(argv: list[str]) -> int:
     """Returns 0, or 1 if a program does not fit; raises `UserError` for a wrong topology."""
     parser = Parser("python -m bottleneck compile", description=__doc__)
-    parser.add_argument(
-        "--topology", required=True, metavar="CHIP:SHAPE", help="the slice, such as v5e:16x16"
-    )
-    parser.add_argument(
-        "--num_slices", type=whole(1, 2**16), default=1, metavar="N", help="slices (default: 1)"
-    )
+    topology = "the slice, such as v5e:16x16"
+    option(parser, "--topology", str, topology, metavar="CHIP:SHAPE", required=True)
+    option(parser, "--num_slices", whole(1, 2**16), "slices", 1)
     parser.add_argument(
         "--train_step_only",
         action="store_true",

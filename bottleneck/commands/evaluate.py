@@ -8,53 +8,28 @@ from __future__ import annotations
 from importlib.util import find_spec
 from pathlib import Path
 
-from bottleneck.commands.parsing import Parser, listed, whole
+from bottleneck.commands.parsing import Parser, listed, option, whole
 from bottleneck.errors import UserError
 
 
 def main(argv: list[str]) -> int:
-    """Returns the exit code; raises `UserError` if a run, a step or a task is missing."""
     parser = Parser("python -m bottleneck evaluate", description=__doc__)
     parser.add_argument("run", metavar="RUN", type=Path, help="a run folder")
-    parser.add_argument(
-        "--tasks",
-        required=True,
-        metavar="NAME,…",
-        help="tasks to run, such as lambada_openai,wikitext,sciq,arc_easy",
-    )
-    parser.add_argument(
-        "--steps",
-        type=listed(whole(0)),
-        default=(),
-        metavar="N,…",
-        help="steps to evaluate (default: the last)",
-    )
-    parser.add_argument(
-        "--limit", type=whole(1), metavar="N", help="only the first N examples of each task"
-    )
-    parser.add_argument(
-        "--batch_size",
-        type=whole(1, 2**16),
-        default=16,
-        metavar="N",
-        help="sequences in a batch (default: 16)",
-    )
-    parser.add_argument(
-        "--include",
-        type=Path,
-        metavar="DIR",
-        help="folder of your own tasks, in YAML; a task may name code, which is run",
-    )
-    parser.add_argument(
-        "--output", type=Path, metavar="FILE", help="file to append to (default: evaluation.jsonl)"
-    )
+    tasks = "tasks to run, such as lambada_openai,wikitext,sciq,arc_easy"
+    option(parser, "--tasks", listed(str), tasks, required=True)
+    option(parser, "--steps", listed(whole(0)), "steps to evaluate (default: the last)")
+    option(parser, "--limit", whole(1), "only the first N examples of each task")
+    option(parser, "--batch_size", whole(1, 2**16), "sequences in a batch", 16)
+    include = "folder of your own tasks, in YAML; a task may name code, which is run"
+    option(parser, "--include", Path, include)
+    output = "file to append to (default: evaluation.jsonl in RUN)"
+    option(parser, "--output", Path, output, metavar="FILE")
     flags = parser.parse_args(argv)
     if find_spec("lm_eval") is None:
         raise UserError(
             "evaluate needs the [eval] extra; in the repository: pip install -e '.[eval]'"
         )
 
-    # Imported here because they take seconds: --help need not wait for them.
     import rich.table
 
     from bottleneck.parallel import compile_cache
@@ -66,8 +41,8 @@ def main(argv: list[str]) -> int:
     run = load(flags.run)
     rows = evaluate(
         run,
-        list(flags.steps),
-        flags.tasks.split(","),
+        list(flags.steps or ()),
+        list(flags.tasks),
         limit=flags.limit,
         batch_size=flags.batch_size,
         include=flags.include,

@@ -11,62 +11,27 @@ import dataclasses
 from pathlib import Path
 
 from bottleneck.commands.flags import parse_command_with_data
-from bottleneck.commands.parsing import Parser, whole
+from bottleneck.commands.parsing import Parser, option, whole
 from bottleneck.errors import UserError
 
 
 def main(argv: list[str]) -> int:
-    """Returns the exit code; raises `UserError` if the model or the corpus cannot be read."""
     parser = Parser("python -m bottleneck features", description=__doc__)
     parser.add_argument("model", metavar="MODEL", help="such as runs/demo/full")
-    parser.add_argument("--output", required=True, metavar="DIR", type=Path, help="folder to write")
-    parser.add_argument(
-        "--step", type=whole(0), metavar="N", help="step of the run (default: the last)"
-    )
+    option(parser, "--output", Path, "folder to write", required=True)
+    option(parser, "--step", whole(0), "step of the run (default: the last)")
     parser.add_argument(
         "--transformers", action="store_true", help="MODEL is for the transformers library"
     )
-    parser.add_argument(
-        "--revision", metavar="NAME", help="revision on the hub, with --transformers"
-    )
-    parser.add_argument(
-        "--tokens",
-        type=whole(0),
-        default=1_000_000,
-        metavar="N",
-        help="training tokens (default: 1,000,000; 0 for none)",
-    )
-    parser.add_argument(
-        "--heldout_tokens",
-        type=whole(0),
-        default=100_000,
-        metavar="N",
-        help="validation tokens (default: 100,000; 0 for none)",
-    )
-    parser.add_argument(
-        "--layer", type=whole(0), metavar="N", help="0 is the embedding (default: the last)"
-    )
-    parser.add_argument(
-        "--sequence_length",
-        type=whole(1),
-        metavar="N",
-        help="tokens in a sequence (default: as in training; at most 1024 with --transformers)",
-    )
-    parser.add_argument(
-        "--batch_size",
-        type=whole(1, 2**16),
-        default=8,
-        metavar="N",
-        help="sequences in a batch (default: 8)",
-    )
-    parser.add_argument(
-        "--beside",
-        nargs="+",
-        type=Path,
-        default=[],
-        metavar="DIR",
-        help="other finished feature folders, drawn in the same figure",
-    )
+    option(parser, "--revision", str, "revision on the hub, with --transformers")
+    option(parser, "--tokens", whole(0), "training tokens; 0 for none", 1_000_000)
+    option(parser, "--heldout_tokens", whole(0), "validation tokens; 0 for none", 100_000)
+    option(parser, "--layer", whole(0), "0 is the embedding (default: the last)")
+    length = "tokens in a sequence (default: as in training; at most 1024 with --transformers)"
+    option(parser, "--sequence_length", whole(1), length)
+    option(parser, "--batch_size", whole(1, 2**16), "sequences in a batch", 8)
+    beside = "other finished feature folders, drawn in the same figure"
+    parser.add_argument("--beside", nargs="+", type=Path, default=[], metavar="DIR", help=beside)
     parser.add_argument(
         "--dtype",
         choices=["float32", "bfloat16", "float16"],
@@ -83,7 +48,6 @@ def main(argv: list[str]) -> int:
     if flags.revision and not flags.transformers:
         raise UserError("--revision is for --transformers; for a run folder give --step")
 
-    # Imported here because they take seconds: --help need not wait for them.
     from bottleneck.drawing.style import save
     from bottleneck.frozen import extraction as features
     from bottleneck.frozen import features as feature_set
@@ -99,17 +63,17 @@ def main(argv: list[str]) -> int:
         source: features.Source = model
         if data.tokenizer is None:
             data = dataclasses.replace(data, tokenizer=str(model.folder / "tokenizer.json"))
-        length = min(model.max_length, 1024)
+        trained_length = min(model.max_length, 1024)
     else:
         from bottleneck.runs.reading import load
 
         run = load(flags.model)
         source = features.RunSource(run, flags.step)
         data = data or run.config.data
-        length = run.config.train.sequence_length
+        trained_length = run.config.train.sequence_length
     request = features.Request(
         tokens={"train": flags.tokens, "heldout": flags.heldout_tokens},
-        sequence_length=flags.sequence_length or length,
+        sequence_length=flags.sequence_length or trained_length,
         layer=source.n_layers if flags.layer is None else flags.layer,
         dtype=flags.dtype,
         batch_size=flags.batch_size,

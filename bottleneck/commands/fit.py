@@ -13,13 +13,12 @@ import os
 import sys
 from pathlib import Path
 
-from bottleneck.commands.parsing import Parser, real, whole
+from bottleneck.commands.parsing import Parser, option, real, whole
 from bottleneck.errors import UserError
 from bottleneck.runs.folder import write_text
 
 
 def main(argv: list[str]) -> int:
-    """Returns the exit code; raises `UserError` for wrong flags or unusable points."""
     parser = Parser("python -m bottleneck fit", description=__doc__)
     parser.add_argument(
         "runs", metavar="RUN", nargs="*", type=Path, help="a run folder, or a folder of them"
@@ -67,12 +66,7 @@ def main(argv: list[str]) -> int:
         help="parameters that count for the compute of runs, 6 FLOPs a token each: all, those of "
         "layers and head, those of layers alone (default: total)",
     )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        metavar="DIR",
-        help="folder to write (default: law/ beside the points)",
-    )
+    option(parser, "--output", Path, "folder to write (default: law/ beside the points)")
     flags = parser.parse_args(argv)
     if bool(flags.runs) == (flags.table is not None):
         raise UserError("give run folders, or --table=FILE, but not both")

@@ -21,7 +21,7 @@ from absl import flags
 from ml_collections import config_dict, config_flags
 
 from bottleneck import config as config_lib
-from bottleneck.commands.parsing import whole
+from bottleneck.commands.parsing import option, whole
 from bottleneck.errors import UserError, suggestion
 from bottleneck.sections import list_item_type
 from bottleneck.sweep.cells import Cell, expand
@@ -77,9 +77,9 @@ def add_world(parser: argparse.ArgumentParser) -> None:
         "many processes",
         "found automatically on TPU pods and under SLURM or Open MPI; elsewhere give all three",
     )
-    many.add_argument("--coordinator", metavar="HOST:PORT", help="address of process 0")
-    many.add_argument("--processes", type=whole(1), metavar="N", help="number of processes")
-    many.add_argument("--process", type=whole(0), metavar="N", help="index of this process, from 0")
+    option(many, "--coordinator", str, "address of process 0", metavar="HOST:PORT")
+    option(many, "--processes", whole(1), "number of processes")
+    option(many, "--process", whole(0), "index of this process, from 0")
 
 
 @contextlib.contextmanager

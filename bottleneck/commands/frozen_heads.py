@@ -8,78 +8,31 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bottleneck.commands.parsing import Parser, listed, real, whole
+from bottleneck.commands.parsing import Parser, listed, option, real, whole
 
 
 def main(argv: list[str]) -> int:
-    """Returns the exit code; raises `UserError` if the features or a value are wrong."""
     parser = Parser("python -m bottleneck frozen_heads", description=__doc__)
     parser.add_argument("features", metavar="FEATURES", type=Path, help="such as features/410m")
-    parser.add_argument(
-        "--output",
-        metavar="DIR",
-        type=Path,
-        help="folder to write (default: frozen_heads/ in FEATURES)",
-    )
-    parser.add_argument(
-        "--ranks",
-        type=listed(whole(1)),
-        metavar="N,…",
-        help="ranks to train; the full rank is added (default: powers of two)",
-    )
-    parser.add_argument(
-        "--starts",
-        type=listed(str),
-        default=("whitened", "normal"),
-        metavar="NAME,…",
-        help="initialisations: whitened, normal (the paper's), matched, plain "
-        "(default: whitened,normal)",
-    )
-    parser.add_argument(
-        "--learning_rates",
-        type=listed(real(0, is_open=True)),
-        default=(1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2),
-        metavar="X,…",
-        help="peak learning rates to try for each rank (default: the paper's, 1e-3 to 5e-2)",
-    )
-    parser.add_argument(
-        "--steps",
-        type=whole(1, 10**8),
-        default=2000,
-        metavar="N",
-        help="steps of training a head (default: 2000)",
-    )
-    parser.add_argument(
-        "--search_steps",
-        type=whole(1, 10**8),
-        metavar="N",
-        help="steps of each learning rate tried (default: a tenth of --steps)",
-    )
-    parser.add_argument(
-        "--batch_tokens",
-        type=whole(1, 2**24),
-        default=8192,
-        metavar="N",
-        help="tokens in a batch (default: 8192)",
-    )
-    parser.add_argument(
-        "--logit_sd",
-        type=real(0, is_open=True, may_be_infinite=True),
-        default=5.0,
-        metavar="X",
-        help="standard deviation of the prior on logits, in nats; inf for none (default: 5)",
-    )
-    parser.add_argument(
-        "--loss_chunk",
-        type=whole(1, 2**24),
-        default=256,
-        metavar="N",
-        help="tokens whose logits exist at one time (default: 256)",
-    )
-    parser.add_argument("--seed", type=whole(0), default=0, metavar="N", help="default: 0")
+    option(parser, "--output", Path, "folder to write (default: frozen_heads/ in FEATURES)")
+    ranks = "ranks to train; the full rank is added (default: powers of two)"
+    option(parser, "--ranks", listed(whole(1)), ranks)
+    starts = "initialisations: whitened, normal (the paper's), matched, plain"
+    option(parser, "--starts", listed(str), starts, ("whitened", "normal"))
+    rates = "peak learning rates to try for each rank"
+    paper = (1e-3, 2e-3, 5e-3, 1e-2, 2e-2, 5e-2)
+    option(parser, "--learning_rates", listed(real(0, is_open=True)), rates, paper)
+    option(parser, "--steps", whole(1, 10**8), "steps of training a head", 2000)
+    search = "steps of each learning rate tried (default: a tenth of --steps)"
+    option(parser, "--search_steps", whole(1, 10**8), search)
+    option(parser, "--batch_tokens", whole(1, 2**24), "tokens in a batch", 8192)
+    prior = "standard deviation of the prior on logits, in nats; inf for none"
+    option(parser, "--logit_sd", real(0, is_open=True, may_be_infinite=True), prior, 5.0)
+    chunk = "tokens whose logits exist at one time"
+    option(parser, "--loss_chunk", whole(1, 2**24), chunk, 256)
+    option(parser, "--seed", whole(0), "seed of batches and initialisations", 0)
     flags = parser.parse_args(argv)
 
-    # Imported here because they take seconds: --help need not wait for them.
     from bottleneck.frozen.features import load_features
     from bottleneck.frozen.figures import print_results, write_figures
     from bottleneck.frozen.study import Plan, Study

@@ -8,16 +8,13 @@ from __future__ import annotations
 
 from pathlib import Path
 
-from bottleneck.commands.parsing import Parser, whole
+from bottleneck.commands.parsing import Parser, option, whole
 
 
 def main(argv: list[str]) -> int:
-    """Returns the exit code; raises `UserError` if the model cannot be read or converted."""
     parser = Parser("python -m bottleneck import_hf", description=__doc__)
     parser.add_argument("model", metavar="MODEL", help="such as EleutherAI/pythia-160m")
-    parser.add_argument(
-        "--workdir", required=True, type=Path, metavar="DIR", help="run folder to write"
-    )
+    option(parser, "--workdir", Path, "run folder to write", required=True)
     parser.add_argument("--revision", metavar="NAME", help="revision on the hub, such as step1000")
     parser.add_argument(
         "--step",
@@ -27,7 +24,6 @@ def main(argv: list[str]) -> int:
     )
     flags = parser.parse_args(argv)
 
-    # Imported here because they take seconds: --help need not wait for them.
     from bottleneck.pretrained.import_run import TOKENIZER, import_run
     from bottleneck.runs.reading import load
     from bottleneck.storage.workspace import claimed

@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bottleneck.commands.flags import parse_command
-from bottleneck.commands.parsing import Parser, listed, real, whole
+from bottleneck.commands.parsing import Parser, listed, option, real, whole
 from bottleneck.errors import UserError
 
 if TYPE_CHECKING:
@@ -25,7 +25,6 @@ _HASHED = 2**24  # tokens at a time
 
 
 def main(argv: list[str]) -> int:
-    """Returns the exit code; raises `UserError` if the text or a flag is wrong."""
     parser = _parser()
     if any(argument.split("=")[0] == "--ids" for argument in argv):
         flags, config = parser.parse_args(argv), None
@@ -38,7 +37,6 @@ def main(argv: list[str]) -> int:
     if flags.end_of_text is not None and config is not None:
         raise UserError("--end_of_text is for --ids; with --config the tokenizer has its own")
 
-    # Imported here because they take seconds: --help need not wait for them.
     from bottleneck.ngrams import study as ngram_study
     from bottleneck.ngrams.rows import Estimate
     from bottleneck.ngrams.windows import Windows, largest_id
@@ -85,35 +83,17 @@ def main(argv: list[str]) -> int:
 
 def _parser() -> argparse.ArgumentParser:
     parser = Parser("python -m bottleneck ngrams", description=__doc__, allow_abbrev=False)
-    parser.add_argument("--output", required=True, type=Path, metavar="DIR", help="folder to write")
+    option(parser, "--output", Path, "folder to write", required=True)
     text = parser.add_argument_group("instead of --config")
-    text.add_argument("--ids", type=Path, metavar="FILE.npy", help="token ids, one-dimensional")
-    text.add_argument(
-        "--end_of_text", type=whole(0), metavar="N", help="token that ends a document"
-    )
+    option(text, "--ids", Path, "token ids, one-dimensional", metavar="FILE.npy")
+    option(text, "--end_of_text", whole(0), "token that ends a document")
 
     table = parser.add_argument_group("n-grams")
-    table.add_argument(
-        "--n",
-        type=listed(whole(2)),
-        default=(5,),
-        metavar="N,…",
-        help="length of the n-grams, 2 to 7 (default: 5)",
-    )
-    table.add_argument(
-        "--windows", type=listed(whole(1)), metavar="N,…", help="draw N n-grams (default: all)"
-    )
+    option(table, "--n", listed(whole(2)), "length of the n-grams, 2 to 7", (5,))
+    option(table, "--windows", listed(whole(1)), "number of n-grams to draw (default: all)")
     rows = parser.add_argument_group("rows of the matrix")
-    rows.add_argument(
-        "--contexts", type=listed(whole(1)), metavar="N,…", help="draw N contexts (default: all)"
-    )
-    rows.add_argument(
-        "--min_count",
-        type=whole(1),
-        metavar="N",
-        default=1,
-        help="drop contexts rarer than N (default: 1)",
-    )
+    option(rows, "--contexts", listed(whole(1)), "number of contexts to draw (default: all)")
+    option(rows, "--min_count", whole(1), "drop contexts rarer than N", 1)
     rows.add_argument(
         "--weighting",
         choices=("equal", "frequency"),
@@ -126,32 +106,17 @@ def _parser() -> argparse.ArgumentParser:
         default="probability",
         help="entries: probabilities, their logarithms, or positive PMI (default: probability)",
     )
-    rows.add_argument(
-        "--smoothing",
-        type=real(0),
-        metavar="X",
-        help="pseudo-counts of a row, in total (default: 1 with --space=log, otherwise 0)",
-    )
-    rows.add_argument(
-        "--split_half", action="store_true", help="also estimate the W-error without sampling noise"
-    )
+    smoothing = "pseudo-counts of a row, in total (default: 1 with --space=log, otherwise 0)"
+    option(rows, "--smoothing", real(0), smoothing)
+    halves = "also estimate the W-error without sampling noise"
+    rows.add_argument("--split_half", action="store_true", help=halves)
     cost = parser.add_argument_group("cost")
-    cost.add_argument(
-        "--dimensions",
-        type=whole(0),
-        metavar="N",
-        default=4000,
-        help="dimensions up to which W-errors are exact to 1e-3 (default: 4000)",
-    )
-    cost.add_argument(
-        "--memory", type=real(0), default=4.0, metavar="GB", help="memory to use (default: 4)"
-    )
-    cost.add_argument(
-        "--exact", action="store_true", help="compute all eigenvalues, however long it takes"
-    )
-    parser.add_argument(
-        "--seed", type=whole(0), metavar="N", default=0, help="seed of the draws (default: 0)"
-    )
+    dimensions = "dimensions up to which W-errors are exact to 1e-3"
+    option(cost, "--dimensions", whole(0), dimensions, 4000)
+    option(cost, "--memory", real(0), "memory to use", 4.0, metavar="GB")
+    exact = "compute all eigenvalues, however long it takes"
+    cost.add_argument("--exact", action="store_true", help=exact)
+    option(parser, "--seed", whole(0), "seed of the draws", 0)
     parser.add_argument("--paper", action="store_true", help="also draw the paper's curves")
     return parser
 

@@ -9,33 +9,22 @@ from __future__ import annotations
 import sys
 from pathlib import Path
 
-from bottleneck.commands.parsing import Parser
+from bottleneck.commands.parsing import Parser, option
 from bottleneck.storage.folders import as_path
 
 
 def main(argv: list[str]) -> int:
-    """Returns the exit code; raises `UserError` if evaluations or runs cannot be read."""
     parser = Parser("python -m bottleneck paper", description=__doc__)
     parser.add_argument(
         "runs", metavar="RUN", nargs="*", type=Path, help="a run folder, or a folder of them"
     )
-    parser.add_argument(
-        "--output",
-        type=Path,
-        default=Path("paper"),
-        metavar="DIR",
-        help="folder to write (default: paper)",
+    option(parser, "--output", Path, "folder to write", Path("paper"))
+    published = (
+        "published evaluations: a copy of evals/ of EleutherAI/pythia, or a .json summary of it"
     )
-    parser.add_argument(
-        "--evals",
-        type=Path,
-        metavar="PATH",
-        help="published evaluations to test: a copy of evals/ of EleutherAI/pythia, or a .json "
-        "summary of it",
-    )
+    option(parser, "--evals", Path, published, metavar="PATH")
     flags = parser.parse_args(argv)
 
-    # Imported here because they take seconds: --help need not wait for them.
     from bottleneck.paper.evals import read_evals
     from bottleneck.paper.overlay import PaperOverlay
     from bottleneck.paper.page import write_paper

@@ -8,12 +8,20 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Callable
-from typing import NoReturn, TypeVar
+from typing import Any, NoReturn, TypeVar
 
 from bottleneck.errors import UserError
 
 Item = TypeVar("Item")
 
+# Name of a `type=` → what a flag's help calls its value.
+_METAVARS = {
+    "number": "N",
+    "list of numbers": "N,…",
+    "str": "NAME",
+    "list of strs": "NAME,…",
+    "Path": "DIR",
+}
 _LARGEST = 2**63 - 1  # int64
 _VALUE = "the value "  # marks the messages of this module for `Parser.error`
 
@@ -26,6 +34,22 @@ class Parser(argparse.ArgumentParser):
         if is_value:
             raise UserError(f"{flag}={what}")
         raise UserError(f"{message}; see {self.prog} --help")
+
+
+def option(
+    parser: argparse._ActionsContainer,
+    flag: str,
+    kind: Callable[[str], Any],
+    help: str,
+    default: Any = None,
+    **more: Any,
+) -> None:
+    """Adds a flag that takes a value, to a parser or a group; its help ends with the default."""
+    if default is not None:
+        items = default if isinstance(default, tuple) else (default,)
+        help += f" (default: {','.join(map(_shown, items))})"
+    more = {"metavar": _METAVARS[kind.__name__]} | more
+    parser.add_argument(flag, type=kind, help=help, default=default, **more)
 
 
 def whole(low: int, high: int = _LARGEST) -> Callable[[str], int]:
@@ -66,6 +90,12 @@ def listed(kind: Callable[[str], Item]) -> Callable[[str], tuple[Item, ...]]:
 
     parse.__name__ = f"list of {kind.__name__}s"
     return parse
+
+
+def _shown(value: Any) -> str:
+    if isinstance(value, (int, float)):
+        return f"{value:,}" if isinstance(value, int) else f"{value:g}"
+    return str(value)
 
 
 def _refused(text: str, allowed: str) -> argparse.ArgumentTypeError:

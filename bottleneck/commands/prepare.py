@@ -7,7 +7,6 @@ from bottleneck.commands.parsing import Parser
 
 
 def main(argv: list[str]) -> int:
-    """Returns the exit code; raises `UserError` if the corpus or its tokens are wrong."""
     parser = Parser("python -m bottleneck prepare", description=__doc__.splitlines()[0])
     parser.add_argument("--rebuild", action="store_true", help="tokenize again")
     parser.add_argument(

@@ -11,21 +11,16 @@ import argparse
 from pathlib import Path
 
 from bottleneck.commands.flags import parse_command
-from bottleneck.commands.parsing import Parser, listed, whole
+from bottleneck.commands.parsing import Parser, listed, option, whole
 
 
 def main(argv: list[str]) -> int:
-    """Returns the exit code; raises `UserError` if the model, the folder or the data are wrong."""
     parser = Parser("python -m bottleneck series", description=__doc__, allow_abbrev=False)
     parser.add_argument("model", metavar="MODEL", help="such as EleutherAI/pythia-160m")
-    parser.add_argument(
-        "--workdir", required=True, type=Path, metavar="DIR", help="run folder to write"
-    )
+    option(parser, "--workdir", Path, "run folder to write", required=True)
     some = parser.add_mutually_exclusive_group()
-    some.add_argument(
-        "--steps", type=listed(whole(0)), metavar="N,…", help="steps to measure (default: all)"
-    )
-    some.add_argument("--every", type=whole(1), metavar="N", help="measure the multiples of N")
+    option(some, "--steps", listed(whole(0)), "steps to measure (default: all)")
+    option(some, "--every", whole(1), "measure the multiples of N")
     parser.add_argument(
         "--audit_only", action="store_true", help="only hash the weights of each step"
     )
@@ -37,7 +32,6 @@ def main(argv: list[str]) -> int:
         flags, config = parse_command(parser, argv, needs_data=False)
     workdir = flags.workdir.expanduser()
 
-    # Imported here because they take seconds: --help need not wait for them.
     from bottleneck.parallel import compile_cache
     from bottleneck.pretrained.series import audit_series, choose, measure_series
     from bottleneck.pretrained.series_audit import print_audit

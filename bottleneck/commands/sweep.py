@@ -18,7 +18,7 @@ from bottleneck.commands.flags import (
     joined_world,
     parse_sweep_command,
 )
-from bottleneck.commands.parsing import Parser, whole
+from bottleneck.commands.parsing import Parser, option, whole
 from bottleneck.errors import UserError
 from bottleneck.parallel.host_memory import keep_freed_memory
 from bottleneck.storage.folders import as_path
@@ -32,16 +32,8 @@ def main(argv: list[str]) -> int:
     what = parser.add_mutually_exclusive_group()
     what.add_argument("--list", action="store_true", help="print the cells and their cost")
     what.add_argument("--status", action="store_true", help="show the progress of the cells")
-    what.add_argument(
-        "--index", type=whole(0), metavar="N", help="train only cell N, in this process"
-    )
-    what.add_argument(
-        "--parallel",
-        type=whole(1),
-        default=1,
-        metavar="N",
-        help="cells to train at a time (default: 1)",
-    )
+    option(what, "--index", whole(0), "train only cell N, in this process")
+    option(what, "--parallel", whole(1), "cells to train at a time", 1)
     parser.add_argument(
         "--retry", action="store_true", help="also train cells again that ended with an error"
     )

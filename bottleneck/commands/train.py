@@ -11,7 +11,6 @@ from bottleneck.parallel.host_memory import keep_freed_memory
 
 
 def main(argv: list[str]) -> int:
-    """Returns the exit code; raises `UserError` if the config or the data are wrong."""
     parser = Parser("python -m bottleneck train", description=__doc__.splitlines()[0])
     parser.add_argument(
         "--workdir", required=True, metavar="DIR", help="run folder to write or resume"

@@ -21,7 +21,6 @@ DIGITISED_STEP = 140_000  # the last one in figure 1a; figure 1b counts its FLOP
 # Section 3.2: A and α were fitted; B, β and E are Hoffmann et al.'s.
 HOFFMANN = {"B": 410.7, "beta": 0.28, "E": 1.69}
 LAW = ScalingLaw(E=1.69, A=119.09, B=410.7, alpha=0.246, beta=0.28)
-GAP_OF_FINAL, GAP_OF_BEST = 0.08, 0.04  # "8 %", "roughly 4 %"
 
 FITTED = ("410M", "1B", "1.4B", "2.8B", "6.9B", "12B")
 SMALL = ("14M", "31M", "70M", "160M")
