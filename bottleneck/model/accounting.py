@@ -1,4 +1,4 @@
-"""How many parameters a model has and how many floating-point operations its training takes.
+"""Counts of a model's parameters and of the floating-point operations of its training.
 
 D: hidden width; F: MLP width; V: padded vocabulary; R: rank of the head; L: tokens in a sequence;
 N: total parameters, embeddings and head included, unless a name says `non_embedding`.
@@ -13,7 +13,7 @@ from bottleneck.config import ModelConfig
 
 @dataclass(frozen=True)
 class ParameterCount:
-    embedding: int  # token and position tables; 0 for a tied token table, which `head` counts
+    embedding: int  # token and position tables; `head` counts a tied token table
     layers: int  # attention, MLP and norms of all layers, and the final norm
     head: int
 
@@ -24,23 +24,23 @@ class ParameterCount:
 
     @property
     def non_embedding(self) -> int:
-        """Without the tables of tokens and positions and without the head."""
+        """N without the tables of tokens and positions and without the head."""
         return self.layers
 
 
 @dataclass(frozen=True)
 class FlopCount:
-    """Floating-point operations of one token's forward pass; a multiply-add is two."""
+    """Floating-point operations of one token's forward pass; a multiply-add counts as two."""
 
     layers: float  # the matrices of all layers
-    attention: float  # scores and their mixing, over the whole square of positions
+    attention: float  # scores and mixed values, over the whole square of positions
     head: float
 
     def training(self, *, causal_halved: bool) -> float:
-        """Forward and backward, 3 × forward; recomputation is not counted.
+        """Returns the FLOPs of forward and backward, 3 × forward, without recomputation.
 
         Args:
-            causal_halved: count only the half of attention's square that a causal mask leaves.
+            causal_halved: count only the half of attention's square that a causal mask keeps.
         """
         attention = self.attention / 2 if causal_halved else self.attention
         return 3 * (self.layers + attention + self.head)
@@ -53,14 +53,14 @@ def head_parameters(config: ModelConfig) -> int:
 
 
 def layer_matrix_parameters(config: ModelConfig) -> int:
-    """Parameters of one layer's matrices, biases and norms left out."""
+    """Returns the parameters of one layer's matrices, without biases and norms."""
     D, F = config.d_model, config.mlp_width
     attention = 2 * D * D + 2 * D * config.kv_heads * config.head_size
     return attention + (3 if config.mlp == "swiglu" else 2) * D * F
 
 
 def count_parameters(config: ModelConfig) -> ParameterCount:
-    """Exact counts, padded rows of the vocabulary included."""
+    """Returns exact counts, including padded rows of the vocabulary."""
     D, F, V = config.d_model, config.mlp_width, config.padded_vocab_size
     norm = D if config.norm == "rmsnorm" else 2 * D
     layer = layer_matrix_parameters(config) + 2 * norm
@@ -74,7 +74,7 @@ def count_parameters(config: ModelConfig) -> ParameterCount:
 
 
 def flops_per_token(config: ModelConfig, sequence_length: int) -> FlopCount:
-    """Matrix products only, as MFU is usually reported (Chowdhery et al. 2022, appendix B)."""
+    """Counts matrix products only, as MFU is usually reported (Chowdhery et al. 2022, app. B)."""
     return FlopCount(
         layers=2.0 * config.n_layers * layer_matrix_parameters(config),
         attention=4.0 * config.n_layers * sequence_length * config.d_model,

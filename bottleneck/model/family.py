@@ -1,7 +1,7 @@
 """Published model families as fields of `ModelConfig`: Pythia, GPT-2, Llama and small Llama-likes.
 
-Each function returns the fields to change from their defaults. No array library is imported here,
-because config files call this before the config is checked.
+Each function returns the fields that differ from their defaults. Config files call these before the
+config is checked, so no array library is imported here.
 """
 
 from __future__ import annotations
@@ -10,7 +10,7 @@ from typing import Any
 
 from bottleneck.errors import UserError, suggestion
 
-# size: (layers, D, heads, vocabulary multiple). The two largest were padded for model parallelism.
+# size: (layers, D, heads, vocabulary multiple); the two largest are padded for sharding.
 # Source: EleutherAI/pythia, README and models/*/*.yml.
 PYTHIA = {
     "14m": (6, 128, 4, 128),
@@ -45,7 +45,7 @@ LLAMA = {
 
 
 def pythia(size: str) -> dict[str, Any]:
-    """Fields of a Pythia model; the vocabulary is that of the GPT-NeoX-20B tokenizer."""
+    """Fields of a Pythia model, with the vocabulary of the GPT-NeoX-20B tokenizer."""
     n_layers, d_model, n_heads, multiple = _entry(PYTHIA, "pythia", size)
     return dict(
         vocab_size=50_277,
@@ -78,7 +78,7 @@ def gpt2(size: str) -> dict[str, Any]:
 
 
 def llama(size: str) -> dict[str, Any]:
-    """Fields of a Llama 2 model, or of a small one built the same way."""
+    """Fields of a Llama 2 model, or of a small model built the same way."""
     n_layers, d_model, n_heads, n_kv_heads, d_ff, vocab_size, max_length, tied = _entry(
         LLAMA, "llama", size
     )

@@ -22,7 +22,7 @@ class HeadFactors:
 
     rows: [V, R] (A), or [V, D] (W) for a full head.
     basis: [R, D] (B), or None.
-    n_rows: the unpadded rows; later ones have no probability. 0 counts all.
+    n_rows: the number of unpadded rows, which alone have a probability; 0 means all.
     """
 
     rows: jax.Array
@@ -35,12 +35,12 @@ class HeadFactors:
 
     @property
     def width(self) -> int:
-        """D, the size of the hidden states that the head reads."""
+        """D, the width of the hidden states."""
         return (self.rows if self.basis is None else self.basis).shape[-1]
 
     @property
     def rank(self) -> int:
-        """The most that the rank of W can be: the columns of the rows."""
+        """The upper bound of the rank of W: the number of columns of `rows`."""
         return self.rows.shape[-1]
 
     @property
@@ -48,21 +48,21 @@ class HeadFactors:
         return self.basis is None
 
     def matrix(self) -> jax.Array:
-        """W [V, D], for heads small enough to hold it."""
+        """Returns W [V, D], which must fit in memory."""
         if self.basis is None:
             return self.rows
         return jnp.matmul(self.rows, self.basis, precision="highest")
 
     def columns(self, fsdp: int) -> str:
-        """The logical axis of the rows' columns: shared out if `fsdp` devices divide them."""
+        """Returns the logical axis of the columns of `rows`: split if `fsdp` divides them."""
         return "embed" if self.rank % fsdp == 0 else "rank"
 
     def project(self, hidden: jax.Array) -> jax.Array:
-        """The vectors [..., R] that the rows are multiplied with, from hidden states [..., D]."""
+        """Projects hidden states [..., D] to the vectors [..., R] that `rows` multiply."""
         return hidden if self.basis is None else hidden @ self.basis.T.astype(hidden.dtype)
 
     def logits(self, hidden: jax.Array) -> jax.Array:
-        """float32 [..., V] logits, padded rows included, for inputs small enough to hold them."""
+        """Returns float32 logits [..., V], padded rows included, which must fit in memory."""
         projected = self.project(hidden)
         return jnp.einsum(
             "...r,vr->...v",
@@ -73,7 +73,7 @@ class HeadFactors:
 
 
 class FullHead(nnx.Module):
-    """W [V, D]: V·D parameters, twice that in FLOPs a token forward; rank ≤ D."""
+    """W [V, D]: V·D parameters, 2·V·D FLOPs per token forward; rank ≤ D."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         self.n_rows = config.vocab_size
@@ -86,7 +86,7 @@ class FullHead(nnx.Module):
 
 
 class FactoredHead(nnx.Module):
-    """A [V, R] @ B [R, D]: R·(V + D) parameters, twice that in FLOPs a token forward; rank ≤ R."""
+    """A [V, R] @ B [R, D]: R·(V + D) parameters, 2·R·(V + D) FLOPs per token forward; rank ≤ R."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         assert config.head_rank is not None
@@ -94,9 +94,8 @@ class FactoredHead(nnx.Module):
         if config.head_init == "normal":
             rows_std = basis_std = 1.0
         else:
-            # A has the entries of a full head and B keeps the norm of the hidden states, so that
-            # A @ B has the variance of a full head's entries, and Adam's steps of one size move
-            # logits and directions at comparable speed.
+            # A has the entries of a full head, and B keeps the norm of the hidden states. So A @ B
+            # has the variance of a full head, and Adam moves logits and directions equally fast.
             rows_std, basis_std = config.weight_std, rank**-0.5
         rows = rows_std * jax.random.normal(rngs.params(), (config.padded_vocab_size, rank))
         basis = basis_std * jax.random.normal(rngs.params(), (rank, config.d_model))
@@ -108,23 +107,23 @@ class FactoredHead(nnx.Module):
 
 
 class TiedHead(FullHead):
-    """A full head that is the embedding too: V·D parameters for both."""
+    """A full head that is also the embedding: V·D parameters for both."""
 
     def embed(self, tokens: jax.Array) -> jax.Array:
-        """The rows [..., D] of these tokens."""
+        """Returns the rows [..., D] of these tokens."""
         return self.rows[...][tokens]
 
 
 class TiedFactoredHead(FactoredHead):
-    """A factored head that is the embedding too, also of rank R: R·(V + D) parameters for both."""
+    """A factored head that is also the embedding, of rank R too: R·(V + D) parameters for both."""
 
     def embed(self, tokens: jax.Array) -> jax.Array:
-        """The rows [..., D] of A @ B of these tokens."""
+        """Returns the rows [..., D] of A @ B for these tokens."""
         return self.rows[...][tokens] @ self.basis[...]
 
 
 def make_head(config: ModelConfig, rngs: nnx.Rngs) -> FullHead | FactoredHead:
-    """The head that the config describes."""
+    """Returns the head that the config describes."""
     if config.head_rank is None:
         return (TiedHead if config.tie_embeddings else FullHead)(config, rngs)
     return (TiedFactoredHead if config.tie_embeddings else FactoredHead)(config, rngs)

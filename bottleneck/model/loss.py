@@ -1,10 +1,10 @@
 """Cross-entropy of a head whose logits are never all in memory, on one device or on a mesh.
 
 B: sequences; L: tokens; D: hidden width; V: rows of the head; K: columns of its rows, R or D.
-Log-sum-exp and every sum are float32 whatever the inputs. What one device does is in
-`loss_chunks`; here its pieces are put together, on the mesh in context if there is one: the batch
-split over `replica` and `fsdp`, the head's rows over `tensor`, their columns over `fsdp`. Of a full
-head no device ever holds all columns; those of a factored one, which are few, are gathered first.
+Log-sum-exp and all sums are float32. `kernels.loss` computes one device's share; this module runs
+it on the mesh in context. The batch is split over `replica` and `fsdp`, the head's rows over
+`tensor`, their columns over `fsdp`. No device holds all columns of a full head; the few columns of
+a factored one are gathered first.
 """
 
 from __future__ import annotations
@@ -31,17 +31,17 @@ def cross_entropy(
     chunk: int,
     z_loss: float = 0.0,
 ) -> tuple[jax.Array, jax.Array]:
-    """Sums over tokens: (the objective, with a gradient; the cross-entropy alone, without one).
+    """Returns sums over tokens: the objective, and the cross-entropy, which carries no gradient.
 
-    The objective is Σ w·(CE + z_loss·lse²), the cross-entropy Σ w·CE in nats, both float32 scalars;
-    divide by Σ w for the mean.
+    The objective is Σ w·(CE + z_loss·lse²), the cross-entropy Σ w·CE in nats; both are float32
+    scalars. Divide by Σ w for the mean.
 
     Args:
         factors: the head; its gradient has the type of its factors.
         hidden_BxLxD: float32 or bfloat16 hidden states, which set the type of the products.
         targets_BxL: int32 in [0, n_rows) of the head.
-        weights_BxL: float32; 0 leaves a token out. Not differentiated.
-        chunk: about how many tokens' logits, [chunk, V] float32, exist at one time on a device.
+        weights_BxL: float32; 0 ignores a token. Not differentiated.
+        chunk: tokens, roughly, whose float32 logits [chunk, V] a device holds at one time.
         z_loss: weight of the squared log-partition (PaLM, Chowdhery et al. 2022, section 5).
     """
     arrays = (factors.project(hidden_BxLxD), factors.rows, targets_BxL, weights_BxL)
@@ -56,11 +56,11 @@ def token_losses(
     *,
     chunk: int,
 ) -> jax.Array:
-    """float32 [B, L] cross-entropy of every token in nats; arguments as `cross_entropy`."""
+    """Returns float32 [B, L], the cross-entropy of each token in nats; see `cross_entropy`."""
 
     def local(layout: Layout, *arrays: jax.Array) -> jax.Array:
-        way = kernel.way(layout, chunking, arrays[0])
-        lse, target_logits = way.statistics(layout, chunking, *arrays)
+        algorithm = kernel.algorithm(layout, chunking, arrays[0])
+        lse, target_logits = algorithm.statistics(layout, chunking, *arrays)
         return lse - target_logits
 
     chunking = Chunking(factors.n_rows, factors.is_full, chunk)
@@ -84,8 +84,8 @@ def _sums(
         targets: jax.Array,
         weights: jax.Array,
     ) -> tuple[jax.Array, jax.Array]:
-        way = kernel.way(layout, chunking, projected)
-        found = way.statistics(layout, chunking, projected, rows, targets)
+        algorithm = kernel.algorithm(layout, chunking, projected)
+        found = algorithm.statistics(layout, chunking, projected, rows, targets)
         return kernel.sums(layout, found, weights, z_loss)
 
     return _on_mesh(local, ("sum", "sum"), (projected, rows, targets, weights), chunking)
@@ -106,8 +106,8 @@ def _sums_and_gradients(
         targets: jax.Array,
         weights: jax.Array,
     ) -> Any:
-        way = kernel.way(layout, chunking, projected)
-        found, gradients = way.gradients(
+        algorithm = kernel.algorithm(layout, chunking, projected)
+        found, gradients = algorithm.gradients(
             layout, chunking, z_loss, projected, rows, targets, weights
         )
         return kernel.sums(layout, found, weights, z_loss), gradients
@@ -132,10 +132,10 @@ _sums.defvjp(_sums_and_gradients, _scale_gradients)
 def _on_mesh(
     local: Callable[..., Any], outputs: Any, arrays: tuple[jax.Array, ...], chunking: Chunking
 ) -> Any:
-    """local(layout, projected, rows, targets, …) on each device's share of the arrays.
+    """Runs local(layout, projected, rows, targets, …) on each device's share of the arrays.
 
     Args:
-        outputs: for each result where it lives: as "token" arrays do, as the "rows", or a "sum".
+        outputs: the placement of each result: that of "token" arrays, of the "rows", or a "sum".
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:

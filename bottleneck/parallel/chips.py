@@ -44,9 +44,6 @@ CHIPS = {
     "tpu7x": Chip(("TPU7x",), 2307e12 / 2, 96 * 2**30, 7.38e12 / 2, 600e9 / 2, 12.5e9 / 2),
 }
 
-# Of a TPU's vector unit, to multiples of which it pads the last two dimensions of an array.
-TPU_SUBLANES, TPU_LANES = 8, 128
-
 _PEAK_FLOPS = {"NVIDIA A100": 312e12, "NVIDIA H100": 989e12, "NVIDIA H200": 989e12} | {
     kind: chip.peak_flops for chip in CHIPS.values() for kind in chip.device_kinds
 }

@@ -95,8 +95,8 @@ def compiler_options(mesh: Mesh) -> dict[str, str] | None:
 
 
 def _count_slices(devices: Sequence[jax.Device]) -> int:
-    """How many slices of TPUs these are; elsewhere a `slice_index` says something else."""
-    if devices[0].platform != "tpu":
+    """The number of TPU slices; 1 for other devices, whose `slice_index` has another meaning."""
+    if not devices[0].device_kind.startswith("TPU"):
         return 1
     return len({getattr(device, "slice_index", 0) for device in devices})
 
@@ -134,13 +134,3 @@ def constrain(array: jax.Array, *axes: str | None) -> jax.Array:
 def devices_along(axis: str) -> int:
     """Devices along an axis of the mesh in context; 1 where there is none."""
     return jax.sharding.get_abstract_mesh().shape.get(axis, 1)
-
-
-def platform() -> str:
-    """That of the devices which the program at hand is traced for: "cpu", "tpu", "gpu" or "cuda".
-
-    Programs are also compiled for devices that are not here: those of the mesh in context count,
-    if there is one.
-    """
-    device = jax.sharding.get_abstract_mesh().abstract_device
-    return jax.default_backend() if device is None else device.platform

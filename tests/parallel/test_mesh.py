@@ -94,7 +94,9 @@ def test_replica_that_the_slices_do_not_divide_is_an_error():
 
 def test_processes_of_cpus_are_not_slices():
     # jax gives every process of CPUs a slice_index of its own.
-    cpus = [dataclasses.replace(chip, platform="cpu") for chip in slices_of_four(2)]
+    cpus = [
+        dataclasses.replace(chip, platform="cpu", device_kind="cpu") for chip in slices_of_four(2)
+    ]
     assert make_mesh(MeshConfig(), cpus).shape["fsdp"] == 8
 
 

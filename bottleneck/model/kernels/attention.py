@@ -1,4 +1,4 @@
-"""Causal attention, by what is fastest on the devices at hand.
+"""Causal attention, by the fastest implementation for the devices.
 
 B: sequences; L: tokens; H: heads; G: key-value heads (a divisor of H); K: size of one head.
 """
@@ -13,12 +13,21 @@ import jax.numpy as jnp
 
 from bottleneck.model.kernels import remat
 from bottleneck.model.kernels.attention_cpu import block_attention
-from bottleneck.parallel.chips import TPU_LANES
-from bottleneck.parallel.mesh import partition_spec, platform
+from bottleneck.model.kernels.device import TPU_LANES, platform
+from bottleneck.parallel.mesh import partition_spec
 
 Implementation = Literal["auto", "xla", "blocks", "cudnn", "splash"]
 
-_BLOCKS = (512, 384, 256, TPU_LANES)  # positions that a block of scores may have, the best first
+_BLOCKS = (512, 384, 256, TPU_LANES)  # positions in a block of scores, the best first
+
+
+def reference(
+    query_BxLxHxK: jax.Array, key_BxLxGxK: jax.Array, value_BxLxGxK: jax.Array
+) -> jax.Array:
+    """`causal_attention` on any device, with all scores in memory."""
+    return jax.nn.dot_product_attention(
+        query_BxLxHxK, key_BxLxGxK, value_BxLxGxK, is_causal=True, implementation="xla"
+    )
 
 
 def causal_attention(
@@ -30,24 +39,20 @@ def causal_attention(
     """softmax(q kᵀ/√K, over the tokens up to each one) v: [B, L, H, K].
 
     Args:
-        implementation: "xla", everywhere; "blocks", the fastest on a CPU; "cudnn", flash attention
-            on CUDA in half precision; "splash", flash attention on TPU, L a multiple of 128;
-            "auto", the fastest that the devices of the mesh in context, the type and the length
-            allow.
+        implementation: "xla", on any device; "blocks", the fastest on a CPU; "cudnn", flash
+            attention on CUDA in half precision; "splash", flash attention on TPU, L a multiple of
+            128; "auto", the fastest for the devices of the mesh in context, the type and L.
     """
     if implementation == "auto":
         implementation = _fastest(query_BxLxHxK)
+    arrays = (query_BxLxHxK, key_BxLxGxK, value_BxLxGxK)
     if implementation == "splash":
-        return _on_mesh(splash_attention)(query_BxLxHxK, key_BxLxGxK, value_BxLxGxK)
+        return _on_mesh(splash_attention)(*arrays)
     if implementation == "blocks":
-        return block_attention(query_BxLxHxK, key_BxLxGxK, value_BxLxGxK)
-    return jax.nn.dot_product_attention(
-        query_BxLxHxK,
-        key_BxLxGxK,
-        value_BxLxGxK,
-        is_causal=True,
-        implementation="cudnn" if implementation == "cudnn" else "xla",
-    )
+        return block_attention(*arrays)
+    if implementation == "cudnn":
+        return jax.nn.dot_product_attention(*arrays, is_causal=True, implementation="cudnn")
+    return reference(*arrays)
 
 
 def _fastest(query_BxLxHxK: jax.Array) -> Implementation:
@@ -68,12 +73,12 @@ def splash_attention(
 ) -> jax.Array:
     """Causal attention by jax's Pallas TPU kernel, for one device's heads and sequences.
 
-    The scores are never in memory: forward and backward take a block of them at a time.
+    The scores are never in memory: forward and backward compute a block of them at a time.
 
     Args:
         interpret: emulate the kernel on another backend, slowly.
     """
-    # Imported here because importing Pallas takes a second, which only a TPU's programs need.
+    # Importing Pallas takes a second, and only a TPU's programs need it.
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_mask as masks
 
@@ -100,7 +105,7 @@ def splash_attention(
 
 
 def _on_mesh(attend: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """The function on every device with its sequences and heads; a Pallas kernel asks for it."""
+    """Runs the function on each device's sequences and heads, as a Pallas kernel needs."""
     if jax.sharding.get_abstract_mesh().size <= 1:
         return attend
     heads = partition_spec(["batch", None, "heads", None])

@@ -1,10 +1,11 @@
 """Causal attention for a CPU: a block of queries at a time against the keys up to its end.
 
-So half of the square of positions is never computed, and a block's scores are still in the cache
-when they are used. Kept for the backward pass is the log-sum-exp of every row of scores, from which
-the weights are computed again, as flash attention does (Dao et al. 2022).
-B: sequences; L: tokens; H: heads; G: key-value heads; K: size of one head. Here queries lie as
-[B, G, H/G, L, K], and those of a block, of all heads that share keys, as [B, G, Q, K].
+It skips half of the square of positions, and a block's scores are still in the cache when they are
+used. The backward pass keeps the log-sum-exp of every row of scores and computes the weights again,
+as flash attention does (Dao et al. 2022).
+B: sequences; L: tokens; H: heads; G: key-value heads; K: size of one head.
+Queries are laid out as [B, G, H/G, L, K].
+Those of a block, of all heads that share keys, are laid out as [B, G, Q, K].
 """
 
 from __future__ import annotations
@@ -17,7 +18,7 @@ import jax.numpy as jnp
 from bottleneck.model.kernels import remat
 from bottleneck.model.kernels.cpu import computed_once
 
-_MAX_BLOCKS = 8  # each is compiled on its own
+_MAX_BLOCKS = 8  # each is compiled separately
 _MIN_BLOCK = 64  # queries; smaller ones cost more in calls than they save in positions
 
 _Kept = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
@@ -56,12 +57,12 @@ def _backward(kept: _Kept, gradient_BxLxHxK: jax.Array) -> tuple[jax.Array, jax.
     query, key, value, mixed_BxLxHxK, lse = kept
     gradient = _by_group(gradient_BxLxHxK, key.shape[1])
     length, dtype = query.shape[3], query.dtype
-    # Σ_s weight · (gradient · value_s), the part of the softmax's derivative that is common to s.
+    # Σ_s weight · (gradient · value_s): the term of the softmax's derivative common to all s.
     products = gradient_BxLxHxK.astype(jnp.float32) * mixed_BxLxHxK
     common = _by_group(jnp.sum(products, axis=-1, keepdims=True), key.shape[1])
     by_query = []
-    # Transposed, as a CPU turns the left side of a product by copying it, and that would be a
-    # block of scores. The other left sides are turned here, all blocks at once.
+    # A CPU copies the left side of a product to transpose it. Transposed results keep the scores
+    # off that side; the sides that remain are transposed here, all blocks at once.
     query_turned, gradient_turned = _turned(query), _turned(gradient)
     by_key = by_value = jnp.zeros((*key.shape[:2], key.shape[3], length), jnp.float32)
     for start, end in _blocks(length):
@@ -93,13 +94,13 @@ block_attention.defvjp(_forward, _backward)
 
 
 def _blocks(length: int) -> Iterator[tuple[int, int]]:
-    """First and last-but-one position of each block of queries."""
+    """The first position of each block of queries, and the one after its last."""
     size = max(_MIN_BLOCK, -(-length // _MAX_BLOCKS))
     return ((start, min(start + size, length)) for start in range(0, length, size))
 
 
 def _scores(query: jax.Array, key: jax.Array, start: int, end: int) -> jax.Array:
-    """float32 [B, G, Q, end]; −∞ for keys that come after their query."""
+    """float32 [B, G, Q, end]; −∞ for keys after their query."""
     scores = _product("bgqk,bgsk->bgqs", _flat(query[:, :, :, start:end]), key[:, :, :end])
     position_Q = jnp.tile(jnp.arange(start, end), query.shape[2])
     return jnp.where(jnp.arange(end) <= position_Q[:, None], scores, -jnp.inf)

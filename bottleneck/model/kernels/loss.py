@@ -1,7 +1,8 @@
-"""The way through the cross-entropy that suits a device, its types and where the head lies.
+"""The cross-entropy of one device's tokens, by the algorithm that suits the device and the head.
 
-All ways have one signature. From this device's tokens and its share of the head, `statistics` gives
-log-sum-exps and target logits; `gradients` gives those and the gradients.
+Each algorithm is a module with two functions of one signature. Both take this device's tokens and
+its share of the head. `statistics` returns log-sum-exps and target logits, `gradients` those and
+the gradients.
 """
 
 from __future__ import annotations
@@ -10,14 +11,35 @@ from types import ModuleType
 
 import jax
 import jax.numpy as jnp
+import numpy as np
 
 from bottleneck.model.kernels import loss_by_rows, loss_by_tokens, loss_cpu
+from bottleneck.model.kernels.device import platform
 from bottleneck.model.kernels.loss_pieces import Chunking, Layout
-from bottleneck.parallel.mesh import platform
 
 
-def way(layout: Layout, chunking: Chunking, projected: jax.Array) -> ModuleType:
-    """Returns the module that takes these tokens through the loss."""
+def reference(
+    n_rows: int,
+    z_loss: float,
+    projected: jax.Array,
+    rows: jax.Array,
+    targets: jax.Array,
+    weights: jax.Array,
+) -> tuple[tuple[np.ndarray, np.ndarray], tuple[np.ndarray, np.ndarray]]:
+    """`gradients` of the whole head on one device, in float64 with all logits in memory."""
+    h, A, w = (np.asarray(array, np.float64) for array in (projected, rows, weights[..., None]))
+    logits = h @ A[:n_rows].T
+    top = logits.max(-1, keepdims=True)
+    lse = np.log(np.exp(logits - top).sum(-1, keepdims=True)) + top
+    is_target = np.arange(n_rows) == np.asarray(targets)[..., None]
+    G = w * (np.exp(logits - lse) * (1 + 2 * z_loss * lse) - is_target)
+    by_rows = np.zeros_like(A)
+    by_rows[:n_rows] = np.einsum("blv,blk->vk", G, h)
+    return (lse[..., 0], (logits * is_target).sum(-1)), (G @ A[:n_rows], by_rows)
+
+
+def algorithm(layout: Layout, chunking: Chunking, projected: jax.Array) -> ModuleType:
+    """Returns the module whose functions suit these tokens."""
     if chunking.is_full and layout.columns:
         return loss_by_rows
     if layout == Layout() and projected.dtype == jnp.float32 and platform() == "cpu":
@@ -28,7 +50,7 @@ def way(layout: Layout, chunking: Chunking, projected: jax.Array) -> ModuleType:
 def sums(
     layout: Layout, found: tuple[jax.Array, jax.Array], weights: jax.Array, z_loss: float
 ) -> tuple[jax.Array, jax.Array]:
-    """Over all tokens of all devices: Σ w·(CE + z_loss·lse²) and Σ w·CE."""
+    """Σ w·(CE + z_loss·lse²) and Σ w·CE over all tokens of all devices."""
     lse, target_logits = found
     loss = lse - target_logits
     objective = jnp.sum(weights * (loss + z_loss * lse**2))

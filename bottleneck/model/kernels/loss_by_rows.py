@@ -1,8 +1,8 @@
-"""The loss by blocks of rows: the head's columns are split over `fsdp`, and too many to be whole.
+"""The loss by blocks of rows, for a head with too many columns to gather from `fsdp` at once.
 
-A block of rows is gathered when its turn comes; the log-sum-exp runs along. A second pass makes the
-gradient, each block's reduced and scattered at once. That is four products with the head a token
-and 2/n_blocks of the memory. Symbols as in `loss_pieces`.
+The first pass gathers one block of rows after another and updates the log-sum-exp. The second makes
+the gradient, and reduces and scatters that of each block at once. A token costs four products with
+the head. Symbols as in `loss_pieces`.
 """
 
 from __future__ import annotations
@@ -99,7 +99,7 @@ def gradients(
 def _row_blocks(
     layout: Layout, chunking: Chunking, projected: jax.Array, rows: jax.Array
 ) -> tuple[jax.Array, jax.Array]:
-    """This device's rows in blocks, [n_blocks, block, K/shards], and each block's first row."""
+    """Returns this device's rows in blocks, [n_blocks, block, K/shards], and their first rows."""
     n_rows, n_tokens = rows.shape[0], projected.shape[0] * projected.shape[1]
     wanted = max(ROW_UNIT, chunking.chunk * n_rows // n_tokens)
     block = min(n_rows, -(-wanted // ROW_UNIT) * ROW_UNIT)

@@ -1,7 +1,7 @@
-"""The loss by chunks of tokens: the head's rows are whole on this device, or are gathered at first.
+"""The loss by chunks of tokens, with the head's rows whole on this device or gathered first.
 
-The gradient is made while a chunk's logits are at hand: three products with the head a token, not
-the four that computing the logits again would take. Symbols as in `loss_pieces`.
+The gradient is made while a chunk's logits are in memory. So a token costs three products with the
+head, one less than computing the logits again. Symbols as in `loss_pieces`.
 """
 
 from __future__ import annotations
@@ -83,7 +83,7 @@ def gradients(
 def _chunk(
     layout: Layout, chunking: Chunking, rows: jax.Array, projected: jax.Array, targets: jax.Array
 ) -> tuple[Logits, Sums]:
-    """The logits of a chunk of tokens for all rows of this device, and their sums."""
+    """Returns the logits of a chunk of tokens for all rows of this device, and their sums."""
     place = (targets, layout.first_row(rows.shape[0]), chunking.n_rows)
     logits = logits_of(projected, rows, *place)
     start = empty_sums(lambda: logits_of(projected, rows[:ROW_UNIT], *place), targets)
@@ -96,7 +96,7 @@ def _chunk_length(shape: tuple[int, ...], chunking: Chunking) -> int:
 
 
 def _split(array_bxL: jax.Array, chunk_length: int) -> jax.Array:
-    """[b, L, ...] → [n_chunks, b, chunk_length, ...], padded with zeros where L does not divide."""
+    """[b, L, ...] → [n_chunks, b, chunk_length, ...], padded with zeros to a multiple."""
     padding = -array_bxL.shape[1] % chunk_length
     widths = [(0, 0), (0, padding)] + [(0, 0)] * (array_bxL.ndim - 2)
     padded = jnp.pad(array_bxL, widths)

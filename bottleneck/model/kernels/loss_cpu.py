@@ -1,11 +1,11 @@
-"""The loss on one CPU, its gradient in as few passes over the logits as can be.
+"""The loss on one CPU, with as few passes over the logits as possible.
 
-On a CPU a pass over [tokens, V] costs a fifth of a product, and a matrix is turned by copying it.
-So all that is made of the logits is exp(z − max z). Its sum is the softmax's, and the gradient
-w·(softmax − target) is multiplied with in two parts: a token's factors scale the small side, and
-the target is a row. The head's gradient is summed up transposed, [K, V].
-This is for products in float32: rounded to bfloat16, a softmax near 1 would lose what its target
-leaves of it. n: tokens; V: rows of the head; K: columns of its rows.
+On a CPU a pass over [tokens, V] costs a fifth of a product, and transposing a matrix copies it. So
+the logits yield only exp(z − max z). Its sum is the softmax's denominator. Products with the
+gradient w·(softmax − target) are split: a token's factors scale the small side, and the target
+selects a row. The head's gradient is summed transposed, [K, V].
+All products are float32: in bfloat16 a softmax near 1 less its target would be lost to rounding.
+n: tokens; V: rows of the head; K: columns of its rows.
 """
 
 from __future__ import annotations
@@ -95,7 +95,7 @@ def _exponentials(rows: jax.Array, hidden: jax.Array, targets: jax.Array) -> _Ch
 def _by_chunks(
     one_chunk: Callable[..., Any], start: Any, arrays: tuple[jax.Array, ...], chunk: int
 ) -> tuple[Any, Any]:
-    """(what is carried in the end, results [n, ...]) of a scan over chunks of arrays [n, ...]."""
+    """Returns (final carry, results [n, ...]) of a scan over chunks of arrays [n, ...]."""
     n_tokens = arrays[0].shape[0]
     chunk = min(chunk, n_tokens)
     n_chunks = -(-n_tokens // chunk)

@@ -1,8 +1,8 @@
 """Pieces of the chunked cross-entropy: logits of some tokens and rows, and their running sums.
 
 b: sequences of this device; L: tokens; V: rows of this device; K: columns of the head's rows.
-On a TPU exponentials are taken against a reference that is known before the logits are: the highest
-of a few of them. So a product's logits are summed while it makes them, and never reach memory.
+On a TPU exponentials are relative to a reference that is known before the logits: the highest of a
+few of them. So the product that makes the logits also sums them, and they never reach memory.
 """
 
 from __future__ import annotations
@@ -14,37 +14,37 @@ from typing import NamedTuple
 import jax
 import jax.numpy as jnp
 
-from bottleneck.parallel.mesh import platform
+from bottleneck.model.kernels.device import platform
 
-# Added to the logits of padded rows: their probability is 0 to the last bit, and no NaN can arise.
+# The logit of padded rows: their probability is exactly 0, and no NaN can arise.
 _PADDING = -1e30
 
 # Rows of a gathered block are a multiple of this, the width of a TPU's matrix unit and lanes.
 ROW_UNIT = 256
 
-# Sums of exponentials up to here, of logits some 35 above the reference, are taken as they are.
-# What is done beyond has the other name in the names of its operations.
+# The largest valid sum of exponentials, of logits some 35 above the reference. A larger one is
+# computed again, by operations whose names contain `RARELY`.
 _REACH = 1e16
 RARELY = "rarely"
 
 
 @dataclass(frozen=True)
 class Chunking:
-    n_rows: int  # of the whole vocabulary; rows from here on are padding
-    is_full: bool  # too many columns to be whole on a device, where they are split
-    chunk: int  # tokens whose logits for all rows of the device exist at one time
+    n_rows: int  # of the whole vocabulary, without padding
+    is_full: bool  # has too many columns to gather, if they are split
+    chunk: int  # tokens whose logits exist at one time
 
 
 @dataclass(frozen=True)
 class Layout:
-    """Mesh axes over which this device's share is one of several; none without a mesh."""
+    """Mesh axes over which arrays are split; none without a mesh."""
 
-    batch: tuple[str, ...] = ()  # of the tokens
-    vocab: tuple[str, ...] = ()  # of the head's rows
-    columns: tuple[str, ...] = ()  # of the head's columns
+    batch: tuple[str, ...] = ()  # the tokens
+    vocab: tuple[str, ...] = ()  # the head's rows
+    columns: tuple[str, ...] = ()  # the head's columns
 
     def first_row(self, n_rows: int) -> jax.Array | int:
-        """Of this device's rows, in the whole vocabulary."""
+        """Returns the index in the whole vocabulary of this device's first row."""
         return jax.lax.axis_index(self.vocab) * n_rows if self.vocab else 0
 
 
@@ -54,11 +54,11 @@ class Logits(NamedTuple):
 
 
 class Sums(NamedTuple):
-    """Of the logits so far, float32 [b, c]."""
+    """Running sums over logits z, float32 [b, c]."""
 
     reference: jax.Array
     total: jax.Array  # Σ exp(z − reference)
-    target_logits: jax.Array  # 0 where the target is not among them
+    target_logits: jax.Array  # 0 until the target's logit has come
 
 
 def logits_of(
@@ -69,7 +69,7 @@ def logits_of(
     vocab_size: int,
     n_rows: jax.Array | int | None = None,
 ) -> Logits:
-    """Of these tokens and rows; those from `n_rows` on, and past the vocabulary, are masked."""
+    """Logits of these tokens and rows; rows from `n_rows` or the vocabulary's end are masked."""
     values = jnp.einsum("blk,vk->blv", projected, rows, preferred_element_type=jnp.float32)
     index = jax.lax.broadcasted_iota(jnp.int32, (1, 1, rows.shape[0]), 2)
     is_row = first_row + index < vocab_size
@@ -80,9 +80,9 @@ def logits_of(
 
 
 def empty_sums(few: Callable[[], Logits], targets: jax.Array) -> Sums:
-    """Sums of no logits. A TPU's reference is the highest of a few that are among those to come.
+    """Sums over no logits. A TPU's reference is the highest of a `few` of those to come.
 
-    So that their sum cannot vanish.
+    That keeps their sum from vanishing.
     """
     zeros = jnp.zeros(targets.shape)
     reference = jnp.max(few().values, axis=-1) if platform() == "tpu" else zeros + _PADDING
@@ -90,17 +90,18 @@ def empty_sums(few: Callable[[], Logits], targets: jax.Array) -> Sums:
 
 
 def add_logits(sums: Sums, logits: Callable[[jax.Array], Logits], projected: jax.Array) -> Sums:
-    """The sums with those of `logits(projected)`, against another reference where it must be."""
+    """Adds `logits(projected)` to the sums, with a new reference if they need one."""
     values, is_target = logits(projected)
     target_logits = sums.target_logits + jnp.sum(jnp.where(is_target, values, 0.0), axis=-1)
-    if platform() != "tpu":  # others have the logits in memory, and a GPU's host waits at a branch
+    # Other platforms have the logits in memory, and a GPU's host would wait at a branch.
+    if platform() != "tpu":
         top = jnp.maximum(sums.reference, jnp.max(values, axis=-1))
         return Sums(top, _total(sums, values, top), target_logits)
 
     def against_the_highest() -> tuple[jax.Array, jax.Array]:
         top = jnp.max(logits(projected).values, axis=-1)
         top = jnp.maximum(top, sums.reference + jnp.log(sums.total))
-        # Two products, each with its sums: the compiler would make one, and keep its logits.
+        # Without a barrier the compiler would share the product, and keep its logits in memory.
         again, top = jax.lax.optimization_barrier((projected, top))
         return top, _total(sums, logits(again).values, top)
 
@@ -113,13 +114,13 @@ def add_logits(sums: Sums, logits: Callable[[jax.Array], Logits], projected: jax
 
 
 def _total(sums: Sums, values: jax.Array, reference: jax.Array) -> jax.Array:
-    """Σ exp(z − reference) of the sums and these logits."""
+    """Σ exp(z − reference) over the sums and these logits."""
     earlier = sums.total * jnp.exp(sums.reference - reference)
     return earlier + jnp.sum(jnp.exp(values - reference[..., None]), axis=-1)
 
 
 def over_devices(sums: Sums, layout: Layout) -> tuple[jax.Array, jax.Array]:
-    """Log-sum-exp and target logit over the rows of all devices."""
+    """Returns log-sum-exps and target logits over the rows of all devices."""
     if not layout.vocab:
         return sums.reference + jnp.log(sums.total), sums.target_logits
     highest = jax.lax.pmax(sums.reference, layout.vocab)
@@ -128,14 +129,14 @@ def over_devices(sums: Sums, layout: Layout) -> tuple[jax.Array, jax.Array]:
 
 
 def logits_gradient(logits: Logits, lse: jax.Array, weights: jax.Array, z_loss: float) -> jax.Array:
-    """d/dz of w·(lse − z_y + z_loss·lse²): 1 + 2·z_loss·lse times the softmax, less the target."""
+    """The derivative of w·(lse − z_y + z_loss·lse²) with respect to z."""
     scale = (weights * (1 + 2 * z_loss * lse))[..., None]
     probability = jnp.exp(logits.values - lse[..., None])
     return scale * probability - jnp.where(logits.is_target, weights[..., None], 0.0)
 
 
 def gather_columns(layout: Layout, shard: jax.Array, dtype: jnp.dtype) -> jax.Array:
-    """Rows made whole, sent in the type of the products."""
+    """Gathers all columns of the rows, in the type of the products."""
     shard = shard.astype(dtype)
     if not layout.columns:
         return shard
@@ -143,13 +144,13 @@ def gather_columns(layout: Layout, shard: jax.Array, dtype: jnp.dtype) -> jax.Ar
 
 
 def scatter_columns(layout: Layout, gradient: jax.Array) -> jax.Array:
-    """Of whole rows' gradients, the sum over the devices that share them: each gets its columns."""
+    """Sums gradients of whole rows over the devices that share them; each gets its columns."""
     if not layout.columns:
         return gradient
     return jax.lax.psum_scatter(gradient, layout.columns, scatter_dimension=1, tiled=True)
 
 
 def sum_others(layout: Layout, gradient: jax.Array) -> jax.Array:
-    """The sum over the devices with other tokens that `scatter_columns` has left out."""
+    """Sums over the devices with other tokens that `scatter_columns` left out."""
     others = tuple(axis for axis in layout.batch if axis not in layout.columns)
     return jax.lax.psum(gradient, others)

@@ -12,21 +12,29 @@ import jax
 import jax.numpy as jnp
 import numpy as np
 
-from bottleneck.parallel.chips import TPU_LANES
-from bottleneck.parallel.mesh import devices_along, platform
+from bottleneck.model.kernels.device import TPU_LANES, platform
+from bottleneck.parallel.mesh import devices_along
+
+
+def reference(x_BxLxHxK: np.ndarray, rotary_size: int, theta: float) -> np.ndarray:
+    """`rotate` in float64: pair i is a complex number times exp(√−1·position·theta^(−2i/size))."""
+    x, half = np.asarray(x_BxLxHxK, np.float64), rotary_size // 2
+    angle_LxF = np.outer(np.arange(x.shape[1]), theta ** (-np.arange(half) / max(half, 1)))
+    turned = (x[..., :half] + 1j * x[..., half:rotary_size]) * np.exp(1j * angle_LxF)[:, None]
+    return np.concatenate([turned.real, turned.imag, x[..., rotary_size:]], axis=-1)
 
 
 @functools.partial(jax.custom_vjp, nondiff_argnums=(1, 2))
 def rotate(x_BxLxHxK: jax.Array, rotary_size: int, theta: float) -> jax.Array:
-    """The vectors, their first `rotary_size` entries turned by an angle that grows with position.
+    """The vectors with their first `rotary_size` entries rotated by angles that grow with position.
 
-    Entry i is paired with entry i + rotary_size/2 and turned by position·theta^(−2i/rotary_size).
+    Entries i and i + rotary_size/2 are a pair; its angle is position·theta^(−2i/rotary_size).
     """
     return _turn(x_BxLxHxK, rotary_size, theta, 1)
 
 
-# The transpose of a rotation turns back. Derived from slices it would be three paddings and their
-# sum, each as large as x.
+# The transpose of a rotation is its inverse. Derived from slices it would be the sum of three
+# padded arrays, each as large as x.
 rotate.defvjp(
     lambda x, rotary_size, theta: (_turn(x, rotary_size, theta, 1), None),
     lambda rotary_size, theta, _, gradient: (_turn(gradient, rotary_size, theta, -1),),
@@ -39,9 +47,9 @@ def _turn(x_BxLxHxK: jax.Array, rotary_size: int, theta: float, direction: int) 
     B, L, H, K = x_BxLxHxK.shape
     frequency = theta ** (-jnp.arange(0, rotary_size, 2, dtype=jnp.float32) / rotary_size)
     angle_LxF = direction * jnp.arange(L)[:, None] * frequency
-    # Over the whole of K, those that stay turned by 0: arrays of another width cost a pass each.
-    still = ((0, 0), (0, K - rotary_size))
-    angle_LxK = jnp.pad(jnp.concatenate([-angle_LxF, angle_LxF], axis=-1), still)
+    # The other entries of K are rotated by 0: arrays of another width would cost a pass each.
+    others = ((0, 0), (0, K - rotary_size))
+    angle_LxK = jnp.pad(jnp.concatenate([-angle_LxF, angle_LxF], axis=-1), others)
     n = _heads_side_by_side(H, K)
     angle_Lx1xnK = jnp.tile(angle_LxK, n)[:, None]
     x = x_BxLxHxK.reshape(B, L, H // n, n * K)
@@ -50,20 +58,20 @@ def _turn(x_BxLxHxK: jax.Array, rotary_size: int, theta: float, direction: int) 
 
 
 def _heads_side_by_side(n_heads: int, size: int) -> int:
-    """How many heads of one device fill a TPU's lanes; 1 elsewhere."""
+    """The number of a device's heads that fill a TPU's lanes; 1 on other platforms."""
     own_heads = n_heads // devices_along("tensor")
     fitting = TPU_LANES // size if platform() == "tpu" else 1
     return next(n for n in range(max(1, fitting), 0, -1) if own_heads % n == 0)
 
 
 def _partners(x: jax.Array, rotary_size: int, n: int) -> jax.Array:
-    """[B, L, H/n, n·K]: in the place of every entry the one it is paired with, or itself."""
+    """[B, L, H/n, n·K] with each entry replaced by the other of its pair, if it has one."""
     half = rotary_size // 2
     if platform() != "tpu":
         return jnp.concatenate(
             [x[..., half:rotary_size], x[..., :half], x[..., rotary_size:]], axis=-1
         )
-    # By a product with a permutation: a TPU writes every slice to memory, padded to all lanes.
+    # A product with a permutation: a TPU would write every slice to memory, padded to all lanes.
     order = np.arange(x.shape[-1] // n)
     order[:rotary_size] = np.roll(order[:rotary_size], half)
     permutation = np.kron(np.eye(n), np.eye(order.size)[order])
@@ -71,6 +79,6 @@ def _partners(x: jax.Array, rotary_size: int, n: int) -> jax.Array:
         "blhi,ij->blhj",
         x,
         jnp.asarray(permutation, x.dtype),
-        precision=jax.lax.Precision.HIGHEST,  # entries are moved, and must not be rounded
+        precision=jax.lax.Precision.HIGHEST,  # moving entries must not round them
         preferred_element_type=jnp.float32,
     )
