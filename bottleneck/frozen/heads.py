@@ -20,7 +20,7 @@ from bottleneck.config import OptimizerConfig
 from bottleneck.model.head import HeadFactors
 from bottleneck.model.loss import cross_entropy
 from bottleneck.probes import truncation
-from bottleneck.training.optimizer import learning_rate_schedule
+from bottleneck.training.schedules import learning_rate_schedule
 
 # Pythia's (Biderman et al. 2023), whose optimizer the paper took for its heads.
 _OPTIMIZER = OptimizerConfig(learning_rate=1.0, final_fraction=0.01)

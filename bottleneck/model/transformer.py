@@ -184,7 +184,7 @@ class Transformer(nnx.Module):
             hidden_BxLxD = hidden_BxLxD + self.positions[: tokens_BxL.shape[1]]
         hidden_BxLxD = hidden_BxLxD.astype(compute.dtype)
         # Look tokens up on the devices that hold the table's columns, then move the result to those
-        # that hold the sequences. Otherwise the compiler may gather the whole table or its gradient.
+        # that hold the sequences. Otherwise the compiler may gather the table or its gradient.
         hidden_BxLxD = constrain(hidden_BxLxD, "lookup", "length", "embed")
         hidden_BxLxD = constrain(hidden_BxLxD, "batch", "length", None)
 

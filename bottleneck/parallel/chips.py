@@ -1,10 +1,9 @@
-"""What accelerators can do at best: arithmetic, memory and network of each, in one table.
+"""A table of accelerators: peak arithmetic, memory and network of each.
 
-Sources: Google Cloud's pages on TPU v5e, v5p, v6e and TPU7x (2026): peak, HBM, "ICI bandwidth per
-chip", halved where both directions are added up, and "DCN bandwidth per chip", which for v5e and
-v6e is that of a pod over its 256 chips. v4: Jouppi et al. 2023, table 4, with six links of 50 GB/s;
-its DCN from Austin et al. 2025, "How to Scale Your Model", part 2. GPUs: NVIDIA's data sheets,
-without sparsity.
+Sources. v5e, v5p, v6e and TPU7x: Google Cloud's pages (2026), with "ICI bandwidth per chip" halved
+if it counts both directions. Their "DCN bandwidth per chip" is that of a pod over its 256 chips for
+v5e and v6e. v4: Jouppi et al. 2023, table 4, with six links of 50 GB/s; its DCN is from Austin et
+al. 2025, "How to Scale Your Model", part 2. GPUs: NVIDIA's data sheets, without sparsity.
 """
 
 from __future__ import annotations
@@ -23,19 +22,22 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Chip:
-    """One device of a TPU, as jax shows it. Bandwidths are bytes a second."""
+    """One device of a TPU as jax shows it.
 
-    device_kinds: tuple[str, ...]  # how `jax.Device.device_kind` begins
-    peak_flops: float  # a second; dense, bfloat16
+    Bandwidths are bytes per second: `hbm` to its memory, `ici` over all links to its slice, `dcn`
+    over its share of its host's network.
+    """
+
+    device_kinds: tuple[str, ...]  # prefixes of `jax.Device.device_kind`
+    peak_flops: float  # FLOP/s; dense, bfloat16
     hbm_bytes: int
     hbm_bandwidth: float
-    ici_bandwidth: float  # out of the device, over all its links to others of its slice
-    dcn_bandwidth: float  # out of the device to other slices: its part of its host's network
-    # What makes the compiler take both cores of a chip for one device, where it has to be told.
-    compiler_config: str | None = None
+    ici_bandwidth: float
+    dcn_bandwidth: float
+    compiler_config: str | None = None  # makes the compiler treat both cores of a chip as a device
 
 
-# Name as in the topology "v5e:16x16" → one device. A chip of TPU7x is two.
+# Name as in the topology "v5e:16x16" → one device. A chip of TPU7x is two devices.
 CHIPS = {
     "v4": Chip(("TPU v4",), 275e12, 32 * 2**30, 1.2e12, 300e9, 6.25e9, "megacore"),
     "v5e": Chip(("TPU v5 lite", "TPU v5e"), 197e12, 16 * 2**30, 0.8e12, 200e9, 3.125e9),
@@ -50,33 +52,33 @@ _PEAK_FLOPS = {"NVIDIA A100": 312e12, "NVIDIA H100": 989e12, "NVIDIA H200": 989e
 
 
 def chip_of(topology: str) -> Chip:
-    """A device of a topology such as "v5e:16x16"; raises `UserError` for an unknown chip."""
+    """Returns a device of a topology such as "v5e:16x16"; `UserError` for an unknown chip."""
     name = topology.partition(":")[0]
     if name not in CHIPS:
         raise UserError(
-            f"--topology={topology}: {name!r} is no known chip; {suggestion(name, list(CHIPS))}"
+            f"--topology={topology}: unknown chip {name!r}; {suggestion(name, list(CHIPS))}"
         )
     return CHIPS[name]
 
 
 def chip_name(device: jax.Device) -> str | None:
-    """The name of a TPU's chip, as in topologies; None for another device, or an unknown kind."""
+    """Returns the name of a TPU's chip, as in topologies; None for a device not in the table."""
     kinds = {kind: name for name, chip in CHIPS.items() for kind in chip.device_kinds}
     return _by_kind(kinds, device)
 
 
 def peak_flops(device: jax.Device) -> float:
-    """FLOP/s that one device can reach: its data sheet's, or for an unknown kind what it does now.
+    """Returns the peak FLOP/s of one device, from its data sheet or else measured.
 
-    The measured figure is the best of a few large float32 matrix products; on a host whose cores
-    show up as several devices it is that of all of them, shared out.
+    The measurement takes the best of a few large float32 matrix products. It is divided by the
+    number of devices, which share the cores of the host.
     """
     known = _by_kind(_PEAK_FLOPS, device)
     return known or _measured_flops(device) / jax.local_device_count()
 
 
 def _by_kind(table: dict[str, _T], device: jax.Device) -> _T | None:
-    """What stands under the longest beginning of the device's kind; None without one."""
+    """Returns the entry for the longest matching prefix of the device's kind, or None."""
     matches = [kind for kind in table if device.device_kind.startswith(kind)]
     return table[max(matches, key=len)] if matches else None
 

@@ -1,10 +1,8 @@
-"""Compiled programs kept on disk, so that a run started again loads what it compiled before.
+"""A store of compiled programs on disk, so that a resumed run need not compile again.
 
-jax finds a program by what it computes, by its own version and by the flags of its compiler. Here
-is where programs lie and how. jax's own store leaves half a file where it is killed while it
-writes, never replaces it, and may run a program whose bits have rotted; in this one a file has its
-name once it is whole, begins with a digest that is looked at before the program is run, and makes
-room when there are too many.
+jax finds a program by a hash of what it computes, of jax's version and of the compiler's flags. Its
+own store may keep half a file if it is killed while writing, and may run a damaged program. This
+one names a file only once it is whole, checks its digest before use, and limits the total size.
 """
 
 from __future__ import annotations
@@ -22,24 +20,24 @@ from bottleneck.config import Config
 from bottleneck.storage.folders import as_path, is_remote
 
 _SUFFIX = ".program"
-_MOST_BYTES = 2**31  # some thousand small runs, or some dozen programs of a TPU pod
+_MOST_BYTES = 2**31  # about a thousand small runs, or some dozen programs of a TPU pod
 _DIGEST_BYTES = hashlib.sha256().digest_size
 
 
 class Store:
-    """A folder of compiled programs by key, in the interface that jax wants of one.
+    """A folder of compiled programs by key, with the interface of jax's own caches.
 
-    What cannot be read or written costs a compilation and a line on standard error, nothing more.
+    A file that cannot be read or written costs a compilation and a line on standard error.
     """
 
     def __init__(self, folder: Path, most_bytes: int = _MOST_BYTES):
-        """`most_bytes` are left when something is added; in a bucket that is left to its rules."""
+        """Keeps at most `most_bytes`; a bucket's lifecycle rules limit its own size."""
         self._path = folder  # jax logs it by this name
         self._most_bytes = most_bytes
         self._is_opened = self._is_broken = False
 
     def get(self, key: str) -> bytes | None:
-        """What was put under a key, or None where it is not there or not as it was put."""
+        """Returns the value of a key; None if it is missing or damaged."""
         path = self._path / (key + _SUFFIX)
         try:
             content = path.read_bytes()
@@ -48,16 +46,16 @@ class Store:
                 if not is_remote(path):
                     os.utime(path)  # the least recently used go first
                 return value
-            _say(f"{path} is damaged, and its program is compiled again")
+            _say(f"{path} is damaged; its program is compiled again")
             path.unlink()
         except FileNotFoundError:
             pass
-        except Exception as error:  # of a disk, or of whatever a bucket's client raises
+        except Exception as error:  # an OSError, or anything that a bucket's client raises
             self._give_up(error)
         return None
 
     def put(self, key: str, value: bytes) -> None:
-        """Keeps a program, if it can."""
+        """Stores a program if possible."""
         if self._is_broken:
             return
         path = self._path / (key + _SUFFIX)
@@ -67,7 +65,7 @@ class Store:
                 path.write_bytes(content)
                 return
             if not self._is_opened:
-                # Who writes here decides what our programs do.
+                # Anyone who can write here can change our programs.
                 self._path.mkdir(mode=0o700, parents=True, exist_ok=True)
                 self._make_room()
                 self._is_opened = True
@@ -82,7 +80,7 @@ class Store:
             self._give_up(error)
 
     def _make_room(self) -> None:
-        """Removes the least recently used, drafts of killed processes among them."""
+        """Removes the least recently used files, including drafts of killed processes."""
         found = [(entry.stat(), entry.path) for entry in os.scandir(self._path) if entry.is_file()]
         n_bytes = 0
         for status, path in sorted(found, key=lambda one: one[0].st_mtime, reverse=True):
@@ -103,13 +101,13 @@ class Store:
 def use(config: Config | None = None) -> None:
     """Makes this process keep its compiled programs on disk, and load them from there.
 
-    JAX_COMPILATION_CACHE_DIR names the folder if it is set, else the config does;
-    JAX_ENABLE_COMPILATION_CACHE=false keeps nothing. Call it after the processes have joined: only
-    process 0 writes, so many processes need a folder that all see. Otherwise one would load what
-    the others compile together, and keep them waiting; so they have none unless one is named.
+    JAX_COMPILATION_CACHE_DIR names the folder, or if unset the config does.
+    JAX_ENABLE_COMPILATION_CACHE=false turns the store off. Call this after the processes have
+    joined. Only process 0 writes, so a multi-host run needs a shared folder. Without one process 0
+    would wait for the others to compile; so by default such runs have no store.
 
     Args:
-        config: None for a verb that has no config: that is the default.
+        config: None, for a verb that has no config, means the default.
     """
     config = config or Config()
     options: Any = jax.config
@@ -124,18 +122,18 @@ def use(config: Config | None = None) -> None:
     hook: Any = compilation_cache
     hook.get_file_cache = lambda path: (store, path)
     jax.config.update("jax_compilation_cache_dir", str(folder))
-    # Of a hundred small programs each costs tens of milliseconds to compile, and one to load.
+    # A run has a hundred small programs: tens of milliseconds each to compile, one to load.
     if "JAX_PERSISTENT_CACHE_MIN_COMPILE_TIME_SECS" not in os.environ:
         jax.config.update("jax_persistent_cache_min_compile_time_secs", 0.0)
-    # The compiler's own caches are files of its own, which nothing here looks after.
+    # The compiler's own caches are files that this store does not manage.
     jax.config.update("jax_persistent_cache_enable_xla_caches", "none")
 
 
 def _machine() -> str:
-    """A name for machines that can run each other's programs as if they had compiled them.
+    """Returns a name for machines that can share compiled programs.
 
-    Programs for CPUs use the instructions of the CPU that they were compiled on, and are cut into
-    as many parts as it has cores for us; a home folder may be that of many machines.
+    A home folder may be shared by different machines. Programs for CPUs use the instructions of the
+    CPU that compiled them, and have a part for each of its cores.
     """
     facts = [platform.machine(), platform.processor(), str(_n_cores())]
     cpu = Path("/proc/cpuinfo")

@@ -1,4 +1,4 @@
-"""Processes that train as one: how they find one another, and how they end when one is lost."""
+"""Processes that train together: joining them, and ending all of them when one is lost."""
 
 from __future__ import annotations
 
@@ -15,7 +15,7 @@ import jax
 
 from bottleneck.errors import UserError
 
-# Set by launchers that jax knows how to read: SLURM's srun, Open MPI, TPU pods, multi-slice TPU.
+# Variables of launchers that jax reads: SLURM's srun, Open MPI, TPU pods, multi-slice TPU.
 _LAUNCHED = (
     "SLURM_STEP_NODELIST",
     "OMPI_MCA_orte_hnp_uri",
@@ -28,14 +28,14 @@ _LAUNCHED = (
 
 LOST = 4  # exit code of a process that has lost another
 
-# How the libraries that carry collectives, and jax's own service, say that another has gone, which
-# jax raises as a JaxRuntimeError or, in some of its paths, as a ValueError.
+# Words in the errors of collectives and of jax's own service when another process is gone; jax
+# raises a JaxRuntimeError or a ValueError.
 _GONE = re.compile(r"gloo|nccl|heartbeat|coordination|connection (closed|reset|refused)", re.I)
 
 
 @dataclass(frozen=True)
 class Processes:
-    """An explicit world: where process 0 listens, how many there are, which one this is."""
+    """An explicit world: the address of process 0, the number of processes, this one's index."""
 
     coordinator: str  # host:port
     count: int
@@ -43,47 +43,43 @@ class Processes:
 
     def __post_init__(self) -> None:
         if self.count < 1:
-            raise UserError(f"--processes={self.count} is not allowed; it must be at least 1")
+            raise UserError(f"--processes={self.count} must be at least 1")
         if not 0 <= self.index < self.count:
-            raise UserError(
-                f"--process={self.index} is not allowed; it must be from 0 to {self.count - 1}"
-            )
+            raise UserError(f"--process={self.index} must be from 0 to {self.count - 1}")
         host, _, port = self.coordinator.rpartition(":")
         if not host or not port.isdigit():
-            raise UserError(
-                f"--coordinator={self.coordinator} is not allowed; it must be HOST:PORT"
-            )
+            raise UserError(f"--coordinator={self.coordinator} must be HOST:PORT")
 
 
 @contextlib.contextmanager
 def ended_together() -> Iterator[None]:
-    """Ends this process at once where the block raises, if it is one of many.
+    """Ends this process at once if the block raises and it is one of many.
 
-    The others wait for it in the middle of a step, and it would wait for them before it ended: so
-    they learn of it within moments where collectives run over TCP, and elsewhere when jax misses
-    its heartbeat, after 100 seconds.
+    A normal exit would wait for the others, which are in the middle of a step and wait for it. They
+    notice within moments if collectives run over TCP; otherwise after 100 seconds, when jax misses
+    a heartbeat.
     """
     try:
         yield
-    except SystemExit:  # all of them have come to that
+    except SystemExit:  # all processes exit
         raise
     except BaseException as error:
         if jax.process_count() == 1:
             raise
         who = f"process {jax.process_index()} of {jax.process_count()}"
         if isinstance(error, UserError):
-            code, line = error.exit_code, f"error: {error}; {who} ends, and so do the others"
+            code, line = error.exit_code, f"error: {error}; {who} ends, and with it the others"
         elif isinstance(error, (RuntimeError, ValueError)) and _GONE.search(str(error)):
             reason = " ".join(str(error).split())[:200]
             code, line = (
                 LOST,
                 (
-                    f"error: {who} has lost another and ends ({reason}); what was saved is whole: "
-                    "started again, all together, the run goes on from its last checkpoint"
+                    f"error: {who} has lost another and ends ({reason}); checkpoints are intact: "
+                    "start all processes again to resume from the last one"
                 ),
             )
         else:
-            code, line = 1, f"error: {who} ends, and so do the others"
+            code, line = 1, f"error: {who} ends, and with it the others"
             traceback.print_exception(error)
         print(line, file=sys.stderr, flush=True)
         sys.stdout.flush()
@@ -91,9 +87,9 @@ def ended_together() -> Iterator[None]:
 
 
 def start(processes: Processes | None = None) -> None:
-    """Joins this process to the others, where there are any; must come before any array is made."""
+    """Joins this process to the others, if any; must precede the first array."""
     if processes is not None:
-        # What collectives run on between processes that have CPUs only.
+        # Collectives between CPUs need gloo.
         jax.config.update("jax_cpu_collectives_implementation", "gloo")
         jax.distributed.initialize(
             processes.coordinator, num_processes=processes.count, process_id=processes.index
@@ -103,6 +99,6 @@ def start(processes: Processes | None = None) -> None:
 
 
 def _is_tpu_host() -> bool:
-    """Whether TPU chips are attached; a pod's hosts then find one another through its metadata."""
+    """Returns True if TPU chips are attached; the pod's metadata then lists its hosts."""
     is_asked_for = "tpu" in os.environ.get("JAX_PLATFORMS", "tpu")
     return is_asked_for and bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"))

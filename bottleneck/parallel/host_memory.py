@@ -1,4 +1,4 @@
-"""How the C library treats the memory of arrays, where the CPU is the device."""
+"""Settings of the C library's allocator for arrays on a CPU."""
 
 from __future__ import annotations
 
@@ -14,13 +14,12 @@ _ACCELERATORS = ("nvidia[0-9]*", "accel*", "vfio/[0-9]*", "kfd")  # their files 
 
 
 def keep_freed_memory() -> bool:
-    """Makes the C library keep the memory of arrays for the next ones; whether it will.
+    """Makes glibc keep freed memory for the next arrays; returns True if it will.
 
-    Left alone, glibc gives every large array back to the system at once, so that each step of
-    training begins by asking for its temporaries anew and pays for their pages, one by one: up to
-    a fifth of a step on a CPU. Only the heap that all threads share can be kept, so they get no
-    other, and that must be said before jax starts its threads. Nothing is done where arrays live
-    on an accelerator, or by another C library than glibc.
+    By default glibc returns every large array to the system at once. Then each step of training
+    pays for the pages of its temporaries again: up to a fifth of a step on a CPU. Only the heap
+    that all threads share can be kept, so they get no other; call this before jax starts its
+    threads. It does nothing if arrays live on an accelerator, or without glibc.
     """
     if sys.platform != "linux" or not _is_cpu_the_device():
         return False
@@ -38,7 +37,7 @@ def keep_freed_memory() -> bool:
 
 
 def _is_cpu_the_device() -> bool:
-    # jax can be asked only once it has started.
+    # It is too early to ask jax: that would start it.
     if asked := os.environ.get("JAX_PLATFORMS"):
         return asked == "cpu"
     return not any(path for name in _ACCELERATORS for path in Path("/dev").glob(name))

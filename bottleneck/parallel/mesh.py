@@ -1,8 +1,8 @@
-"""The device mesh and the one table that says where every array lives on it.
+"""The device mesh, and the one table that places every array on it.
 
-Mesh axes: `replica` (copies of the parameters; across slices of a pod), `fsdp` (parameters and
-batch both split), `tensor` (heads, MLP width and vocabulary split). Arrays name their dimensions
-with logical axes; `LOGICAL_AXES` maps those to mesh axes, and nothing else in the program does.
+Mesh axes: `replica` (copies of the parameters; across slices of a pod), `fsdp` (splits parameters
+and batch), `tensor` (splits heads, MLP width and vocabulary). Arrays name their dimensions with
+logical axes, and `LOGICAL_AXES` alone maps those to mesh axes.
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bottleneck.parallel.slices import flags_of
 
 MESH_AXES = ("replica", "fsdp", "tensor")
 
-# Logical axis → mesh axes it is split over; None is replicated.
+# Logical axis → the mesh axes that split it; None is replicated.
 LOGICAL_AXES: dict[str, str | tuple[str, ...] | None] = {
     "batch": ("replica", "fsdp"),
     "lookup": "replica",  # the batch, while its embeddings' columns are split over `fsdp`
@@ -39,7 +39,7 @@ LOGICAL_AXES: dict[str, str | tuple[str, ...] | None] = {
 
 
 def mesh_sizes(config: MeshConfig, n_devices: int) -> dict[str, int]:
-    """Devices along each axis, -1 filled in; `UserError` where they do not multiply out."""
+    """Returns the devices along each axis, with -1 resolved; `UserError` if they do not fit."""
     sizes = config.sizes
     known = math.prod(size for size in sizes.values() if size > 0)
     if n_devices % known:
@@ -58,21 +58,21 @@ def mesh_sizes(config: MeshConfig, n_devices: int) -> dict[str, int]:
 
 
 def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -> Mesh:
-    """A mesh of all devices (or of those given), its axes as `config` says.
+    """Returns a mesh of all devices (or of those given) with the axes of `config`.
 
-    Slices of a pod are joined along `replica`, so that nothing but the sum of the gradients crosses
-    the slower network between them; `UserError` where `replica` is no multiple of their number.
+    Slices of a pod are joined along `replica`: only the sum of the gradients crosses the slower
+    network between them. Raises `UserError` if `replica` is not a multiple of their number.
     """
     devices = jax.devices() if devices is None else devices
     sizes = mesh_sizes(config, len(devices))
     n_slices = _count_slices(devices)
     if sizes["replica"] % n_slices:
         raise UserError(
-            f"config.compute.mesh.replica={sizes['replica']} is not allowed; it must be a multiple "
+            f"config.compute.mesh.replica={sizes['replica']} must be a multiple "
             f"of the {n_slices} slices, such as {n_slices}"
         )
     of_a_slice = (sizes["replica"] // n_slices, sizes["fsdp"], sizes["tensor"])
-    # An axis of the mesh may take a part of a physical one, as tensor=2 does of a slice 4x4.
+    # An axis of the mesh may take part of a physical one, like tensor=2 on a slice 4x4.
     if n_slices > 1:
         array = mesh_utils.create_hybrid_device_mesh(
             of_a_slice, (n_slices, 1, 1), devices, allow_split_physical_axes=True
@@ -83,9 +83,9 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
 
 
 def compiler_options(mesh: Mesh) -> dict[str, str] | None:
-    """The flags of slices.toml for the TPUs of a mesh, as `jax.jit` takes them; elsewhere None.
+    """Returns the flags of slices.toml for the TPUs of a mesh, for `jax.jit`; otherwise None.
 
-    The programs of a run have them however it is started; the scripts in launch/ give them to all.
+    So a run has its flags however it is started; the scripts in launch/ set them for all programs.
     """
     devices = mesh.devices.flatten().tolist()
     chip = chip_name(devices[0])
@@ -102,7 +102,7 @@ def _count_slices(devices: Sequence[jax.Device]) -> int:
 
 
 def partition_spec(axes: Sequence[str | None]) -> PartitionSpec:
-    """Where an array lives whose dimensions have these logical names (None: replicated)."""
+    """Returns the placement of an array with these logical axes (None: replicated)."""
     return PartitionSpec(*(None if axis is None else LOGICAL_AXES[axis] for axis in axes))
 
 
@@ -120,17 +120,17 @@ def replicated(mesh: Mesh) -> NamedSharding:
 
 
 def batch_sharding(mesh: Mesh) -> NamedSharding:
-    """Of every array [B, ...]: rows over `replica` and `fsdp`."""
+    """Returns the sharding of arrays [B, ...]: rows over `replica` and `fsdp`."""
     return NamedSharding(mesh, partition_spec(["batch"]))
 
 
 def constrain(array: jax.Array, *axes: str | None) -> jax.Array:
-    """The array, held to these logical axes on the mesh in context, if there is one."""
+    """Constrains the array to these logical axes on the mesh in context, if any."""
     if jax.sharding.get_abstract_mesh().empty:
         return array
     return jax.lax.with_sharding_constraint(array, partition_spec(axes))
 
 
 def devices_along(axis: str) -> int:
-    """Devices along an axis of the mesh in context; 1 where there is none."""
+    """Returns the number of devices along an axis of the mesh in context; 1 without a mesh."""
     return jax.sharding.get_abstract_mesh().shape.get(axis, 1)

@@ -1,7 +1,7 @@
-"""The table of TPU slices, slices.toml: how each is ordered, how many hosts it has, which flags.
+"""The table of TPU slices, slices.toml: how to order each, its hosts and compiler flags.
 
-`python -m bottleneck.parallel.slices v5e:4x4 [SLICES]` prints the row as assignments for a shell,
-so nothing is imported here that a machine without this package's dependencies lacks.
+`python -m bottleneck.parallel.slices v5e:4x4 [SLICES]` prints the row as assignments for a shell.
+It must run without this package's dependencies.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ class Slice:
     topology: str  # in chips, such as "4x4"
     chips: int
     hosts: int
-    accelerator_type: str | None  # None where there are no TPU VMs of the chip
+    accelerator_type: str | None  # None if the chip has no TPU VMs
     runtime: str | None
     gke_accelerator: str
     gke_machine: str
@@ -39,7 +39,7 @@ class Slice:
 
 @dataclass(frozen=True)
 class Flag:
-    """A flag of the TPU compiler, and why it is given."""
+    """A flag of the TPU compiler, and its reason."""
 
     name: str  # without dashes
     value: str
@@ -47,15 +47,16 @@ class Flag:
 
 
 def slice_of(accelerator: str) -> Slice:
-    """The row of "CHIP:TOPOLOGY"; raises `UserError` where the table has none."""
+    """Returns the row of "CHIP:TOPOLOGY"; raises `UserError` if the table has none."""
     table = _read()
     name, _, topology = accelerator.partition(":")
     if name not in table["chips"]:
-        raise UserError(f"{accelerator}: {name!r} is no chip of {_TABLE.name}; {_listed(table)}")
+        known = ", ".join(table["chips"])
+        raise UserError(f"{accelerator}: {_TABLE.name} has no chip {name!r}; known are {known}")
     chip = table["chips"][name]
     if topology not in chip["hosts"]:
         raise UserError(
-            f"{accelerator}: {_TABLE.name} has no {name} of topology {topology!r}; "
+            f"{accelerator}: {_TABLE.name} has no topology {topology!r} of {name}; "
             f"it has {', '.join(chip['hosts'])}"
         )
     chips = math.prod(map(int, topology.split("x")))
@@ -75,22 +76,18 @@ def slice_of(accelerator: str) -> Slice:
 
 
 def all_slices() -> list[Slice]:
-    """Every row of the table."""
+    """Returns every row of the table."""
     chips = _read()["chips"]
     return [slice_of(f"{name}:{shape}") for name, chip in chips.items() for shape in chip["hosts"]]
 
 
 def flags_of(chip: str, n_slices: int = 1) -> list[Flag]:
-    """The compiler's flags for a chip, and for more than one slice of it."""
+    """Returns the compiler's flags for a number of slices of a chip."""
     return [
         Flag(flag["name"], flag["value"], flag["reason"])
         for flag in _read()["flags"]
         if chip in flag["chips"] and n_slices >= flag.get("from_slices", 1)
     ]
-
-
-def _listed(table: dict[str, Any]) -> str:
-    return f"known are {', '.join(table['chips'])}"
 
 
 def _read() -> dict[str, Any]:

@@ -1,7 +1,7 @@
-"""What is done about a loss or a gradient that is not finite: a count, a diagnosis, an end.
+"""The response to a loss or a gradient that is not finite: count, diagnose, stop.
 
-Without `train.skip_bad_batches` such a step has spoilt the parameters, and the checkpoints before
-it are the last good ones; with it the step has left them as they were.
+Such a step has spoilt the parameters, and only earlier checkpoints are good. With
+`train.skip_bad_batches` it has left the parameters unchanged.
 """
 
 from __future__ import annotations
@@ -18,25 +18,26 @@ DIAGNOSIS = "diagnosis.json"
 
 
 class Watch:
-    """Counts bad steps in a row, and ends the run where they are as many as `most`."""
+    """Counts bad steps in a row, and ends the run at the `most`-th."""
 
     def __init__(self, most: int, workdir: Path | None):
-        """The diagnosis goes into `workdir`, where that is not None."""
+        """Writes the diagnosis into `workdir`, unless that is None."""
         self._most, self._workdir = most, workdir
         self._bad: list[dict[str, Any]] = []
 
     @property
     def in_a_row(self) -> int:
-        """Bad steps up to the last that was seen."""
+        """The number of bad steps up to the last one seen."""
         return len(self._bad)
 
     def see(self, facts: dict[str, Any]) -> bool:
-        """Whether a step was good; the steps are to be shown in order.
+        """Returns True if a step was good; call it for the steps in order.
 
         Args:
-            facts: of the step, for the diagnosis: `step`, `loss` and `grad_norm` among them.
+            facts: the diagnosis of the step, including `step`, `loss` and `grad_norm`.
+
         Raises:
-            Diverged: at the last bad step that is allowed.
+            Diverged: if this is the `most`-th bad step in a row.
         """
         if math.isfinite(facts["loss"]) and math.isfinite(facts["grad_norm"]):
             self._bad.clear()
@@ -47,7 +48,7 @@ class Watch:
         return False
 
     def stop(self) -> None:
-        """Ends the run where its last step was bad: raises `Diverged`, after the diagnosis."""
+        """Writes the diagnosis and raises `Diverged` if the last step was bad."""
         if not self._bad:
             return
         first, last = self._bad[0], self._bad[-1]
@@ -63,14 +64,14 @@ class Watch:
         raise Diverged(
             f"training has diverged: from {steps} the loss is {first['loss']} and the norm of the "
             f"gradient {first['grad_norm']}, at a learning rate of {first['learning_rate']:.2e}"
-            f"{where}. {DIAGNOSIS} in the run folder says more; the checkpoints before are kept. "
-            "Try a lower learning rate in a new folder, or go on with "
+            f"{where}. {DIAGNOSIS} in the run folder says more; earlier checkpoints are kept. "
+            "Try a lower learning rate in a new folder, or continue with "
             "--config.train.skip_bad_batches=True --config.train.bad_steps=10"
         )
 
 
 def _readable(value: Any) -> Any:
-    """The value with words for numbers that JSON does not have."""
+    """Replaces numbers that JSON lacks by words."""
     if isinstance(value, dict):
         return {key: _readable(item) for key, item in value.items()}
     if isinstance(value, list):

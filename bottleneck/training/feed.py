@@ -1,4 +1,4 @@
-"""Batches from the host's memory onto the mesh; each process reads only the rows that it holds."""
+"""Batches from the host's memory onto the mesh; each process reads only its own rows."""
 
 from __future__ import annotations
 
@@ -15,10 +15,7 @@ from bottleneck.parallel.mesh import batch_sharding
 def device_batches(
     batches: Batches, mesh: Mesh, start: int, stop: int
 ) -> Iterator[tuple[int, dict[str, jax.Array]]]:
-    """(step, batch) for the steps from `start` to before `stop`, read ahead in the background.
-
-    Some are on the devices already when they are asked for.
-    """
+    """Yields (step, batch) for start ≤ step < stop, transferred ahead in the background."""
     sharding = batch_sharding(mesh)
     shape = (batches.batch_size, batches.sequence_length)
     rows = local_rows(sharding, shape)
@@ -33,10 +30,10 @@ def device_batches(
 
 
 def local_rows(sharding: jax.sharding.Sharding, shape: tuple[int, ...]) -> np.ndarray:
-    """The rows of an array of this global shape that the devices of this process hold, ascending.
+    """Returns the rows of an array of this shape that this process's devices hold, ascending.
 
-    On a TPU slice they do not follow one upon the other: a host's chips are a block of the slice,
-    and the mesh goes through the slice in lines.
+    They are not contiguous on a TPU slice. A host's chips are a block of the slice, but the mesh
+    runs through the slice in lines.
     """
     rows = np.arange(shape[0])
     indices = sharding.addressable_devices_indices_map(shape).values()

@@ -1,9 +1,9 @@
-"""The training loop: it reads in the order in which things happen.
+"""The training loop, in the order in which things happen.
 
-After each step, in this order: probe, save, and only then the next batch. So whatever a checkpoint
-holds has been probed and its metrics are on disk, and a run that continues repeats nothing but the
-steps after its last checkpoint. Metrics are read one step late, so that the device never waits.
-SIGTERM and Ctrl-C make it save after the step at hand, and exit with 143 and 130.
+After each step: probe, save, and only then take the next batch. So a checkpoint's probe and metrics
+are on disk, and a resumed run repeats only the steps after its last checkpoint. Metrics are read
+one step late, so the device never waits. On SIGTERM or Ctrl-C it saves after the current step, and
+exits with 143 or 130.
 """
 
 from __future__ import annotations
@@ -37,10 +37,10 @@ from bottleneck.training.step import make_train_program
 
 
 def train(config: Config, workdir: str | os.PathLike[str]) -> None:
-    """Trains until `train.steps`, from the newest checkpoint in the run folder if there is one.
+    """Trains to step `train.steps`, from the newest checkpoint in the run folder if any.
 
     Raises:
-        UserError: where the folder, the data or the devices do not fit the config.
+        UserError: if the folder, the data or the devices do not fit the config.
     """
     workdir = as_path(workdir)
     is_writer = jax.process_index() == 0
@@ -51,7 +51,7 @@ def train(config: Config, workdir: str | os.PathLike[str]) -> None:
         return
     claim = claimed(workdir) if is_writer else contextlib.nullcontext()
     with claim:
-        # What was there may have become another's before it was claimed.
+        # Another run may have taken the folder before the claim.
         run_folder.check_continues(workdir, config)
         _train_in(workdir, config)
 
@@ -63,14 +63,14 @@ def _train_in(workdir: Path, config: Config) -> None:
     cache = prepare(config.data)
     run_folder.check_same_corpus(workdir, cache.digest)
     parameters = count_parameters(config.model)
-    # No process writes before all have looked at what is there.
+    # No process writes before all have checked the folder.
     multihost_utils.sync_global_devices("run folder checked")
     if is_writer:
         workdir.mkdir(parents=True, exist_ok=True)
         facts = run_folder.facts(dict(mesh.shape), parameters, cache)
         run_folder.write_config(workdir, config, facts)
 
-    # Measured, where it is not known, before the mesh is in context and the devices are at work.
+    # An unknown peak is measured before the mesh is in context and the devices are busy.
     peak = jax.device_count() * (config.compute.peak_flops or peak_flops(jax.local_devices()[0]))
     with (
         jax.set_mesh(mesh),
@@ -102,7 +102,7 @@ def _train_from(
     start = saved.latest_step()
     if start is None:
         if run_folder.metric_files(workdir):
-            console.print(f"{workdir} has no checkpoint yet; beginning at step 0 again")
+            console.print(f"{workdir} has no checkpoint yet; starting again at step 0")
         params, opt_state = program.init()
     else:
         console.print(f"continuing from step {start:,} in {workdir}")
@@ -112,7 +112,6 @@ def _train_from(
         with report.booked("compile"):
             train_step = program.compile(batch_size, length)
             prober.compile(program.abstract_state[0])
-        # From here on there is something to save.
         with preemption.Notice(report.say) as notice:
             if start is None:
                 with report.booked("probe"):
@@ -144,8 +143,7 @@ def _train_from(
                 if is_stopped and done < steps:
                     saved.wait()
                     report.say(
-                        f"{notice.signal.name}: saved step {done:,}; "
-                        "the same command goes on from there"
+                        f"{notice.signal.name}: saved step {done:,}; the same command resumes there"
                     )
                     sys.exit(EXIT_CODES[notice.signal])
             with report.booked("checkpoint"):

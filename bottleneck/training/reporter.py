@@ -1,4 +1,4 @@
-"""Where a run's numbers go, one step late: files, TensorBoard and the person watching."""
+"""Reports of a run's numbers, one step late, to files, TensorBoard and the terminal."""
 
 from __future__ import annotations
 
@@ -19,20 +19,20 @@ from bottleneck.runs.metrics_writer import MetricsWriter, Stopwatch
 from bottleneck.runs.probe import Probe
 from bottleneck.terminal import Progress, console
 from bottleneck.training.divergence import Watch
-from bottleneck.training.optimizer import learning_rate_schedule
+from bottleneck.training.schedules import learning_rate_schedule
 from bottleneck.training.step import Metrics
 
 _T = TypeVar("_T")
 
-_MOST_WAITING = 100  # steps that nobody has looked at
+_MOST_WAITING = 100  # steps whose metrics are unread
 
 
 class Reporter:
-    """Writes metrics when their step has surely ended, and books the time that is not training.
+    """Writes metrics once their step has ended, and books the time that is not training.
 
-    The metrics of a step are read when the next one has been dispatched: the device always has
-    work. `settle` reads what is still waiting, before a probe or a save. Every step is looked at,
-    those between two lines of the log as well, for a loss or a gradient that is not finite.
+    Metrics are read after the next step has been dispatched, so the device always has work. Before
+    a probe or a save, `settle` reads all that are left. It checks every step, logged or not, for a
+    loss or a gradient that is not finite.
     """
 
     def __init__(
@@ -43,14 +43,14 @@ class Reporter:
         peak_flops: float,
         windows: Callable[[int], list[int]],
     ):
-        """Opens the files of a run that begins at, or goes on from, step `start`.
+        """Opens the files of a run that starts or resumes at step `start`.
 
         Args:
-            peak_flops: of all devices together, a second.
-            windows: what `Batches.windows` says of the batch that a step begins with.
+            peak_flops: FLOP/s of all devices together.
+            windows: `Batches.windows`, from a step to the windows of its batch.
         """
         self._config, self._workdir = config, workdir
-        # One process of many writes; the consoles of the others are quiet.
+        # Only one process writes; the consoles of the others are quiet.
         is_writer = jax.process_index() == 0
         self._writer = MetricsWriter(workdir, start) if is_writer else None
         self._watch = Watch(config.train.bad_steps, workdir if is_writer else None)
@@ -69,18 +69,18 @@ class Reporter:
         self._waiting: list[tuple[int, Metrics]] = []
 
     def _train_seconds(self) -> float:
-        # Waiting for data is part of training: a slow disk shows in the tokens a second.
+        # Waiting for data counts as training: a slow disk shows in the tokens per second.
         booked = {k: s for k, s in self._stopwatch.seconds.items() if k != "data"}
         return time.perf_counter() - self._started - sum(booked.values())
 
     @contextmanager
     def booked(self, reason: str) -> Iterator[None]:
-        """Books the time inside under a reason other than training."""
+        """Books the time of the block under a reason other than training."""
         with self._stopwatch.booked(reason):
             yield
 
     def waited(self, reason: str, items: Iterator[_T]) -> Iterator[_T]:
-        """The items, the time until each is there booked under a reason."""
+        """Yields the items, and books the time spent waiting for each."""
         while True:
             with self._stopwatch.booked(reason):
                 item = next(items, None)
@@ -89,7 +89,7 @@ class Reporter:
             yield item
 
     def train(self, step: int, metrics: Metrics) -> None:
-        """Takes the metrics of a step just dispatched, and writes those that are due."""
+        """Takes the metrics of a step just dispatched, and writes earlier ones that are due."""
         if self._waiting and (
             self._is_logged(self._waiting[-1][0]) or len(self._waiting) >= _MOST_WAITING
         ):
@@ -97,9 +97,10 @@ class Reporter:
         self._waiting.append((step, metrics))
 
     def settle(self) -> None:
-        """Waits for the steps that were dispatched, looks at them and writes what is due.
+        """Waits for the dispatched steps, checks them and writes the metrics that are due.
 
-        Raises: `Diverged` where as many in a row as `train.bad_steps` are not finite.
+        Raises:
+            Diverged: if `train.bad_steps` steps in a row are not finite.
         """
         waiting, self._waiting = self._waiting, []
         for step, metrics in waiting:
@@ -110,15 +111,15 @@ class Reporter:
 
     @property
     def is_spoilt(self) -> bool:
-        """Whether the last step that was looked at left parameters that are not finite."""
+        """Returns True if the last step checked left parameters that are not finite."""
         return self._watch.in_a_row > 0 and not self._config.train.skip_bad_batches
 
     def end_spoilt(self) -> None:
-        """Ends the run, whose last parameters are not finite: raises `Diverged`."""
+        """Raises `Diverged`, because the last parameters are not finite."""
         self._watch.stop()
 
     def _look(self, step: int, values: dict[str, float], grad_norms: dict[str, Any]) -> None:
-        # Copied off the device where there is something to say.
+        # The norms are copied off the device only if the step is bad.
         if np.isfinite([*values.values()]).all():
             self._watch.see(values)
             return
@@ -138,7 +139,7 @@ class Reporter:
         return step % self._config.train.log_every == 0 or step == self._config.train.steps
 
     def _learning_rate(self, step: int) -> float:
-        # The schedule counts updates from 0; this is the one that step `step` made.
+        # The schedule counts updates from 0.
         return float(self._schedule(step - 1))
 
     def _log(self, step: int, values: dict[str, float]) -> None:
@@ -163,7 +164,7 @@ class Reporter:
             self.say(f"step {step:,}/{self._config.train.steps:,}  {numbers}")
 
     def flush(self) -> None:
-        """Returns when all that there is to report is in the run folder."""
+        """Returns once all metrics are in the run folder."""
         self.settle()
         if self._writer is not None:
             self._writer.flush()
@@ -183,13 +184,13 @@ class Reporter:
         self._progress.say(line)
 
     def finish(self, step: int) -> None:
-        """Writes, and says, where the time of this process went."""
+        """Writes and prints how this process spent its time."""
         total, booked = time.perf_counter() - self._started, self._stopwatch.seconds
         self._write(
             step, "time", {"seconds": total} | {f"{k}_seconds": s for k, s in booked.items()}
         )
         shares = [f"{reason} {seconds / total:.1%}" for reason, seconds in booked.items()]
-        self.say(f"{self._workdir}: {total:,.0f} s, of which {', '.join(shares)}")
+        self.say(f"{self._workdir}: {total:,.0f} s: {', '.join(shares)}")
 
     def __enter__(self) -> Self:
         self._progress.__enter__()

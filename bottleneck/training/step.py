@@ -1,4 +1,4 @@
-"""The compiled training program: how parameters are made, and what one step does to them.
+"""The compiled training program: it makes parameters, and updates them step by step.
 
 B: sequences in a batch; L: tokens in a sequence. A batch is a dict of `inputs` and `targets`,
 int32 [B, L], and `weights`, float32 [B, L], 0 for a target that does not count.
@@ -25,16 +25,16 @@ from bottleneck.parallel import mesh as mesh_lib
 from bottleneck.training.optimizer import make_optimizer
 
 Batch = dict[str, jax.Array]
-Metrics = dict[str, Any]  # of scalars
+Metrics = dict[str, Any]  # scalars
 
 
 @dataclass(frozen=True)
 class TrainProgram:
-    """The functions of a training run, jitted for a mesh, and where their arrays live.
+    """The functions of a training run, jitted for a mesh, and the shardings of their arrays.
 
-    init() makes (params, opt_state); step(params, opt_state, batch) consumes both and returns
-    them updated, with the step's metrics, float32 scalars: `loss` (nats per token), `grad_norm`,
-    and in `grad_norms` that of each parameter's gradient, by its name.
+    init() makes (params, opt_state). step(params, opt_state, batch) consumes both and returns them
+    updated, with metrics. Those are float32 scalars: `loss` (nats per token), `grad_norm`, and
+    `grad_norms`, by the name of the parameter.
     """
 
     mesh: Mesh
@@ -43,7 +43,7 @@ class TrainProgram:
     abstract_state: tuple[Any, Any]  # shapes, types and shardings of (params, opt_state)
 
     def lower(self, batch_size: int, sequence_length: int) -> Any:
-        """`step`, traced for batches [B, L] before there is one."""
+        """Traces `step` for batches [B, L]; it needs no data."""
         sharding = mesh_lib.batch_sharding(self.mesh)
         batch = {
             name: jax.ShapeDtypeStruct((batch_size, sequence_length), dtype, sharding=sharding)
@@ -52,12 +52,12 @@ class TrainProgram:
         return self.step.lower(*self.abstract_state, batch)
 
     def compile(self, batch_size: int, sequence_length: int) -> Any:
-        """`step`, compiled for batches [B, L]."""
+        """Compiles `step` for batches [B, L]."""
         return self.lower(batch_size, sequence_length).compile()
 
 
 def make_loss(config: Config) -> Callable[[Params, Batch], tuple[jax.Array, jax.Array]]:
-    """(params, batch) → sums over tokens of the objective and of the cross-entropy, in nats."""
+    """Returns (params, batch) → sums over tokens of objective and cross-entropy, in nats."""
     graph = transformer.graph(config.model, config.compute)
 
     def loss(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
@@ -76,17 +76,17 @@ def make_loss(config: Config) -> Callable[[Params, Batch], tuple[jax.Array, jax.
 
 
 def make_gradient(config: Config) -> Callable[[Params, Batch], tuple[jax.Array, Params]]:
-    """(params, batch) → mean cross-entropy of the batch, and the mean objective's gradient.
+    """Returns (params, batch) → mean cross-entropy, and the gradient of the mean objective.
 
-    With accumulation the batch is worked off in micro-batches; the sums over their tokens are added
-    up and divided once, so that a micro-batch counts for as many tokens as it has.
+    With accumulation, sums over the tokens of micro-batches are added and divided once, so a
+    micro-batch counts in proportion to its tokens.
     """
     value_and_grad = jax.value_and_grad(make_loss(config), has_aux=True)
     n_micro = config.compute.accumulation_steps
 
     def micro_batches(array_BxL: jax.Array) -> jax.Array:
-        # Micro-batch m takes rows m, m + n_micro, …: each device's share of the batch holds rows of
-        # every micro-batch, so that none has to move.
+        # Micro-batch m takes rows m, m + n_micro, …: each device holds rows of every micro-batch,
+        # and none has to move.
         split = array_BxL.reshape(-1, n_micro, *array_BxL.shape[1:])
         return mesh_lib.constrain(jnp.moveaxis(split, 1, 0), None, "batch", "length")
 
@@ -110,7 +110,7 @@ def make_gradient(config: Config) -> Callable[[Params, Batch], tuple[jax.Array, 
 
 
 def make_train_program(config: Config, mesh: Mesh) -> TrainProgram:
-    """The training program of a config on a mesh; nothing is computed or compiled yet."""
+    """Returns the training program of a config on a mesh; it computes and compiles nothing."""
     axes = transformer.logical_axes(config.model)
     optimizer = make_optimizer(config.optimizer, config.train.steps, axes)
     gradient = make_gradient(config)
@@ -137,7 +137,7 @@ def make_train_program(config: Config, mesh: Mesh) -> TrainProgram:
         if config.train.skip_bad_batches:
             is_good = jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"])
             new_params, new_opt_state = jax.tree.map(
-                # Counts go on, so that the learning rate stays that of the step.
+                # Counters still advance, so the learning rate stays that of the step.
                 lambda new, old: jnp.where(is_good, new, old) if _is_real(new) else new,
                 (new_params, new_opt_state),
                 (params, opt_state),

@@ -148,8 +148,8 @@ def test_one_worker_that_cannot_be_set_up_is_an_error(machine):
     [
         ("tpu_vm.sh", "start", {}, "start is no verb"),
         ("tpu_vm.sh", "create", {"PROJECT": ""}, "PROJECT is not set"),
-        ("tpu_vm.sh", "create", {"ACCELERATOR": "v5e:3x3"}, "no v5e of topology '3x3'"),
-        ("tpu_vm.sh", "create", {"ACCELERATOR": "v9:2x2"}, "'v9' is no chip"),
+        ("tpu_vm.sh", "create", {"ACCELERATOR": "v5e:3x3"}, "no topology '3x3' of v5e"),
+        ("tpu_vm.sh", "create", {"ACCELERATOR": "v9:2x2"}, "no chip 'v9'"),
         ("tpu_vm.sh", "create", {"ACCELERATOR": "tpu7x:2x2x1"}, "use launch/gke.sh"),
         ("tpu_vm.sh", "create", {"PROVISIONING": "flex-start"}, "use launch/queued_resource.sh"),
         ("tpu_vm.sh", "run", {}, "say what to run"),

@@ -80,7 +80,7 @@ def test_damage_is_noticed_and_mended(filled, damage):
         path.write_bytes(DAMAGES[damage](path.read_bytes()))
     again, said = run(folder)
     assert again == first
-    assert said.count("is damaged, and its program is compiled again\n") == first["asked"]
+    assert said.count("is damaged; its program is compiled again\n") == first["asked"]
     assert said.count("\n") == first["asked"]
     assert Store(programs(folder)[0].parent).get(programs(folder)[0].stem) is not None
 

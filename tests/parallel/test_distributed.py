@@ -193,7 +193,7 @@ RESET = "UNKNOWN: Gloo AllGather failed: Read error [127.0.0.1]:37294: Connectio
     [
         (jax.errors.JaxRuntimeError(RESET), 4, "process 1 of 4 has lost another and ends"),
         (ValueError(RESET), 4, "process 1 of 4 has lost another and ends"),
-        (ValueError("shapes differ"), 1, "process 1 of 4 ends, and so do the others"),
+        (ValueError("shapes differ"), 1, "process 1 of 4 ends, and with it the others"),
         (UserError("no such file"), 2, "no such file; process 1 of 4 ends"),
     ],
 )
