@@ -13,6 +13,8 @@ from bottleneck.config import ModelConfig
 
 @dataclass(frozen=True)
 class ParameterCount:
+    """The number of parameters in each part of a model."""
+
     embedding: int  # token and position tables; `head` counts a tied token table
     layers: int  # attention, MLP and norms of all layers, and the final norm
     head: int

@@ -1,0 +1,28 @@
+"""Devices and processes: the mesh, TPU slices and chips, preemption, the store of programs.
+
+Mesh axes: `replica` (copies of the parameters), `fsdp` (parameters and batch), `tensor` (heads, MLP
+width and vocabulary).
+
+>>> import jax
+>>> from bottleneck import parallel
+>>> from bottleneck.config import MeshConfig
+>>> mesh = parallel.make_mesh(MeshConfig(fsdp=1), jax.devices()[:1])
+>>> dict(mesh.shape)
+{'replica': 1, 'fsdp': 1, 'tensor': 1}
+>>> parallel.slice_of("v5e:4x4").hosts
+4
+
+`make_mesh` arranges devices and `partition_spec` places arrays on them, by `LOGICAL_AXES`.
+`slice_of` and `flags_of` read the table of TPU slices, `CHIPS` that of chips.
+"""
+
+from bottleneck.lazy import attach
+
+__getattr__, __dir__, __all__ = attach(
+    __name__,
+    {
+        "mesh": ["LOGICAL_AXES", "make_mesh", "partition_spec"],
+        "slices": ["flags_of", "slice_of"],
+        "chips": ["CHIPS", "Chip", "peak_flops"],
+    },
+)
