@@ -1,10 +1,10 @@
-"""Tokens to batches: windows over a whole split, in an order that is new in every epoch.
+"""Tokens to batches: windows over a whole split, shuffled differently in every epoch.
 
-Window i reads tokens i·L to i·L + L, the first as input only and the last as target only, so that
-windows share no target. The batch of a step depends on the seed and the step alone: nothing is
-stored to resume, and what one host reads does not depend on how many there are.
+Window i reads tokens i·L to i·L + L. Its first token is only an input and its last only a target,
+so windows share no target. The batch of a step is a function of the seed and the step. Resuming
+needs no stored state, and the number of hosts changes nothing.
 
-B: sequences in a batch. L: tokens in a sequence. n: held-out windows.
+B: sequences in a batch. L: tokens in a sequence. n: validation windows.
 """
 
 from __future__ import annotations
@@ -21,18 +21,18 @@ from bottleneck.errors import UserError
 # The arrays of a batch, each [B, L].
 BATCH_TYPES = {"inputs": np.int32, "targets": np.int32, "weights": np.float32}
 
-_STEPS_AHEAD = 8  # read in the background; steps are dispatched in bursts
-_BLOCK = 2**16  # tokens read at a time in search of one
+_STEPS_AHEAD = 8  # read in the background: steps are dispatched in bursts
+_BLOCK = 2**16  # tokens per read when searching for one
 
 
 class Batches:
-    """The training batches, at random access."""
+    """Training batches with random access by step."""
 
     def __init__(
         self, cache: TokenCache, *, batch_size: int, sequence_length: int, seed: int
     ) -> None:
-        """Raises `UserError` where the training split is shorter than one window."""
-        import grain  # here, as it imports jax, which a wrong config need not wait for
+        """Raises `UserError` if the training split is shorter than one window."""
+        import grain  # late: it imports jax, and a wrong config is reported before that
 
         self.batch_size = batch_size
         self.sequence_length = sequence_length
@@ -43,23 +43,22 @@ class Batches:
                 f"the training split has {len(self._tokens):,} tokens, fewer than a window of "
                 f"config.train.sequence_length + 1 = {sequence_length + 1:,}"
             )
-        # grain shuffles epoch e with the seed plus e, so neighbouring seeds would go through the
-        # same orders one epoch apart.
+        # grain shuffles epoch e with seed + e: adjacent seeds would share orders, one epoch apart.
         mixed_seed = int(np.random.SeedSequence(seed).generate_state(1)[0])
         self._order = grain.MapDataset.range(self.n_windows).shuffle(mixed_seed).repeat()
 
     def windows(self, step: int, rows: slice | np.ndarray = slice(None)) -> list[int]:
-        """Which window each row of a step's batch is, or each of some of its rows."""
+        """Returns the window number of each row of a step's batch, or of the selected rows."""
         places = step * self.batch_size + np.arange(self.batch_size)[rows]
         return [int(self._order[int(place)]) for place in places]
 
     def batch(self, step: int, rows: slice | np.ndarray = slice(None)) -> dict[str, np.ndarray]:
-        """The batch of a step, or some of its rows, by slice or by index.
+        """Returns the batch of a step, or some of its rows, by slice or by index.
 
-        A batch goes on into the next epoch where the windows of one run out.
+        A batch may span two epochs.
 
         Returns:
-            inputs, targets: int32 [B, L], the targets one token further on.
+            inputs, targets: int32 [B, L]; targets are inputs shifted by one token.
             weights: float32 [B, L], all 1.
         """
         length = self.sequence_length
@@ -79,12 +78,12 @@ class Batches:
         rows: slice | np.ndarray = slice(None),
         then: Callable[[dict[str, np.ndarray]], Any] = lambda batch: batch,
     ) -> Iterator[tuple[int, Any]]:
-        """(step, batch) for the steps from `start` to before `stop`, read ahead in the background.
+        """Yields (step, batch) for `start` ≤ step < `stop`, read ahead by a background thread.
 
-        Closing the iterator, or leaving it to be collected, ends the reading.
+        Reading ends when the iterator is closed or garbage-collected.
 
         Args:
-            then: what else is to be done there with each batch; its result is what comes.
+            then: applied to each batch in the background; its result replaces the batch.
         """
         import grain
 
@@ -98,34 +97,34 @@ class Batches:
 def held_out(
     cache: TokenCache, n_tokens: int, sequence_length: int, split: Split = "heldout"
 ) -> dict[str, np.ndarray]:
-    """Fixed windows for evaluation, spread evenly over the held-out split, or over another.
+    """Returns fixed windows for evaluation, spread evenly over the validation or another split.
 
-    There are as many as n_tokens hold whole; of a smaller split all tokens are taken, and the last
-    window is filled up with targets of weight 0.
+    n = n_tokens // L, at least 1. If the split is smaller, all of it is used, and the last window
+    is padded with targets of weight 0.
 
     Returns:
         inputs, targets: int32 [n, L].
-        weights: float32 [n, L], 1 for a token of the split, 0 for filling.
-        documents: int32 [n, L], the document of each target, numbered from 0 in order, so that
-            standard errors can be clustered; 0 for filling.
+        weights: float32 [n, L], 1 for a token of the split, 0 for padding.
+        documents: int32 [n, L], the document of each target, numbered from 0 in order, to cluster
+            standard errors by; 0 for padding.
     Raises:
-        UserError: where the split has no target.
+        UserError: if the split has no target.
     """
     tokens = cache.tokens(split)
     n_targets, length = len(tokens) - 1, sequence_length
     if n_targets < 1:
-        name = "held-out" if split == "heldout" else split
+        name = "validation" if split == "heldout" else "training"
         raise UserError(
             f"the {name} split is empty; config.data.heldout_fraction must be "
             f"{'larger' if split == 'heldout' else 'smaller'}"
         )
     n = min(max(n_tokens // length, 1), -(-n_targets // length))
-    # Where all windows are taken, the last may be in part; else n of the whole ones are.
+    # If all windows are used, the last may be partial; otherwise only complete ones are.
     starts = [length * (i * max(n_targets // length, n) // n) for i in range(n)]
     windows_nx1pL = np.zeros((n, length + 1), np.int32)
     weights_nxL = np.zeros((n, length), np.float32)
     documents_nxL = np.zeros((n, length), np.int32)
-    document, end = 0, 0  # of the last target so far, and its place
+    document, end = 0, 0  # of the last target so far, and its position
     for i, start in enumerate(starts):
         window = tokens[start : start + length + 1]
         document += _contains(tokens, cache.end_of_text, end, start)
@@ -144,6 +143,6 @@ def held_out(
 
 
 def _contains(tokens: TokenSequence, token: int, start: int, stop: int) -> bool:
-    """Whether a token is among those from `start` to before `stop`; reads until it is found."""
+    """Returns True if the token occurs in [start, stop); reads only until it is found."""
     blocks = (tokens[i : min(i + _BLOCK, stop)] for i in range(start, stop, _BLOCK))
     return any((block == token).any() for block in blocks)

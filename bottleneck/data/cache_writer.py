@@ -1,4 +1,4 @@
-"""The making of a token cache: a pass over the corpus for the tokenizer, another for the tokens."""
+"""Writes a token cache: one pass over the corpus for the tokenizer, another for the tokens."""
 
 from __future__ import annotations
 
@@ -25,20 +25,20 @@ from bottleneck.errors import UserError
 from bottleneck.storage.checksums import info_of
 from bottleneck.terminal import Progress
 
-# Characters that are encoded at a time: few, as an encoding takes a hundred times the memory of its
-# ids, yet enough to share out over the cores.
+# Characters per batch: enough to occupy all cores, and no more, because an encoding takes a hundred
+# times the memory of its ids.
 _BATCH_CHARACTERS = 2**20
 _BATCHES_AHEAD = 2
 
-_COUNTED_TOKENS = 2**20  # at a time
+_COUNTED_TOKENS = 2**20  # per read
 
 
 def write_cache(folder: Path, config: DataConfig, corpus: Corpus, made_of: dict[str, Any]) -> None:
     """Fills an empty folder with the tokens of a corpus and their manifest.
 
     Raises:
-        UserError: where the corpus cannot be read, or leaves one of the splits empty.
-        OSError: where the folder cannot be written.
+        UserError: if the corpus cannot be read, or one of the splits would be empty.
+        OSError: if the folder cannot be written.
     """
     tokenizer = _tokenizer(config, corpus)
     vocab_size = tokenization.vocab_size(tokenizer)
@@ -59,9 +59,9 @@ def write_cache(folder: Path, config: DataConfig, corpus: Corpus, made_of: dict[
                 continue
             if end_of_text in tokens:
                 raise UserError(
-                    f"{document.key}: config.data.tokenizer takes a part of this text for "
-                    f"{tokenizer.id_to_token(end_of_text)!r}, the end of a text; it must be a "
-                    f"special token, and not the one for what is unknown"
+                    f"{document.key}: config.data.tokenizer encodes part of this text as "
+                    f"{tokenizer.id_to_token(end_of_text)!r}, its end of text; it must be a "
+                    f"special token, and not the one for unknown text"
                 )
             draw = heldout_draw(document.text)
             least_draw = min(least_draw, draw)
@@ -72,7 +72,7 @@ def write_cache(folder: Path, config: DataConfig, corpus: Corpus, made_of: dict[
     _check_splits(documents, config.heldout_fraction, least_draw)
 
     train = TokenSequence(folder, writers["train"].shards, writers["train"].files, dtype)
-    counts = io.BytesIO()  # np.save to a file does not say why it failed
+    counts = io.BytesIO()  # np.save to a file hides why a write failed
     np.save(counts, _unigram_counts(train, vocab_size))
     small = {
         TOKENIZER: tokenizer.to_str(pretty=True).encode(),
@@ -102,7 +102,7 @@ def write_cache(folder: Path, config: DataConfig, corpus: Corpus, made_of: dict[
 
 
 def _tokenizer(config: DataConfig, corpus: Corpus) -> Tokenizer:
-    """The corpus's own tokenizer, the one given, or one trained on the training documents."""
+    """Returns the corpus's own tokenizer, the given one, or one trained on the training split."""
     if corpus.tokenizer is not None:
         return corpus.tokenizer
     if config.tokenizer is not None:
@@ -115,7 +115,7 @@ def _tokenizer(config: DataConfig, corpus: Corpus) -> Tokenizer:
 def _tokenized(
     documents: Iterable[Document], tokenizer: Tokenizer
 ) -> Iterator[tuple[Document, np.ndarray]]:
-    """Each document with its tokens, in order; reading, tokenizing and the caller run at once."""
+    """Yields each document with its tokens, in order; reading, encoding and the caller overlap."""
     with ThreadPoolExecutor(_BATCHES_AHEAD) as pool:
         pending: deque[tuple[list[Document], Any]] = deque()
         for batch in _batches(documents):
@@ -141,7 +141,7 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
 
 
 def _unigram_counts(tokens: TokenSequence, vocab_size: int) -> np.ndarray:
-    """How often each token occurs, int64 [vocab_size]."""
+    """Occurrences of each token, int64 [vocab_size]."""
     counts = np.zeros(vocab_size, np.int64)
     for start in range(0, len(tokens), _COUNTED_TOKENS):
         counts += np.bincount(tokens[start : start + _COUNTED_TOKENS], minlength=vocab_size)
@@ -149,35 +149,35 @@ def _unigram_counts(tokens: TokenSequence, vocab_size: int) -> np.ndarray:
 
 
 def _check_splits(documents: Counter[str], heldout_fraction: float, least_draw: float) -> None:
-    """Raises `UserError` where there is nothing to train on, or nothing held out that should be."""
+    """Raises `UserError` if a split that should have documents has none."""
     if documents.total() == 0:
         raise UserError("config.data: the corpus holds no text")
     if documents["heldout"] or heldout_fraction == 0:
         if not documents["train"]:
             raise UserError(
-                f"config.data.heldout_fraction={heldout_fraction} holds out all "
-                f"{documents.total()} documents of the corpus; more documents are needed"
+                f"config.data.heldout_fraction={heldout_fraction} takes all "
+                f"{documents.total()} documents for validation; more documents are needed"
             )
         return
     enough = math.ceil(least_draw * 1e4 + 1) / 1e4
     advice = f"take at least {enough}" if enough <= 0.5 else "more documents are needed"
     raise UserError(
-        f"config.data.heldout_fraction={heldout_fraction} holds out none of the "
-        f"{documents.total()} documents of the corpus; {advice}"
+        f"config.data.heldout_fraction={heldout_fraction} takes none of the "
+        f"{documents.total()} documents for validation; {advice}"
     )
 
 
-def _shown(corpus: Corpus, what: str) -> Generator[Document, None, None]:
-    """The documents of a corpus, with a progress bar, or a line now and then without a terminal."""
+def _shown(corpus: Corpus, task: str) -> Generator[Document, None, None]:
+    """Yields the documents of a corpus and shows the progress."""
     total = max(corpus.fingerprint.bytes, 1)
-    with Progress(what, total, unit="bytes") as progress:
+    with Progress(task, total, unit="bytes") as progress:
         for document in corpus.documents():
             yield document
             progress.show(document.position)
 
 
 def _sync(path: Path) -> None:
-    """Sees to it that a file or folder is on the disk before it gets its final name."""
+    """Forces a file or folder to disk, before the cache gets its final name."""
     descriptor = os.open(path, os.O_RDONLY)
     try:
         os.fsync(descriptor)

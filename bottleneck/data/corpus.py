@@ -1,8 +1,7 @@
-"""Where text comes from: the standard library's source, files, TFDS, or a language of known rank.
+"""Sources of text: the standard library, files, TFDS, or a language of known rank.
 
-A corpus is a stream of documents in a fixed order, together with a fingerprint that tells whether
-it is still the one it was. Its documents are split into training and held-out ones by their
-contents alone, so that copies of a document are never on both sides.
+A corpus is a stream of documents in a fixed order, with a fingerprint that reveals any change.
+The contents of a document alone decide its split, so all copies of it are on the same side.
 """
 
 from __future__ import annotations
@@ -25,23 +24,22 @@ from bottleneck.data.documents import SUFFIXES, Document, document, read_documen
 from bottleneck.errors import UserError, suggestion
 from bottleneck.storage import folders
 
-# Folders of the standard library that not every Python ships (Debian's and slim images lack the
-# tests, idlelib and tkinter; distutils and lib2to3 depend on the release), that are tables rather
-# than text (encodings), or that do not belong to it (site-packages).
+# Folders in the standard library's that not every Python ships (Debian and slim images lack tests,
+# idlelib and tkinter), that are tables (encodings), or that are not part of it (site-packages).
 _LEFT_OUT = frozenset({"__pycache__", "site-packages", "dist-packages", "lib-dynload", "encodings"})
 _LEFT_OUT |= {"test", "tests", "idlelib", "tkinter", "turtledemo", "ensurepip", "msilib"}
 _LEFT_OUT |= {"distutils", "lib2to3", "pydoc_data"}
 
-# A corpus of at most so many bytes is recognised by its contents, a larger one by the names, sizes
-# and times of its files.
+# Bytes up to which a corpus is identified by its contents. The fingerprint of a larger one uses the
+# names, sizes and modification times of its files.
 _HASHED_IN_FULL = 2**26
 
-_TFDS_ROWS = 256  # records read at a time
+_TFDS_ROWS = 256  # records per read
 
 
 @dataclass(frozen=True)
 class Fingerprint:
-    """What a corpus is recognised by."""
+    """Identity of a corpus, which any change of its files changes."""
 
     files: int
     bytes: int
@@ -53,44 +51,44 @@ class Corpus:
     """A stream of documents that does not grow in memory."""
 
     name: str  # short, fit for a file name
-    description: dict[str, Any]  # what was asked for, as plain values
+    description: dict[str, Any]  # the request that names it, as plain values
     fingerprint: Fingerprint
-    # All documents, the same each time, the empty ones among them.
-    documents: Callable[[], Iterator[Document]]
-    tokenizer: Tokenizer | None = None  # its own, where it has one
+    documents: Callable[[], Iterator[Document]]  # the same each time, empty ones included
+    tokenizer: Tokenizer | None = None  # its own, if it has one
 
 
 def open_corpus(config: DataConfig) -> Corpus:
-    """The corpus that the config names; raises `UserError` where there is none."""
+    """Opens the corpus that the config names; raises `UserError` if it cannot be read."""
     openers = {"stdlib": _stdlib, "text": _text, "tfds": _tfds, "known_rank": _known_rank}
-    opener = openers[config.corpus]
     try:
-        return opener(config)
+        return openers[config.corpus](config)
     except OSError as error:
-        raise _cannot_read(error.filename or "the corpus", error) from error
+        raise folders.cannot_read(error.filename or "the corpus", error) from error
 
 
 def heldout_draw(text: str) -> float:
-    """A number in [0, 1) that depends on the text alone, uniform over texts.
+    """Hashes a text to a number in [0, 1), uniform over texts.
 
-    The document is held out if it lies below `DataConfig.heldout_fraction`.
+    A document is in the validation split if its number is below `DataConfig.heldout_fraction`.
     """
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
 
 
 def _stdlib(config: DataConfig) -> Corpus:
-    """The sources of the running Python's standard library and the topics of its `help()`."""
+    """Source code of the running Python's standard library, and the topics of its `help()`."""
     root = Path(sysconfig.get_path("stdlib"))
     files = []
     for folder, subfolders, names in os.walk(root):
         subfolders[:] = [name for name in subfolders if name not in _LEFT_OUT]
-        # _sysconfigdata* describes how this machine's Python was compiled.
+        # _sysconfigdata* describes how this Python was compiled.
         sources = (n for n in names if n.endswith(".py") and not n.startswith("_sysconfigdata"))
         files += [Path(folder, name) for name in sources]
     files.sort()
     if not files:
-        raise UserError(f"config.data.corpus='stdlib': {root} holds no source; use corpus='text'")
+        raise UserError(
+            f"config.data.corpus='stdlib': {root} has no source files; use corpus='text'"
+        )
     topics = _help_topics()
 
     def documents() -> Iterator[Document]:
@@ -108,7 +106,7 @@ def _stdlib(config: DataConfig) -> Corpus:
         entries.append((f"help/{name}", len(raw), hashlib.sha256(raw).hexdigest().encode()))
     fingerprint = _fingerprint(entries)
     version = platform.python_version()
-    # Two builds of one release may differ in patches: each has its own tokens.
+    # Two builds of one release may differ in patches, so each has its own tokens.
     description = {"corpus": "stdlib", "python": version, "sha256": fingerprint.sha256}
     return Corpus(f"stdlib-{version}", description, fingerprint, documents)
 
@@ -139,10 +137,10 @@ def _text(config: DataConfig) -> Corpus:
 
 
 def _text_files(path: Path) -> list[Path]:
-    """The files that a path, folder or glob stands for, sorted; at least one."""
+    """Returns the files that a path, folder or glob names, sorted; at least one."""
     if path.is_file():
         if not path.name.endswith(SUFFIXES):
-            raise UserError(f"config.data.paths: {path} is none of {', '.join(SUFFIXES)}")
+            raise UserError(f"config.data.paths: {path} must end in one of {', '.join(SUFFIXES)}")
         return [path]
     if path.is_dir():
         found = folders.visible_files(path)
@@ -156,7 +154,7 @@ def _text_files(path: Path) -> list[Path]:
     files = [file for file in named if file.is_file()]
     for file in set(named).difference(files):
         if not file.exists():
-            raise UserError(f"config.data.paths: {file} is a link to nothing; mend or remove it")
+            raise UserError(f"config.data.paths: {file} is a broken link; repair or remove it")
     if not files:
         raise UserError(f"config.data.paths: {path} holds no {', '.join(SUFFIXES)} file")
     return files
@@ -174,14 +172,14 @@ def _concatenated(files: list[Path], field: str) -> Iterator[Document]:
         try:
             before += folders.size(file)
         except OSError as error:
-            raise _cannot_read(file, error) from error
+            raise folders.cannot_read(file, error) from error
 
 
 def _fingerprint(entries: Iterable[tuple[str, int, bytes]]) -> Fingerprint:
-    """The fingerprint of (name, bytes, hash or time) of every file."""
+    """Returns the fingerprint of files given as (name, bytes, hash or time)."""
     digest, files, total = hashlib.sha256(), 0, 0
     for name, size, mark in entries:
-        # A NUL cannot be in a name, so no two lists of files are the same bytes.
+        # A name cannot contain a NUL, so different lists of files never give the same bytes.
         digest.update(b"%s\0%d\0%s\0" % (os.fsencode(name), size, mark))
         files, total = files + 1, total + size
     return Fingerprint(files, total, digest.hexdigest())
@@ -192,25 +190,21 @@ def _sha256(file: Path) -> bytes:
         with file.open("rb") as stream:
             return hashlib.file_digest(stream, "sha256").hexdigest().encode()
     except OSError as error:
-        raise _cannot_read(file, error) from error
-
-
-def _cannot_read(path: Path | str, error: OSError) -> UserError:
-    return UserError(f"cannot read {path}: {error.strerror or error}")
+        raise folders.cannot_read(file, error) from error
 
 
 def _tfds(config: DataConfig) -> Corpus:
-    """A data set of TensorFlow Datasets, downloaded and prepared if it is not on this machine.
+    """Opens a data set of TensorFlow Datasets; downloads and prepares it if it is missing.
 
-    It is read with random access, which needs no TensorFlow.
+    Reading is by random access, which needs no TensorFlow.
     """
     import tensorflow_datasets as tfds
 
     name, field = config.tfds_name, config.text_field
     try:
         if tfds.core.naming.parse_builder_name_kwargs(name)[0].namespace is not None:
-            # TFDS would download its code, and run it.
-            raise ValueError("data sets of a community are code of others, which is not run here")
+            # TFDS would download its code and run it.
+            raise ValueError("community data sets run code of strangers; only TFDS's own are read")
         builder = tfds.builder(name, data_dir=config.tfds_data_dir)
         if not builder.is_prepared():
             builder.download_and_prepare(file_format="array_record")
@@ -222,7 +216,7 @@ def _tfds(config: DataConfig) -> Corpus:
         raise UserError(
             f"config.data.tfds_name={name!r} is not a TFDS data set; {advice}"
         ) from error
-    # What builders, and the servers that they download from, raise is not confined to any class.
+    # Builders, and the servers that they download from, raise errors of any class.
     except Exception as error:
         reason = " ".join(str(error).split()) or type(error).__name__
         raise UserError(
@@ -251,7 +245,7 @@ def _tfds(config: DataConfig) -> Corpus:
 
 
 def _known_rank(config: DataConfig) -> Corpus:
-    """A language drawn from its seed; there is no file, so nothing that could change."""
+    """Draws a language from its seed; without files, nothing can change."""
     rank, n_tokens, n = config.language_rank, config.language_tokens, config.language_documents
     description = {
         "corpus": "known_rank",

@@ -1,8 +1,8 @@
-"""A document, and the reading of documents out of text files.
+"""Documents, and how they are read from text files.
 
 A plain file (.txt, .md, .py) is a document; so is every record of a .jsonl (also .gz and .zst) or
-.parquet file. Files are read as streams, however far they unpack: in memory is one record, of
-LONGEST_RECORD at most, or one passage of a plain file that is too long to be a document.
+.parquet file. Files are streamed, however large: memory holds one record of at most LONGEST_RECORD,
+or one passage of a long plain file.
 """
 
 from __future__ import annotations
@@ -15,38 +15,44 @@ from pathlib import Path
 from typing import IO, Any, NamedTuple
 
 from bottleneck.errors import UserError, suggestion
-from bottleneck.storage.folders import size
+from bottleneck.storage.folders import cannot_read, size
 
 PLAIN = (".txt", ".md", ".py")
 JSON_LINES = (".jsonl", ".jsonl.gz", ".jsonl.zst")
 SUFFIXES = (*PLAIN, *JSON_LINES, ".parquet")
 
-# A longer plain file is taken for a whole collection, since one document cannot be split into
-# training and held-out text: it is cut at line ends into passages, each a document.
+# A longer plain file is a whole collection: it is cut at line ends into passages, each a document.
+# One document could not be split into training and validation text.
 LONGEST_PLAIN_FILE = 2**20  # bytes
 PASSAGE = 2**14  # bytes, about 4,000 tokens
 
-# Bytes of a line or a text. It takes a few times its size to read, and what is longer is no
-# document, but a file that is not what its name says, or one that was made to fill the memory.
+# Bytes of a line or a text. Reading one takes a few times its size in memory. Anything longer is a
+# file with the wrong suffix, or one made to exhaust memory.
 LONGEST_RECORD = 2**27
 
-_PARQUET_ROWS = 16  # decoded at a time; they may be copies of one text that the file has once
+_PARQUET_ROWS = 16  # per batch: a small file can repeat one long text in every row
 
 
 class Document(NamedTuple):
-    """A text, and where it was found."""
+    """A text and its source.
 
-    key: str  # unique in its corpus
-    text: str  # valid Unicode, possibly empty
-    position: int  # bytes of the corpus's files read so far, this document's among them
-    was_invalid: bool = False  # whether bytes that are not UTF-8 were replaced with U+FFFD
+    - key: unique in its corpus.
+    - text: valid Unicode, possibly empty.
+    - position: bytes of the corpus read so far, this document included.
+    - was_invalid: True if bytes that are not UTF-8 were replaced with U+FFFD.
+    """
+
+    key: str
+    text: str
+    position: int
+    was_invalid: bool = False
 
 
 def read_documents(path: Path, field: str) -> Iterator[Document]:
-    """Documents of a file in its order; `field` names the text of a record.
+    """Yields the documents of a file in order; `field` names the text of a record.
 
-    Raises `UserError` with the path, and the line where there is one, for a file that cannot be
-    read, is cut short or lacks the field.
+    Raises `UserError`, with path and line, if the file cannot be read, is truncated, or lacks the
+    field.
     """
     if path.suffix == ".parquet":
         reader = _read_parquet(path, field)
@@ -56,14 +62,14 @@ def read_documents(path: Path, field: str) -> Iterator[Document]:
         reader = _read_plain(path)
     try:
         yield from reader
-    except OSError as error:  # the system's, and pyarrow's where a compressed stream is damaged
-        raise UserError(f"cannot read {path}: {error.strerror or error}") from error
+    except OSError as error:  # of the system, or of pyarrow for a damaged compressed stream
+        raise cannot_read(path, error) from error
 
 
 def document(key: str, raw: bytes | str, position: int) -> Document:
-    """The document with this text, made valid Unicode.
+    """Returns the document with this text, made valid Unicode.
 
-    A str can be invalid too: JSON can hold one half of a surrogate pair.
+    A str can be invalid too: JSON can hold half a surrogate pair.
     """
     try:
         return Document(key, raw.decode() if isinstance(raw, bytes) else _checked(raw), position)
@@ -93,7 +99,7 @@ def _read_plain(path: Path) -> Iterator[Document]:
 
 
 def _passages(stream: IO[bytes]) -> Iterator[bytes]:
-    """The stream in pieces that end with a line where possible, else with a word or a character."""
+    """Yields pieces of the stream that end with a line if possible, or a word, or a character."""
     rest = b""
     while block := stream.read(PASSAGE):
         block = rest + block
@@ -135,13 +141,11 @@ def _read_json_lines(path: Path, field: str) -> Iterator[Document]:
 def _decompressed(file: IO[bytes], path: Path) -> IO[bytes]:
     if path.suffix not in (".gz", ".zst"):
         return file
-    if not size(path):  # which the codecs take for a stream of nothing
-        raise UserError(
-            f"cannot read {path}: it has no bytes, not those of an empty archive either"
-        )
+    if not size(path):  # the codecs would read an empty stream
+        raise UserError(f"cannot read {path}: it has no bytes; even an empty archive has some")
     import pyarrow
 
-    # Unlike the zstandard package, this raises on a file that was cut short.
+    # Unlike the zstandard package, this raises on a truncated file.
     codec = "gzip" if path.suffix == ".gz" else "zstd"
     stream = pyarrow.CompressedInputStream(pyarrow.PythonFile(file, mode="r"), codec)
     return io.BufferedReader(stream, buffer_size=2**20)
@@ -159,7 +163,7 @@ def _read_parquet(path: Path, field: str) -> Iterator[Document]:
             as_bytes = _type_of_bytes(kind, where=f"{path}: {field!r}")
             row = 0
             for batch in table.iter_batches(batch_size=_PARQUET_ROWS, columns=[field]):
-                # As bytes, since nobody has checked that a string is UTF-8.
+                # As bytes: nothing has checked that a string is UTF-8.
                 for value in batch.column(0).cast(as_bytes).to_pylist():
                     where = f"{path}:{row}"
                     row += 1
@@ -171,7 +175,7 @@ def _read_parquet(path: Path, field: str) -> Iterator[Document]:
 
 
 def _type_of_bytes(kind: Any, where: str) -> Any:
-    """The type that a column of texts is cast to; raises `UserError` for one of anything else."""
+    """Returns the type to cast a column of texts to; raises `UserError` for another column."""
     import pyarrow
     from pyarrow import types
 
@@ -181,23 +185,23 @@ def _type_of_bytes(kind: Any, where: str) -> Any:
         return pyarrow.large_binary()
     names = ("null", "string", "string_view", "binary", "binary_view", "fixed_size_binary")
     if not any(getattr(types, f"is_{name}")(kind) for name in names):
-        raise UserError(f"{where} is a column of type {kind}, not of texts")
+        raise UserError(f"{where} is a column of type {kind}; it must hold texts")
     return pyarrow.binary()
 
 
 def text_of(value: Any, where: str, field: str) -> bytes | str:
-    """The value of a record's text field: null is an empty text, a number a mistake."""
+    """Returns the value of a record's text field; null is an empty text, a number an error."""
     if value is None:
         return ""
     if not isinstance(value, (str, bytes)):
-        raise UserError(f"{where}: {field!r} is of type {type(value).__name__}, not a text")
+        raise UserError(f"{where}: {field!r} is of type {type(value).__name__}; it must be a text")
     _check_length(value, where)
     return value
 
 
 def _check_length(record: bytes | str, where: str) -> None:
     if len(record) > LONGEST_RECORD:
-        raise UserError(f"{where}: longer than the {LONGEST_RECORD:,} bytes that a record may have")
+        raise UserError(f"{where}: longer than the limit of {LONGEST_RECORD:,} bytes")
 
 
 def _missing(kind: str, field: str, known: list[str]) -> str:

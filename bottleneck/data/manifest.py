@@ -1,4 +1,4 @@
-"""The manifest of a token cache: what is in it, what it was made of, and what its files must be."""
+"""The manifest of a token cache: its contents, its source, and the checksums of its files."""
 
 from __future__ import annotations
 
@@ -20,17 +20,19 @@ UNIGRAM_COUNTS = "unigram-counts.npy"
 
 @dataclass(frozen=True)
 class SplitInfo:
-    """One side of the corpus."""
+    """Counts of one split."""
 
     documents: int
-    tokens: int  # the end-of-text tokens among them
+    tokens: int  # end-of-text tokens included
     text_bytes: int
     shards: list[str]
 
 
 @dataclass(frozen=True)
 class Manifest:
-    made_of: dict[str, Any]  # what was asked for: corpus, tokenizer, held-out fraction
+    """Facts of a token cache."""
+
+    made_of: dict[str, Any]  # the request: corpus, tokenizer, validation fraction
     fingerprint: Fingerprint  # of the corpus
     vocab_size: int
     end_of_text: int
@@ -38,12 +40,12 @@ class Manifest:
     empty_documents: int  # left out
     invalid_documents: int  # with bytes that are not UTF-8, now U+FFFD
     splits: dict[str, SplitInfo]
-    files: dict[str, FileInfo]  # all but the manifest
+    files: dict[str, FileInfo]  # all except the manifest
 
     @property
     def digest(self) -> str:
-        """A hash of the tokens of both splits and of their tokenizer, wherever they were made."""
-        # Not of the tables of checksums, which follow from the tokens.
+        """Hash of the tokens of both splits and their tokenizer."""
+        # The tables of checksums follow from the tokens.
         names = sorted(name for name in self.files if not name.endswith(CHECKSUMS))
         files = [f"{name} {self.files[name].sha256}" for name in names]
         return hashlib.sha256("\n".join(files).encode()).hexdigest()
@@ -53,7 +55,7 @@ class Manifest:
 
 
 def read_manifest(folder: Path) -> Manifest:
-    """The manifest of a cache; raises `UserError` if it is missing or damaged."""
+    """Reads the manifest of a cache; raises `UserError` if it is missing or damaged."""
     path = folder / MANIFEST
     fields = json_files.read(path, REBUILD)
     try:
@@ -63,10 +65,10 @@ def read_manifest(folder: Path) -> Manifest:
         manifest = Manifest(**fields)
         for split in manifest.splits.values():
             if unknown := sorted(set(split.shards).difference(manifest.files)):
-                raise ValueError(f"it names {unknown[0]!r}, which is not among its files")
+                raise ValueError(f"it names the shard {unknown[0]!r}, which its files lack")
         if manifest.dtype not in DTYPES:
-            raise ValueError(f"its dtype is {manifest.dtype!r}, and not one of {', '.join(DTYPES)}")
+            raise ValueError(f"its dtype {manifest.dtype!r} must be one of {', '.join(DTYPES)}")
         return manifest
     except (ValueError, LookupError, TypeError, AttributeError) as error:
-        reason = str(error) if isinstance(error, ValueError) else "it is no manifest"
+        reason = str(error) if isinstance(error, ValueError) else "it is not a manifest"
         raise damaged(path, reason, REBUILD) from error

@@ -1,9 +1,8 @@
-"""A long sequence of tokens on disk: written as a stream, checked and read where it is asked for.
+"""A long sequence of tokens on disk: written as a stream, read and checked by slices.
 
-It lies in files of little-endian uint16 or uint32, of SHARD_TOKENS tokens each but the last. Beside
-each lies a table with the CRC-32 of every block of BLOCK_BYTES, uint32: a block is checked when it
-is first read, so that no token is used that is not the one written, and nothing is read for it that
-is not used soon.
+The files hold little-endian uint16 or uint32, SHARD_TOKENS tokens each except the last. Beside each
+is a table, uint32, with the CRC-32 of every block of BLOCK_BYTES. The first read of a block checks
+it, so a damaged token is never used, and opening reads no tokens.
 """
 
 from __future__ import annotations
@@ -20,19 +19,19 @@ from typing import BinaryIO
 
 import numpy as np
 
-from bottleneck.storage.checksums import FileInfo, cannot_read, damaged, info_of, read_whole
+from bottleneck.storage.checksums import FileInfo, damaged, info_of, read_whole
+from bottleneck.storage.folders import cannot_read
 
 REBUILD = "make it again with `python -m bottleneck prepare --rebuild` and the same --config"
 
 SHARD_TOKENS = 2**28  # half a gigabyte of uint16
 
-# 16 windows of 2,048 uint16 tokens. Windows are read in random order, so the first one in a block
-# costs a read of all of it: no more than a system reads around one fault of a memory map, 17 µs to
-# check, and what the other 15 will use. From a cold disk blocks of 4 to 16 KiB were no faster, as
-# it is the number of reads that counts, and their tables would be larger: these are 1/16,384 of
-# the tokens, 6 MB for 100 GB, and are read whole at the start.
-# A CRC-32 finds any two wrong bits in so short a block, and any number within 32 bits; of other
-# damage it misses one in 4·10⁹.
+# 16 windows of 2,048 uint16 tokens. Windows are read in random order, and the first one in a block
+# reads all of it. That is no more than a page fault of a memory map reads, and 17 µs to check.
+# From a cold disk blocks of 4 to 16 KiB were no faster, because the number of reads counts.
+# Their tables would be larger: these are 6 MB for 100 GB of tokens, read whole at the start.
+# A CRC-32 of a block this short finds any two wrong bits and any burst of 32 bits. It misses one in
+# 4·10⁹ of other errors.
 BLOCK_BYTES = 2**16
 
 CHECKSUMS = ".crc32"  # the suffix of the tables
@@ -41,7 +40,7 @@ _CHECKSUM = np.dtype("<u4")
 
 
 def token_dtype(vocab_size: int) -> np.dtype:
-    """The smallest type on disk that holds every id below vocab_size."""
+    """Returns the smallest type on disk that holds every id below vocab_size."""
     return np.dtype(DTYPES[vocab_size > 2**16])
 
 
@@ -50,8 +49,7 @@ class ShardWriter:
 
     def __init__(self, folder: Path, prefix: str, dtype: np.dtype) -> None:
         self.tokens = 0
-        # Those that are complete; all of them once closed.
-        self.shards: list[str] = []
+        self.shards: list[str] = []  # complete ones; all of them once closed
         self.files: dict[str, FileInfo] = {}  # the shards and their tables
         self._folder, self._prefix, self._dtype = folder, prefix, dtype
         self._file: BinaryIO | None = None
@@ -88,7 +86,7 @@ class ShardWriter:
 
 
 class TokenSequence:
-    """The tokens of some shards one after the other; any number of threads may read at once."""
+    """The concatenated tokens of some shards; safe to read from many threads."""
 
     def __init__(
         self, folder: Path, shards: Sequence[str], files: Mapping[str, FileInfo], dtype: np.dtype
@@ -97,9 +95,9 @@ class TokenSequence:
 
         Args:
             shards: their names, in order.
-            files: what they and their tables were when they were written.
+            files: sizes and hashes of shards and tables.
         Raises:
-            UserError: where a file cannot be opened, or a table has changed.
+            UserError: if a file cannot be opened, or a table has changed.
         """
         self._dtype = dtype
         self._shards = [_Shard(folder / name, files) for name in shards]
@@ -110,9 +108,9 @@ class TokenSequence:
         return self._starts[-1]
 
     def __getitem__(self, span: slice) -> np.ndarray:
-        """A copy of the tokens in a slice without a step, in their type on disk.
+        """Returns a copy of the tokens in a slice without a step, in their type on disk.
 
-        Raises `UserError` where they are not the ones that were written.
+        Raises `UserError` if they have changed since they were written.
         """
         start, stop, step = span.indices(len(self))
         assert step == 1, step
@@ -128,10 +126,10 @@ class TokenSequence:
 
 
 class _Shard:
-    """The bytes of a file, each block checked when it is first read.
+    """The bytes of a file; the first read of a block checks it.
 
-    Not through a memory map: there, a failing disk or a file cut short ends the process with a
-    signal, where a read returns an error that can be reported.
+    A memory map would end the process with a signal on a failing disk or a truncated file; a read
+    returns an error.
     """
 
     def __init__(self, path: Path, files: Mapping[str, FileInfo]) -> None:
@@ -140,8 +138,7 @@ class _Shard:
         self._path = path
         contents = read_whole(table, files[table.name], REBUILD)
         self._checksums: list[int] = np.frombuffer(contents, _CHECKSUM).tolist()
-        # A byte each, which a thread sets once its block is found right; that two threads check
-        # the same one at the same time does no harm.
+        # One byte per block. Two threads that check the same block do no harm.
         self._is_checked = bytearray(len(self._checksums))
         try:
             self._descriptor = os.open(path, os.O_RDONLY | os.O_CLOEXEC)
@@ -150,7 +147,7 @@ class _Shard:
         weakref.finalize(self, os.close, self._descriptor)
 
     def read(self, start: int, stop: int) -> bytes:
-        """The bytes from `start` to before `stop`; raises `UserError` if they have changed."""
+        """Returns the bytes in [start, stop); raises `UserError` if they have changed."""
         first, last = start // BLOCK_BYTES, -(-stop // BLOCK_BYTES)
         while (block := self._is_checked.find(0, first, last)) >= 0:
             begin, end = block * BLOCK_BYTES, min((block + 1) * BLOCK_BYTES, self.bytes)
@@ -176,7 +173,7 @@ class _Shard:
 
 
 class _BlockChecksums:
-    """The CRC-32 of every block of a stream that comes in pieces of any size."""
+    """CRC-32 of every block of a stream that arrives in pieces of any size."""
 
     def __init__(self) -> None:
         self._complete: list[int] = []

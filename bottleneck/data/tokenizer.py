@@ -1,7 +1,7 @@
-"""Text to token ids and back: a byte-level BPE trained on the corpus, or a `tokenizer.json` given.
+"""Text to token ids and back: a byte-level BPE trained on the corpus, or a given `tokenizer.json`.
 
-A document is encoded as plain text throughout: where it spells out a special token, it gets the
-tokens of the spelling, so that end-of-text stands nowhere but at the end of documents.
+Documents are encoded as plain text. A special token spelled out in one gets the tokens of the
+spelling, so the end of text occurs only at the end of documents.
 """
 
 from __future__ import annotations
@@ -20,25 +20,24 @@ from bottleneck.errors import UserError
 END_OF_TEXT = "<|endoftext|>"
 _END_OF_TEXT_NAMES = (END_OF_TEXT, "<|end_of_text|>", "</s>", "<eos>")
 
-# The merges of a vocabulary settle long before this; it bounds the time and the memory.
+# Bounds time and memory; the merges of a vocabulary settle long before.
 TRAINING_BYTES = 2**29
 
-# Characters encoded in one piece, which is the work of one core, and pieces encoded at a time, as
-# an encoding takes a hundred times the memory of its ids.
+# Characters of a piece, which one core encodes, and pieces per call: an encoding takes a hundred
+# times the memory of its ids.
 _PIECE = 2**16
 _PIECES_AT_ONCE = 16
 
-# Ids of a tokenizer, many times those of the largest in use. Arrays over the vocabulary have as
-# many entries as the greatest id, whether there are tokens for the others or not.
+# Limit of ids, many times the largest in use: arrays over the vocabulary reach to the largest id.
 _MOST_IDS = 2**24
 
 
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
-    """A byte-level BPE of the first TRAINING_BYTES of the texts, the same each time.
+    """Trains a byte-level BPE on the first TRAINING_BYTES of the texts; deterministic.
 
     Args:
-        vocab_size: at least 257, the bytes and the end of text; the vocabulary is smaller where
-            the texts have no more pairs to merge.
+        vocab_size: at least 257, the bytes and the end of text; the vocabulary is smaller if the
+            texts run out of pairs to merge.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)
@@ -54,40 +53,40 @@ def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
 
 
 def load(path: Path) -> Tokenizer:
-    """The tokenizer of a `tokenizer.json`; raises `UserError` where there is no valid one."""
+    """Loads a `tokenizer.json`; raises `UserError` if it is missing or invalid."""
     return parse(read_file(path), path)
 
 
 def parse(contents: bytes, path: Path) -> Tokenizer:
-    """The same of contents that were read from a path already."""
+    """Parses the contents of a `tokenizer.json`; errors name the path."""
     _check_ids(contents, path)
-    with _refusing(f"config.data.tokenizer: {path} is no tokenizer.json"):
+    with _refusing(f"config.data.tokenizer: {path} is not a tokenizer.json"):
         tokenizer = _for_plain_text(Tokenizer.from_str(contents.decode()))
-    # The library renumbers added tokens that do not follow upon the others.
+    # The library renumbers added tokens that leave a gap after the vocabulary.
     for token in json.loads(contents).get("added_tokens") or ():
         name, asked, given = token["content"], token["id"], tokenizer.token_to_id(token["content"])
         if given != asked:
             raise UserError(
-                f"config.data.tokenizer: {path} adds {name!r} as {asked}, which the library takes "
-                f"as {given}; ids of added tokens must follow those of the vocabulary without a gap"
+                f"config.data.tokenizer: {path} adds {name!r} as {asked}, which the library turns "
+                f"into {given}; ids of added tokens must follow the vocabulary without a gap"
             )
     return tokenizer
 
 
 def vocab_size_in_file(path: Path) -> int:
-    """One more than the greatest id in a `tokenizer.json`, added tokens included.
+    """Returns the largest id in a `tokenizer.json` plus 1, added tokens included.
 
-    Reads the JSON alone, in milliseconds. Raises `UserError` where there is none.
+    Reads only the JSON, in milliseconds. Raises `UserError` if it is missing or invalid.
     """
     return _check_ids(read_file(path), path)
 
 
 def _check_ids(raw: bytes, path: Path) -> int:
-    """One more than the greatest id; raises `UserError` where one is not a number of a token."""
+    """Returns the largest id plus 1; raises `UserError` if an id is not a valid number."""
     try:
         contents = json.loads(raw)
         vocabulary = contents["model"]["vocab"]
-        # A unigram model lists its tokens by id, the others map them to ids.
+        # A unigram model lists its tokens by id; other models map tokens to ids.
         by_id = range(len(vocabulary)) if isinstance(vocabulary, list) else vocabulary.values()
         ids = [*by_id, *(token["id"] for token in contents.get("added_tokens") or ())]
         if not ids:
@@ -99,11 +98,13 @@ def _check_ids(raw: bytes, path: Path) -> int:
         return max(ids) + 1
     except (ValueError, TypeError, LookupError, AttributeError, RecursionError) as error:
         reason = str(error) if isinstance(error, ValueError) else f"{type(error).__name__} {error}"
-        raise UserError(f"config.data.tokenizer: {path} is no tokenizer.json: {reason}") from error
+        raise UserError(
+            f"config.data.tokenizer: {path} is not a tokenizer.json: {reason}"
+        ) from error
 
 
 def read_file(path: Path) -> bytes:
-    """The contents of a `tokenizer.json`; raises `UserError` where it cannot be read."""
+    """Reads a `tokenizer.json`; raises `UserError` if it cannot be read."""
     try:
         return path.read_bytes()
     except OSError as error:
@@ -111,7 +112,7 @@ def read_file(path: Path) -> bytes:
 
 
 def end_of_text(tokenizer: Tokenizer) -> int:
-    """The id of the end-of-text token; raises `UserError` where it has none of the known names."""
+    """Returns the id of the end-of-text token; raises `UserError` if no known name exists."""
     for name in _END_OF_TEXT_NAMES:
         if (token := tokenizer.token_to_id(name)) is not None:
             return token
@@ -120,18 +121,18 @@ def end_of_text(tokenizer: Tokenizer) -> int:
 
 
 def vocab_size(tokenizer: Tokenizer) -> int:
-    """One more than the greatest id."""
+    """Largest id plus 1."""
     return max(tokenizer.get_vocab(with_added_tokens=True).values()) + 1
 
 
 def encode(tokenizer: Tokenizer, texts: list[str]) -> list[np.ndarray]:
-    """The ids of each text, uint32 [tokens], on all cores, with no special token added.
+    """Returns the ids of each text, uint32 [tokens], without special tokens; uses all cores.
 
-    Raises `UserError` where the tokenizer has no token for a part of a text.
+    A long text is cut before a space that follows another character. Common byte-level tokenizers
+    never merge across it, so the pieces have the tokens of the whole. A run of _PIECE characters
+    without such a space is cut at its end.
 
-    A long text is cut where a space follows something else, where the common byte-level
-    tokenizers never join, so that the pieces have the tokens of the whole. Only a run of _PIECE
-    characters without such a place is cut at another.
+    Raises `UserError` if the tokenizer has no token for part of a text.
     """
     pieces = [list(_pieces(text)) for text in texts]
     ids = _encoded(tokenizer, itertools.chain.from_iterable(pieces))
@@ -147,14 +148,14 @@ def _encoded(tokenizer: Tokenizer, pieces: Iterator[str]) -> Iterator[np.ndarray
 
 
 @contextlib.contextmanager
-def _refusing(what: str) -> Iterator[None]:
-    """Raises a `UserError` for whatever the library raises, in one line."""
+def _refusing(problem: str) -> Iterator[None]:
+    """Raises a one-line `UserError` for any error of the library in the block."""
     try:
         yield
-    # The library has no class of its own, and what its Rust code gives up on is no Exception.
+    # The library has no error class of its own, and a panic of its Rust code is no Exception.
     except BaseException as error:
         if isinstance(error, Exception) or type(error).__name__ == "PanicException":
-            raise UserError(f"{what}: {' '.join(str(error).split())}") from error
+            raise UserError(f"{problem}: {' '.join(str(error).split())}") from error
         raise
 
 
@@ -183,5 +184,5 @@ def _for_plain_text(tokenizer: Tokenizer) -> Tokenizer:
     tokenizer.no_padding()
     tokenizer.encode_special_tokens = True  # as plain text
     if isinstance(tokenizer.model, models.BPE):
-        tokenizer.model.dropout = None  # by chance, and other tokens each time
+        tokenizer.model.dropout = None  # random: different tokens each time
     return tokenizer

@@ -1,8 +1,7 @@
 """The token cache: a corpus, tokenized once, in shards with a manifest.
 
-A cache appears under its name only when it is whole. Opening it checks all of it but the tokens,
-and these are checked as they are read. It is refused where anything is not what was written, and
-where the corpus is no longer the one that it was made from.
+A cache gets its name only when it is complete. Opening checks everything except the tokens, which
+are checked as they are read. A cache is refused if a file or the corpus has changed since.
 """
 
 from __future__ import annotations
@@ -33,20 +32,20 @@ from bottleneck.signals import removed
 from bottleneck.storage.checksums import check, read_whole
 from bottleneck.storage.folders import locked
 
-FORMAT = 3  # of the cache; after a change of it nothing made before is found
+FORMAT = 3  # of the cache; a new number makes every old cache unused
 
 Split = Literal["train", "heldout"]
 
 
 @dataclass(frozen=True)
 class TokenCache:
-    """The tokens of a corpus; `open_cache` makes one. Every document ends with `end_of_text`."""
+    """Tokens of a corpus, opened by `open_cache`; every document ends with `end_of_text`."""
 
     path: Path
     manifest: Manifest
 
     def tokens(self, split: Split) -> TokenSequence:
-        """The tokens of a split, uint16 or uint32, read where they are asked for."""
+        """Tokens of a split, uint16 or uint32, read by slices."""
         shards, files = self.manifest.splits[split].shards, self.manifest.files
         return TokenSequence(self.path, shards, files, np.dtype(self.manifest.dtype))
 
@@ -58,7 +57,7 @@ class TokenCache:
 
     @property
     def vocab_size(self) -> int:
-        """One more than the greatest id of the tokenizer."""
+        """Largest id of the tokenizer plus 1."""
         return self.manifest.vocab_size
 
     @property
@@ -67,22 +66,22 @@ class TokenCache:
 
     @property
     def digest(self) -> str:
-        """A hash of all tokens and the tokenizer: two caches with the same one train the same."""
+        """Hash of all tokens and the tokenizer: caches with the same hash train the same."""
         return self.manifest.digest
 
     @property
     def bytes_per_token(self) -> float:
-        """Bytes of text for each token of the training split, end-of-text tokens counted."""
+        """Bytes of text per token of the training split, end-of-text tokens included."""
         train = self.manifest.splits["train"]
         return train.text_bytes / train.tokens
 
     def unigram_counts(self) -> np.ndarray:
-        """How often each token occurs in the training split, int64 [vocab_size]."""
+        """Occurrences of each token in the training split, int64 [vocab_size]."""
         return np.load(io.BytesIO(self._small_file(UNIGRAM_COUNTS)), allow_pickle=False)
 
     @functools.cached_property
     def unigram_entropy(self) -> float:
-        """−Σ p·log p over the frequencies p of the training split, in nats per token."""
+        """Unigram entropy of the training split, −Σ p·log p, in nats per token."""
         counts = self.unigram_counts()
         p = counts[counts > 0] / counts.sum()
         return float(-np.sum(p * np.log(p)))
@@ -97,13 +96,15 @@ class TokenCache:
 
 
 def prepare(config: DataConfig, *, rebuild: bool = False) -> TokenCache:
-    """The token cache of a corpus, made if it is not there; processes that start at once make one.
+    """Returns the token cache of a corpus; builds it if it is missing.
+
+    If several processes call it at once, one builds and the others wait.
 
     Args:
-        rebuild: make it anew.
+        rebuild: replaces an existing cache.
     Raises:
-        UserError: where there is no such corpus, it has changed since the cache was made, the cache
-            is damaged, or it cannot be written.
+        UserError: if the corpus is missing or has changed since the cache was built, or the cache
+            is damaged or cannot be written.
     """
     corpus = open_corpus(config)
     made_of = {
@@ -123,21 +124,21 @@ def prepare(config: DataConfig, *, rebuild: bool = False) -> TokenCache:
         except OSError as error:
             raise UserError(
                 f"cannot write {path}: {error.strerror or error}; config.data.cache_dir must be a "
-                f"folder that can be written, with room for some {corpus.fingerprint.bytes:,} bytes"
+                f"writable folder with about {corpus.fingerprint.bytes:,} bytes free"
             ) from error
     cache = open_cache(path)
     _check_corpus(cache, corpus)
     _say(
         f"tokens: {'found' if is_found else 'made'} {path}, "
-        f"{cache.n_tokens('train'):,} for training, {cache.n_tokens('heldout'):,} held out"
+        f"{cache.n_tokens('train'):,} for training, {cache.n_tokens('heldout'):,} for validation"
     )
     return cache
 
 
 def open_cache(path: Path) -> TokenCache:
-    """The cache in a folder; raises `UserError` where a file is not what the manifest says.
+    """Opens the cache in a folder; raises `UserError` if a file does not match the manifest.
 
-    Of the shards only the sizes are compared, as they may be hundreds of gigabytes.
+    Checks only the sizes of shards: they may have hundreds of gigabytes.
     """
     manifest = read_manifest(path)
     shards = {name for split in manifest.splits.values() for name in split.shards}
@@ -151,10 +152,10 @@ def _check_corpus(cache: TokenCache, corpus: Corpus) -> None:
     if was == now:
         return
     if (was.files, was.bytes) == (now.files, now.bytes):
-        difference = "a file has other contents, or a new name or time"
+        difference = "the contents, name or time of a file is different"
     else:
         difference = (
-            f"{was.files:,} files of {was.bytes:,} bytes are now {now.files:,} of {now.bytes:,}"
+            f"it had {was.files:,} files of {was.bytes:,} bytes, now {now.files:,} of {now.bytes:,}"
         )
     raise UserError(f"the corpus has changed since {cache.path} was made: {difference}; {REBUILD}")
 
@@ -169,7 +170,7 @@ def _tokenizer_identity(config: DataConfig, corpus: Corpus) -> str:
 
 
 def _name(corpus: Corpus, config: DataConfig, made_of: dict[str, Any]) -> str:
-    """A folder name that says what is in it, and is different for everything different."""
+    """Returns a readable folder name, unique to the request."""
     digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
     tokens = "given" if config.tokenizer else f"bpe{config.tokenizer_vocab_size}"
     tokens = tokens if corpus.tokenizer is None else "own"
@@ -178,7 +179,7 @@ def _name(corpus: Corpus, config: DataConfig, made_of: dict[str, Any]) -> str:
 
 
 def _make(path: Path, config: DataConfig, corpus: Corpus, made_of: dict[str, Any]) -> None:
-    """Makes a cache beside its place, then moves it there."""
+    """Writes a cache under a temporary name, then renames it."""
     folder = path.with_name(f".{path.name}.unfinished")
     old = path.with_name(f".{path.name}.old")
     for left_behind in (folder, old):  # by a process that was killed
@@ -188,12 +189,12 @@ def _make(path: Path, config: DataConfig, corpus: Corpus, made_of: dict[str, Any
         folder.mkdir()
         write_cache(folder, config, corpus, made_of)
         if path.exists():
-            path.rename(old)  # who reads it goes on doing so
+            path.rename(old)  # its readers keep their open files
         folder.rename(path)
 
 
 def _say_waiting(path: Path) -> Callable[[str], None]:
-    return lambda holder: _say(f"tokens: waiting for {holder}, which makes {path}")
+    return lambda holder: _say(f"tokens: waiting for {holder}, which is making {path}")
 
 
 def _say(line: str) -> None:

@@ -1,9 +1,8 @@
-"""Arrays in files: written whole, and read so that damage anywhere in a file is found.
+"""Arrays in .npz files: written atomically, and read so that damage anywhere in a file is found.
 
-A zip file has a CRC-32 of each of its members, which counts only where the member is read to its
-end: `numpy.load` does not where damage has made an array's header ask for less. And it says how
-many members it has, which `zipfile` does not look at: damage to the length of one entry of its list
-hides those after it.
+A zip file has a CRC-32 of each member. It is compared only if the member is read to its end, and
+`numpy.load` stops early if a damaged header asks for less. A zip file also has a count of its
+members. `zipfile` ignores it, so a damaged length of one entry hides the entries after it.
 """
 
 from __future__ import annotations
@@ -17,11 +16,11 @@ from typing import Any
 import numpy as np
 
 from bottleneck.errors import UserError
-from bottleneck.storage.folders import write_whole
+from bottleneck.storage.folders import cannot_read, write_whole
 
 
 class Arrays(dict[str, np.ndarray]):
-    """The arrays of a file by name; to ask for one that it lacks is a `UserError`."""
+    """The arrays of a file by name; a missing one raises `UserError`."""
 
     def __init__(self, path: Path, arrays: dict[str, np.ndarray]):
         super().__init__(arrays)
@@ -32,23 +31,23 @@ class Arrays(dict[str, np.ndarray]):
 
 
 def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
-    """Writes an .npz file that is there whole or not at all."""
+    """Writes an .npz file atomically."""
     content = io.BytesIO()
     np.savez(content, allow_pickle=False, **arrays)
     write_whole(path, content.getvalue())
 
 
 def read_arrays(path: Path, remedy: str = "delete it") -> Arrays:
-    """All arrays of an .npz file; Python objects, which could run code, are never loaded.
+    """Reads all arrays of an .npz file; never loads Python objects, which could run code.
 
     Args:
-        remedy: what the user can do where the file is damaged.
-    Raises: `UserError` where it is missing, or not what was written.
+        remedy: advice for the user if the file is damaged.
+    Raises: `UserError` if it is missing or damaged.
     """
     try:
         arrays = {}
         packed = path.read_bytes()
-        # Nothing is extracted: its members are read into memory.
+        # Members are read into memory; nothing is extracted.
         with zipfile.ZipFile(io.BytesIO(packed)) as archive:  # noqa: TID251
             if len(archive.infolist()) != _n_members(packed):
                 raise ValueError("its list of arrays is damaged")
@@ -57,17 +56,17 @@ def read_arrays(path: Path, remedy: str = "delete it") -> Arrays:
                 name = member.filename.removesuffix(".npy")
                 arrays[name] = np.lib.format.read_array(content, allow_pickle=False)
                 if content.read(1):
-                    raise ValueError(f"{name} is followed by something else")
+                    raise ValueError(f"{name} has bytes after its end")
         return Arrays(path, arrays)
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}; {remedy}") from error
+        raise cannot_read(path, error, remedy) from error
     except (zipfile.BadZipFile, zlib.error, ValueError, EOFError, RuntimeError, MemoryError) as e:
-        # RuntimeError: of a damaged flag, that a member is encrypted, or packed in an unknown way.
+        # RuntimeError: a damaged flag says that a member is encrypted or of an unknown compression.
         reason = " ".join(str(e).split()) or type(e).__name__
         raise UserError(f"{path} is not a whole .npz file ({reason}); {remedy}") from e
 
 
 def _n_members(packed: bytes) -> int:
-    """How many members a zip file says that it has, in the record at its end."""
+    """Number of members that the record at the end of a zip file gives."""
     start = packed.rindex(b"PK\x05\x06") + 10
     return int.from_bytes(packed[start : start + 2], "little")

@@ -1,6 +1,6 @@
-"""Files that are known by their sizes and hashes, and the error for one that has changed.
+"""Sizes and hashes of files, and the errors for a file that has changed.
 
-A list of them in JSON is {"files": {name: {"bytes": …, "sha256": …}}}, the names within one folder.
+In JSON they are {"files": {name: {"bytes": …, "sha256": …}}}, with names inside one folder.
 """
 
 from __future__ import annotations
@@ -16,9 +16,9 @@ from typing import Any
 
 from bottleneck.errors import UserError
 from bottleneck.storage import json_files
-from bottleneck.storage.folders import is_inside, is_remote, size
+from bottleneck.storage.folders import cannot_read, is_inside, is_remote, size
 
-_AT_ONCE = 8  # files; a hash runs without the interpreter's lock
+_AT_ONCE = 8  # files; hashing releases the interpreter's lock
 
 
 @dataclass(frozen=True)
@@ -26,7 +26,7 @@ class FileInfo:
     """The size and hash of a file when it was written."""
 
     bytes: int
-    sha256: str | None  # None: not known of a file in a bucket, which keeps checksums itself
+    sha256: str | None  # None in a bucket, which keeps its own checksums
 
 
 def info_of(contents: bytes) -> FileInfo:
@@ -34,7 +34,7 @@ def info_of(contents: bytes) -> FileInfo:
 
 
 def info_of_file(path: Path) -> FileInfo:
-    """Reads a file of any size through; takes the size alone of one in a bucket."""
+    """Hashes a file of any size; takes only the size of one in a bucket."""
     if is_remote(path):
         return FileInfo(size(path), None)
     with path.open("rb") as file:
@@ -43,7 +43,7 @@ def info_of_file(path: Path) -> FileInfo:
 
 
 def listed(folder: Path, names: Iterable[str]) -> dict[str, Any]:
-    """The list of some files of a folder, as they are now."""
+    """Returns the JSON list of some files of a folder, as they are now."""
     names = list(names)
     with ThreadPoolExecutor(_AT_ONCE) as pool:
         infos = pool.map(lambda name: info_of_file(folder / name), names)
@@ -51,20 +51,20 @@ def listed(folder: Path, names: Iterable[str]) -> dict[str, Any]:
 
 
 def infos_in(record: Any) -> dict[str, FileInfo]:
-    """Name → info of a list of files; raises `ValueError`, in one line, if it is none."""
+    """Parses a JSON list of files to name → info; raises a one-line `ValueError`."""
     try:
         files = record["files"].items()
         infos = {str(name): FileInfo(int(one["bytes"]), one["sha256"]) for name, one in files}
     except (TypeError, ValueError, LookupError, AttributeError) as error:
         raise ValueError("it does not list files with their bytes and sha256") from error
-    # It may come from a stranger, and a seal that agrees with itself is soon made.
+    # The list may come from a stranger, who can seal anything.
     if outside := sorted(name for name in infos if not is_inside(name)):
         raise ValueError(f"it names {outside[0]!r}, which is not in its folder")
     return infos
 
 
 def read_infos(path: Path, remedy: str) -> dict[str, FileInfo]:
-    """The infos in a sealed list of files; raises `UserError` if it is missing or damaged."""
+    """Reads a sealed list of files; raises `UserError` if it is missing or damaged."""
     try:
         return infos_in(json_files.read(path, remedy))
     except ValueError as error:
@@ -72,9 +72,9 @@ def read_infos(path: Path, remedy: str) -> dict[str, FileInfo]:
 
 
 def difference(path: Path, info: FileInfo, *, size_only: bool = False) -> str | None:
-    """Says how a file differs from what was written; None if it does not.
+    """Describes how a file differs from what was written; None if it does not.
 
-    Raises: `OSError` if the file is there and cannot be read.
+    Raises: `OSError` if the file exists and cannot be read.
     """
     try:
         found = FileInfo(size(path), None) if size_only else info_of_file(path)
@@ -83,12 +83,12 @@ def difference(path: Path, info: FileInfo, *, size_only: bool = False) -> str | 
     if found.bytes != info.bytes:
         return f"it has {found.bytes:,} bytes instead of {info.bytes:,}"
     if None not in (found.sha256, info.sha256) and found.sha256 != info.sha256:
-        return "its sha256 is not that of what was written"
+        return "its sha256 has changed"
     return None
 
 
 def check(path: Path, info: FileInfo, remedy: str, *, size_only: bool = False) -> None:
-    """Raises `UserError` if a file of any size is not what was written; reads it through."""
+    """Raises `UserError` if a file of any size has changed; reads all of it."""
     try:
         problem = difference(path, info, size_only=size_only)
     except OSError as error:
@@ -98,19 +98,15 @@ def check(path: Path, info: FileInfo, remedy: str, *, size_only: bool = False) -
 
 
 def read_whole(path: Path, info: FileInfo, remedy: str) -> bytes:
-    """The contents of a small file; raises `UserError` if they are not what was written."""
+    """Reads a small file; raises `UserError` if it has changed."""
     try:
         contents = path.read_bytes()
     except OSError as error:
         raise cannot_read(path, error, remedy) from error
     if info_of(contents) != info:
-        raise damaged(path, "its sha256 is not that of what was written", remedy)
+        raise damaged(path, "its sha256 has changed", remedy)
     return contents
 
 
-def cannot_read(path: Path, error: OSError, remedy: str) -> UserError:
-    return UserError(f"cannot read {path}: {error.strerror or error}; {remedy}")
-
-
-def damaged(path: Path, how: str, remedy: str) -> UserError:
-    return UserError(f"{path} is damaged: {how}; {remedy}")
+def damaged(path: Path, problem: str, remedy: str) -> UserError:
+    return UserError(f"{path} is damaged: {problem}; {remedy}")

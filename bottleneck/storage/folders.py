@@ -1,7 +1,7 @@
-"""Folders on a disk and folders in a bucket of Google Cloud Storage, by one interface.
+"""One interface to folders on a disk and in a bucket of Google Cloud Storage.
 
-`gs://` is what etils, TensorStore and orbax all open. A bucket has no append, no rename and no
-half-written file: an object is seen when it is whole, and replaced whole.
+etils, TensorStore and orbax all open `gs://`. A bucket has no append and no rename. An object
+appears, and is replaced, only when it is complete.
 """
 
 from __future__ import annotations
@@ -29,31 +29,31 @@ def is_remote(path: str | os.PathLike[str]) -> bool:
 
 
 def as_path(path: str | os.PathLike[str]) -> Path:
-    """The path, ~ expanded, or what behaves like one for gs://; `UserError` for what cannot be."""
+    """Returns the path, with ~ expanded, or its like for gs://; raises `UserError` if invalid."""
     text = os.fspath(path)
     if "\0" in text or any(len(os.fsencode(part)) > _LONGEST for part in text.split("/")):
-        raise UserError(f"{text[:60]!r} is no path: a name in it is too long, or has a NUL")
+        raise UserError(f"{text[:60]!r} is not a path: a name in it is too long, or has a NUL")
     if not is_remote(text):
         return Path(text).expanduser()
     if not text.startswith(_SCHEME):
-        raise UserError(f"{text}: of remote folders only gs://BUCKET/… can hold checkpoints")
+        raise UserError(f"{text} is not supported; a remote folder must be gs://BUCKET/…")
     if importlib.util.find_spec("gcsfs") is None:
         raise UserError(f"{text} needs gcsfs; in the repository: pip install -e '.[gcs]'")
     import fsspec.config
     from etils import epath
 
-    # Others write there as well: what was listed once must be looked up again.
+    # Other processes write there too, so cached listings would be stale.
     fsspec.config.conf.setdefault("gs", {})["use_listings_cache"] = False
     return epath.Path(text)  # type: ignore[return-value]
 
 
 def absolute(path: Path) -> Path:
-    """One path for one folder, however it is named."""
+    """Returns the same path for every name of a folder."""
     return path if is_remote(path) else path.resolve()
 
 
 def is_inside(name: str) -> bool:
-    """Whether a name that data give, joined to a folder, is of something in it."""
+    """Returns True if a name from data, joined to a folder, stays inside it."""
     path = PurePosixPath(name)
     return path.parts != () and not path.is_absolute() and ".." not in path.parts
 
@@ -65,13 +65,13 @@ def size(path: Path) -> int:
 
 
 def changed(path: Path) -> int:
-    """When a file was last written, in seconds since 1970."""
+    """Time of a file's last change, in seconds since 1970."""
     status: Any = path.stat()
     return int(status.mtime if is_remote(path) else status.st_mtime)
 
 
 def matches(pattern: Path) -> list[Path]:
-    """What a path with wild cards stands for; in a bucket they may be in its last part alone."""
+    """Returns the paths that a glob matches; a bucket allows wildcards only in the last part."""
     if is_remote(pattern):
         found = sorted(pattern.parent.glob(pattern.name))
         return [path for path in found if not path.name.startswith(".")]
@@ -79,7 +79,7 @@ def matches(pattern: Path) -> list[Path]:
 
 
 def visible_files(folder: Path) -> list[Path]:
-    """All files below a folder but the hidden ones and those in hidden folders, such as .git."""
+    """Returns all files below a folder, except hidden ones and those in hidden folders."""
     found = []
     if is_remote(folder):
         for path in folder.iterdir():
@@ -97,9 +97,9 @@ def _raise(error: OSError) -> None:
 
 
 def write_whole(path: Path, content: bytes) -> None:
-    """Writes a file that is there whole or not at all, and on the disk before it has its name.
+    """Writes a file atomically: it is complete on disk before it gets its name.
 
-    Raises: `UserError` where it cannot be written; what was there before then stays.
+    Raises: `UserError` if it cannot be written; an earlier file then stays.
     """
     with writing(path, len(content)):
         if is_remote(path):
@@ -122,7 +122,7 @@ def writing(path: Path, size: int | None = None) -> Iterator[None]:
     """Raises `UserError` instead of an `OSError` of the block, which writes `path`.
 
     Args:
-        size: bytes that it takes, where that is known.
+        size: bytes to be written, if known.
     """
     try:
         yield
@@ -131,7 +131,7 @@ def writing(path: Path, size: int | None = None) -> Iterator[None]:
 
 
 def cannot_write(path: Path, number: int | None, reason: str, size: int | None = None) -> str:
-    """What to say where `path` could not be written; `number` is the error's errno, if any."""
+    """Returns the message for a failed write of `path`; `number` is the error's errno, if any."""
     line = f"cannot write {path}: {os.strerror(number) if number else reason}"
     if number in (errno.ENOSPC, errno.EDQUOT) and size is not None:
         line += f"; it takes {size:,} bytes"
@@ -141,19 +141,24 @@ def cannot_write(path: Path, number: int | None, reason: str, size: int | None =
 
 
 def free_bytes(path: Path) -> int:
-    """Bytes left on the disk of a path that may not be there yet."""
-    there = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
-    return shutil.disk_usage(there).free
+    """Bytes left on the disk of a path that may not exist yet."""
+    existing = next(parent for parent in (path, *path.absolute().parents) if parent.exists())
+    return shutil.disk_usage(existing).free
+
+
+def cannot_read(path: Path | str, error: OSError, remedy: str = "") -> UserError:
+    advice = f"; {remedy}" if remedy else ""
+    return UserError(f"cannot read {path}: {error.strerror or error}{advice}")
 
 
 @contextlib.contextmanager
 def locked(path: Path, busy: Callable[[str], None]) -> Iterator[None]:
-    """Only one process at a time is in the block for a lock file; the lock dies with the process.
+    """Holds a lock file during the block; the system releases it if the process dies.
 
     Args:
-        busy: called with who is in the block, "process 12 on HOST", where another is; it raises, or
-            returns to wait.
-    Raises: `OSError` where the lock file cannot be written.
+        busy: called with the holder, "process 12 on HOST", if another process has the lock; it
+            raises, or returns to wait.
+    Raises: `OSError` if the lock file cannot be written.
     """
     with _open_lock(path, busy) as file:
         file.seek(0)
@@ -178,7 +183,7 @@ def _open_lock(path: Path, busy: Callable[[str], None]) -> Any:
         except BaseException:
             file.close()
             raise
-        file.close()  # its holder has removed it since
+        file.close()  # its holder removed it while this process waited
 
 
 def is_locked(path: Path) -> bool:

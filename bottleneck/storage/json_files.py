@@ -1,8 +1,8 @@
-"""JSON that tells by itself whether it is what was written: its last key is a CRC-32 of the rest.
+"""Sealed JSON: the last key is a CRC-32 of the rest, so damage is found.
 
-A flipped bit inside a number leaves valid JSON, which would be believed. The CRC-32 is that of the
-UTF-8 text as it would stand without the last key, and finds whatever a damaged byte, or any four in
-a row, does to it. JSON without the key, which a person has edited, is taken as it is.
+A flipped bit inside a number leaves valid JSON. The CRC-32 is that of the UTF-8 text without the
+last key, and finds any damage to up to four adjacent bytes. JSON without the key was edited by a
+person, and is read without a check.
 """
 
 from __future__ import annotations
@@ -14,14 +14,14 @@ from pathlib import Path
 from typing import Any
 
 from bottleneck.errors import UserError
-from bottleneck.storage.folders import write_whole
+from bottleneck.storage.folders import cannot_read, write_whole
 
 _KEY = "crc32"
 _SEAL = re.compile(rb',\s*"crc32": "([0-9a-f]{8})"(\s*\}\s*)\Z')
 
 
 def dumps(record: dict[str, Any], *, indent: int | None = None) -> str:
-    """A JSON object that is not empty, with its seal, on one line or indented."""
+    """Serializes a non-empty JSON object with its seal, on one line or indented."""
     plain = json.dumps(record, indent=indent)
     body = plain[:-1].rstrip()
     gap = " " if indent is None else "\n" + " " * indent
@@ -29,9 +29,9 @@ def dumps(record: dict[str, Any], *, indent: int | None = None) -> str:
 
 
 def loads(content: bytes) -> dict[str, Any]:
-    """The object, without its seal.
+    """Parses an object, without its seal.
 
-    Raises: `ValueError`, in one line, where it is no JSON object, or not the one that was written.
+    Raises: a one-line `ValueError` if it is damaged or not a JSON object.
     """
     found = _SEAL.search(content)
     if found is not None:
@@ -45,27 +45,27 @@ def loads(content: bytes) -> dict[str, Any]:
     except RecursionError as error:
         raise ValueError("it is nested too deeply") from error
     if not isinstance(record, dict):
-        raise ValueError("it is no JSON object")
+        raise ValueError("it is not a JSON object")
     if record.pop(_KEY, None) is not None and found is None:
-        raise ValueError("its checksum is not as one is written")
+        raise ValueError("its checksum is malformed")
     return record
 
 
 def write(path: Path, record: dict[str, Any]) -> None:
-    """Writes a file of one indented, sealed object that is there whole or not at all."""
+    """Writes a file of one indented, sealed object atomically."""
     write_whole(path, (dumps(record, indent=2) + "\n").encode())
 
 
 def read(path: Path, remedy: str) -> dict[str, Any]:
-    """The object in a file.
+    """Reads the object in a file.
 
     Args:
-        remedy: what the user can do where it is damaged: "make it anew with …".
-    Raises: `UserError` where the file is missing, cannot be read, or is not what was written.
+        remedy: advice for the user if it is damaged: "delete the folder".
+    Raises: `UserError` if the file is missing, damaged or cannot be read.
     """
     try:
         return loads(path.read_bytes())
     except ValueError as error:
         raise UserError(f"{path} is damaged: {error}; {remedy}") from error
     except OSError as error:
-        raise UserError(f"cannot read {path}: {error.strerror or error}; {remedy}") from error
+        raise cannot_read(path, error, remedy) from error

@@ -1,8 +1,8 @@
 """A folder that one process fills at a time, and that the same command resumes after a kill.
 
-Its files appear in this order: the lock, which dies with its process; the plan, which says what the
-folder holds; the files that the command makes; and last the done mark. A folder with a lock and
-drafts alone is as good as new. One with another plan, or with other things, is refused.
+First comes the lock, which dies with its process. Then the plan, which describes the contents.
+Then the results of the command, and last the done mark. A folder with only a lock and drafts counts
+as new. A folder with another plan, or with foreign files, is refused.
 """
 
 from __future__ import annotations
@@ -26,12 +26,12 @@ RESUMES = "what is written stays, and the same command resumes from there"
 class Workspace:
     """One plan and its folder.
 
-    plan: field → JSON value; the folder is refused to a plan with another value.
-    holds: the content, with its article: "a study".
-    flag: the flag by which the user named the folder; None if the user did not.
-    record, done: names of the files that hold the plan, and the facts of the finished folder.
-    free: fields of the plan that may differ from the stored ones.
-    remedy: what to do if a file of the folder is damaged.
+    - plan: field → JSON value; a folder with another value is refused.
+    - holds: the content, with its article: "a study".
+    - flag: the flag that named the folder, or None.
+    - record, done: names of the files of the plan and of the facts of a finished folder.
+    - free: fields of the plan that may differ from the stored ones.
+    - remedy: advice for the user if a file of the folder is damaged.
     """
 
     folder: Path
@@ -44,7 +44,7 @@ class Workspace:
     remedy: str = "delete the folder, and the same command makes it again"
 
     def check(self) -> None:
-        """Raises `UserError` if the folder holds another plan, naming the fields, or no plan."""
+        """Raises `UserError` naming the fields of a different plan, or if other files are here."""
         path = self.folder / self.record
         if not path.exists():
             check_unused(self.folder, self.holds, self.flag)
@@ -59,7 +59,7 @@ class Workspace:
     def opened(self) -> Iterator[dict[str, Any]]:
         """Claims the folder for the block, which fills it.
 
-        Yields the facts of the done mark, empty if there is none. Facts that the block adds become
+        Yields the facts of the done mark, empty if it is missing. Facts that the block adds become
         the done mark when it ends. A block that raises, or adds none, leaves the folder unfinished.
 
         Raises: `UserError` if another process has the folder, it is refused, or a write fails.
@@ -83,11 +83,11 @@ class Workspace:
 def check_unused(
     folder: Path, holds: str, flag: str | None = "--workdir", known: Collection[str] = ()
 ) -> None:
-    """Raises `UserError` if a folder without a plan has other things in it, or is a file."""
+    """Raises `UserError` if a folder without a plan has other files in it, or is a file."""
     if not is_unused(folder, known):
         noun = holds.removeprefix("a ")
-        what = f"is not empty and holds no {noun}" if folder.is_dir() else "is a file"
-        raise UserError(f"{_named(folder, flag)} {what}; choose a new folder")
+        problem = f"is not empty and holds no {noun}" if folder.is_dir() else "is a file"
+        raise UserError(f"{_named(folder, flag)} {problem}; choose a new folder")
 
 
 def check_same(
@@ -120,9 +120,9 @@ def is_unused(folder: Path, known: Collection[str] = ()) -> bool:
 
 @contextlib.contextmanager
 def claimed(folder: Path, flag: str | None = "--workdir") -> Iterator[None]:
-    """Makes the folder if it is missing, and keeps other processes out of it during the block.
+    """Creates the folder if it is missing, and locks out other processes during the block.
 
-    A folder that the block leaves empty is removed. A bucket has no locks, and nothing is held.
+    A new folder that the block leaves empty is removed. A bucket has no locks, so nothing is held.
 
     Raises: `UserError` if another process has the folder.
     """
@@ -147,7 +147,7 @@ def claimed(folder: Path, flag: str | None = "--workdir") -> Iterator[None]:
 
 @contextlib.contextmanager
 def held(lock: Path, busy: Callable[[str], None]) -> Iterator[None]:
-    """Holds a lock as `folders.locked` does, in a folder that it makes if it is missing.
+    """Holds a lock like `folders.locked`, and creates its folder if it is missing.
 
     Raises: `UserError` if the folder cannot be written.
     """
@@ -163,5 +163,5 @@ def _named(folder: Path, flag: str | None) -> str:
 
 
 def _text(value: Any) -> str:
-    """A value as Python shows it; the lists of JSON are the tuples of a plan."""
+    """Shows a value as Python does; the lists of JSON are the tuples of a plan."""
     return repr(tuple(value) if isinstance(value, list) else value)

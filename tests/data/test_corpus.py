@@ -79,7 +79,7 @@ def test_positions_grow_to_the_size_of_the_corpus(library):
     [
         ("librari", "librari does not exist; did you mean {library}?"),
         ("library/*.rst", "*.rst does not exist"),
-        ("library/image.png", "image.png is none of .txt, .md, .py, .jsonl"),
+        ("library/image.png", "image.png must end in one of .txt, .md, .py, .jsonl"),
         ("library/*.png", "*.png holds no .txt, .md, .py, .jsonl"),
         ("library/.git/none", "none does not exist"),
     ],
@@ -193,7 +193,7 @@ def test_tfds_takes_part_of_a_split(tfds_dir):
         ({"tfds_name": "lm1bb"}, "tfds_name='lm1bb' is not a TFDS data set; did you mean lm1b?"),
         ({"tfds_name": "qqqqqq"}, "'qqqqqq' is not a TFDS data set; see tensorflow.org"),
         ({"tfds_name": "../x"}, "'../x'"),
-        ({"tfds_name": "kaggle:texts"}, "data sets of a community are code of others"),
+        ({"tfds_name": "kaggle:texts"}, "community data sets run code"),
         ({"tfds_split": "tran"}, "tfds_split='tran': Unknown split 'tran'. Should be one of"),
         (
             {"text_field": "bodi"},

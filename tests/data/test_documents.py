@@ -138,7 +138,7 @@ def test_keys_are_distinct_and_positions_grow_to_the_size_of_the_file(tmp_path):
             "a.jsonl:1: no key 'text' (config.data.text_field); did you mean txt?",
         ),
         ("a.jsonl", b"{}", "a.jsonl:1: no key 'text' (config.data.text_field); it has none"),
-        ("a.jsonl", b'{"text": 3}', "a.jsonl:1: 'text' is of type int, not a text"),
+        ("a.jsonl", b'{"text": 3}', "a.jsonl:1: 'text' is of type int; it must be a text"),
         ("a.jsonl", b"[" * 100_000, "a.jsonl:1: not a JSON object"),
         ("a.jsonl", b'{"text": ' + b"9" * 5000 + b"}", "a.jsonl:1: not a JSON object"),
     ],

@@ -148,7 +148,7 @@ def test_a_second_run_finds_the_cache_and_writes_nothing(config, capsys):
     second = prepare(config)
     expected = (
         f"tokens: found {first.path}, {first.n_tokens('train'):,} for training, "
-        f"{first.n_tokens('heldout'):,} held out\n"
+        f"{first.n_tokens('heldout'):,} for validation\n"
     )
     assert capsys.readouterr().err == expected
     assert second == first
@@ -276,13 +276,13 @@ def test_a_disk_that_is_full_is_named_and_nothing_is_left(tmp_path):
     message = process.communicate()[1].splitlines()[-1]
     assert process.returncode == 2
     assert message.startswith(f"cannot write {config.cache_dir}/text-corpus-bpe300-")
-    assert "File too large" in message and "with room for some" in message
+    assert "File too large" in message and "bytes free" in message
     assert [p.name for p in Path(config.cache_dir).iterdir() if p.is_dir()] == []
 
 
 def test_a_cache_dir_that_cannot_be_one_is_refused(config, tmp_path):
     (tmp_path / "file").write_text("")
-    with pytest.raises(UserError, match=r"cannot write .*/file/.* must be a folder"):
+    with pytest.raises(UserError, match=r"cannot write .*/file/.* must be a writable folder"):
         prepare(config_of(Path(config.paths[0]), cache_dir=str(tmp_path / "file")))
 
 
@@ -356,12 +356,12 @@ def test_a_changed_corpus_is_refused_until_it_is_rebuilt(config):
     prepare(config)
     path = Path(config.paths[0])
     path.write_text(path.read_text() + '{"text": "one more"}\n')
-    with pytest.raises(UserError, match=r"1 files of .* bytes are now 1 of .* prepare --rebuild"):
+    with pytest.raises(UserError, match=r"had 1 files of .* bytes, now 1 of .* prepare --rebuild"):
         prepare(config)
     cache = prepare(config, rebuild=True)
     assert "one more" in texts_in(cache, "train") + texts_in(cache, "heldout")
     path.write_text(path.read_text().replace("one more", "one less"))
-    with pytest.raises(UserError, match="a file has other contents"):
+    with pytest.raises(UserError, match="the contents, name or time of a file"):
         prepare(config)
 
 
@@ -372,7 +372,9 @@ def test_an_empty_corpus_is_refused(tmp_path):
 
 def test_no_held_out_document_is_an_error_that_names_the_fraction_that_gives_one(tmp_path):
     path = write_corpus(tmp_path, n_documents=12)
-    with pytest.raises(UserError, match=r"holds out none of the 12 documents") as refusal:
+    with pytest.raises(
+        UserError, match=r"takes none of the 12 documents for validation"
+    ) as refusal:
         prepare(config_of(path, heldout_fraction=1e-6))
     enough = float(str(refusal.value).rpartition(" ")[2])
     cache = prepare(config_of(path, heldout_fraction=enough))
@@ -381,7 +383,7 @@ def test_no_held_out_document_is_an_error_that_names_the_fraction_that_gives_one
 
 def test_a_corpus_that_is_all_held_out_is_refused(tmp_path):
     text = next(t for t in map(str, range(100)) if heldout_draw(t) < 0.5)
-    with pytest.raises(UserError, match="holds out all 1 documents"):
+    with pytest.raises(UserError, match="takes all 1 documents for validation"):
         prepare(config_of(write_texts(tmp_path, [text]), heldout_fraction=0.5))
 
 

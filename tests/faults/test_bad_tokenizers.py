@@ -117,8 +117,8 @@ BROKEN_CHARS = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
         (file_of(WORDS | {"vocab": {"?": 0, "<eos>": 2**32 - 1}}), "it has the id 4294967295"),
         (file_of(WORDS | {"vocab": {"?": 0, "<eos>": 1.5}}), "it has the id 1.5"),
         (file_of(WORDS | {"vocab": {"?": 0, "<eos>": True}}), "it has the id True"),
-        (file_of(WORDS, added("<s>", 7)), "adds '<s>' as 7, which the library takes as 3"),
-        (file_of(WORDS, added("<s>", 0)), "adds '<s>' as 0, which the library takes as 3"),
+        (file_of(WORDS, added("<s>", 7)), "adds '<s>' as 7, which the library turns into 3"),
+        (file_of(WORDS, added("<s>", 0)), "adds '<s>' as 0, which the library turns into 3"),
         (file_of(WORDS, version="9.9"), "Unknown tokenizer version"),
         (file_of(WORDS, normalizer=BROKEN_CHARS), "Cannot parse precompiled_charsmap"),
         (file_of(WORDS | {"vocab": {"?": 0, "a": 1}}), "has no end-of-text token"),
@@ -130,12 +130,12 @@ BROKEN_CHARS = {"type": "Precompiled", "precompiled_charsmap": "AAAA"}
             "cannot encode the corpus: chunk size must be non-zero",
         ),
         # The end of text, in the middle of one.
-        (file_of(WORDS), "takes a part of this text for '<eos>', the end of a text"),
-        (file_of(WORDS | {"unk_token": "<eos>"}), "takes a part of this text for '<eos>'"),
-        (file_of(UNIGRAM, pre_tokenizer=None), "takes a part of this text for '</s>'"),
+        (file_of(WORDS), "encodes part of this text as '<eos>', its end of text"),
+        (file_of(WORDS | {"unk_token": "<eos>"}), "encodes part of this text as '<eos>'"),
+        (file_of(UNIGRAM, pre_tokenizer=None), "encodes part of this text as '</s>'"),
         (
             file_of(WORDS | {"vocab": {"?": 0}}, added("<eos>", 1, special=False)),
-            "takes a part of this text for '<eos>'",
+            "encodes part of this text as '<eos>'",
         ),
     ],
 )

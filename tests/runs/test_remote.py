@@ -265,5 +265,7 @@ def test_a_part_that_has_grown_large_is_left_alone(folder, monkeypatch):
 
 
 def test_other_stores_are_refused_in_one_line():
-    with pytest.raises(UserError, match=r"s3://x/y: of remote folders only gs://"):
+    with pytest.raises(
+        UserError, match=r"s3://x/y is not supported; a remote folder must be gs://"
+    ):
         as_path("s3://x/y")
