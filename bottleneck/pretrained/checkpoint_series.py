@@ -1,7 +1,7 @@
-"""The steps of a released model: which there are, and where each one lies.
+"""Lists the steps of a released model and the location of each.
 
-Three layouts: a folder with a subfolder for each step, a model in a cache of the hub (refs that
-name snapshots), and a name on the hub, whose revisions are asked for.
+There are three layouts. A folder has a subfolder per step. A model in a cache of the hub has refs
+that name snapshots. A name on the hub has a revision per step.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from bottleneck.pretrained.hub import locate
 
 _REVISION = re.compile(r"step[-_]?(\d+)")
 _SNAPSHOT = re.compile(r"\w[\w.-]*")
-_FOLDER = re.compile(r"[^.].*?(\d+)|\d+")  # no hidden one
+_FOLDER = re.compile(r"[^.].*?(\d+)|\d+")  # not hidden
 
 
 @dataclass(frozen=True)
@@ -27,20 +27,22 @@ class Release:
     revision: str | None = None
 
     def folder(self) -> Path:
-        """Where its files lie, after download where they are on the hub; raises `UserError`."""
+        """Returns the folder of its files, downloaded if necessary; raises `UserError`."""
         if self.revision is None and not Path(self.path_or_name).is_dir():
-            raise UserError(f"{self.path_or_name} is not there, though a revision names it")
+            raise UserError(f"{self.path_or_name} is missing, although a revision names it")
         return locate(self.path_or_name, self.revision)
 
 
 def releases(source: str) -> dict[int, Release]:
-    """Step → where it lies, for all steps of one model.
+    """Returns step → release for all steps of one model.
 
     Args:
-        source: a folder with subfolders whose names end in the step, such as step1000; the folder
-            models--ORG--NAME of a cache of the hub; or a name on the hub, with revisions stepN.
+        source: one of these.
+            - A folder with subfolders whose names end in the step, such as step1000.
+            - The folder models--ORG--NAME of a cache of the hub.
+            - A name on the hub, with revisions stepN.
     Raises:
-        UserError: where it is none of these, or two have the same step.
+        UserError: if it is none of these, or two releases have the same step.
     """
     path = Path(source).expanduser()
     if not path.is_dir():
@@ -59,17 +61,19 @@ def releases(source: str) -> dict[int, Release]:
         steps[step] = (name, release)
     if not steps:
         raise UserError(
-            f"{source} has no steps; it must have a subfolder or a revision for each, named like "
+            f"{source} has no steps; it must have a subfolder or a revision for each, such as "
             "step1000"
         )
     return {step: steps[step][1] for step in sorted(steps)}
 
 
+def step_of_revision(name: str) -> int | None:
+    """Returns the step in a revision such as step1000, or None."""
+    return _number(_REVISION, name)
+
+
 def _number(pattern: re.Pattern[str], name: str) -> int | None:
-    """The step that a name says; None where it says none."""
-    if not pattern.fullmatch(name):
-        return None
-    return int(re.findall(r"\d+", name)[-1])
+    return int(re.findall(r"\d+", name)[-1]) if pattern.fullmatch(name) else None
 
 
 def _of_cache(path: Path) -> list[tuple[str, int | None, Release]]:
@@ -77,9 +81,9 @@ def _of_cache(path: Path) -> list[tuple[str, int | None, Release]]:
     for ref in sorted(p for p in (path / "refs").iterdir() if p.is_file()):
         commit = ref.read_text(encoding="utf-8", errors="replace").strip()
         if not _SNAPSHOT.fullmatch(commit):
-            raise UserError(f"{ref} holds {commit!r}; it must be the name of a snapshot beside it")
+            raise UserError(f"{ref} holds {commit!r}; it must name a snapshot of the same model")
         snapshot = path / "snapshots" / commit
-        found.append((ref.name, _number(_REVISION, ref.name), Release(str(snapshot))))
+        found.append((ref.name, step_of_revision(ref.name), Release(str(snapshot))))
     return found
 
 
@@ -87,7 +91,7 @@ def _of_hub(name: str) -> list[tuple[str, int | None, Release]]:
     try:
         revisions = _revisions(name)
     except ConnectionError as error:
-        # Compute nodes often have no network, and what was downloaded before is enough.
+        # Compute nodes often have no network; earlier downloads are enough.
         from huggingface_hub import constants
 
         cached = Path(constants.HF_HUB_CACHE) / f"models--{name.replace('/', '--')}"
@@ -97,22 +101,22 @@ def _of_hub(name: str) -> list[tuple[str, int | None, Release]]:
                 "try again with a network"
             ) from error
         return _of_cache(cached)
-    return [(r, _number(_REVISION, r), Release(name, r)) for r in revisions]
+    return [(r, step_of_revision(r), Release(name, r)) for r in revisions]
 
 
 def _revisions(name: str) -> Iterable[str]:
-    """The branches and tags of a model on the hub; `ConnectionError` where there is no network."""
+    """Branches and tags of a model on the hub; raises `ConnectionError` without a network."""
     from huggingface_hub import HfApi, errors
 
     try:
         refs = HfApi().list_repo_refs(name)
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
         raise UserError(
-            f"{name} is neither a folder here nor a model of the hub that it would give you"
+            f"{name} is neither a folder here nor a model that the hub gives you access to"
         ) from error
     except errors.HfHubHTTPError as error:
         reason = " ".join(str(error).split())
         raise UserError(f"the hub did not list the revisions of {name}: {reason}") from error
-    except Exception as error:  # of the transport library, which is another in each release
+    except Exception as error:  # of the transport library, which differs between releases
         raise ConnectionError(str(error)) from error
     return dict.fromkeys(ref.name for ref in (*refs.branches, *refs.tags))

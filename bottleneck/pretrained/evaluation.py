@@ -1,4 +1,4 @@
-"""Tasks of the LM Evaluation Harness on a run: what of them is kept, and where."""
+"""Runs tasks of the LM Evaluation Harness on a run, and stores their metrics."""
 
 from __future__ import annotations
 
@@ -13,7 +13,7 @@ from tokenizers import Tokenizer
 from bottleneck.data import tokenizer as tokenization
 from bottleneck.data.tokens import prepare
 from bottleneck.errors import UserError
-from bottleneck.pretrained.import_run import TOKENIZER, TOKENIZER_CONFIG
+from bottleneck.pretrained.imported_run import TOKENIZER, TOKENIZER_CONFIG
 from bottleneck.pretrained.lm_eval import HarnessModel, ends_of_text
 from bottleneck.pretrained.scoring import Scorer
 from bottleneck.runs.reading import Run
@@ -32,15 +32,15 @@ def evaluate(
     batch_size: int = 16,
     include: Path | None = None,
 ) -> list[Row]:
-    """The metrics of each task at each step, with as many examples before a question as it says.
+    """Returns the metrics of each task at each step; a task sets its own number of shots.
 
     Args:
-        steps: of checkpoints; none takes the last.
-        limit: examples of each task, the first ones; None takes all.
-        batch_size: sequences that go through the model together.
-        include: a folder with tasks of one's own, in YAML.
+        steps: of checkpoints; an empty list takes the last.
+        limit: uses only the first examples of each task; None uses all.
+        batch_size: sequences per forward pass.
+        include: a folder with your own tasks, in YAML.
     Raises:
-        UserError: where a task is not known or its data cannot be had, or a step has no checkpoint.
+        UserError: if a task is unknown, its data cannot be loaded, or a step has no checkpoint.
     """
     steps = steps or run.steps[-1:]
     if missing := sorted(set(steps or [0]) - set(run.steps)):
@@ -52,9 +52,9 @@ def evaluate(
         raise UserError(f"the harness has no task {unknown[0]}; lm_eval ls tasks lists them")
     try:
         manager.load(tasks)
-    except Exception as error:  # of many libraries: no network, no such data set, a missing file
+    except Exception as error:  # of any library: no network, no such data set, a missing file
         reason = " ".join(str(error).split())
-        raise UserError(f"the data of {', '.join(tasks)} cannot be had: {reason}") from error
+        raise UserError(f"the data of {', '.join(tasks)} cannot be loaded: {reason}") from error
     tokenizer = tokenizer_of(run)
     begin, end = ends_of_text(tokenizer, run.path / TOKENIZER_CONFIG)
     rows = []
@@ -70,7 +70,7 @@ def evaluate(
 
 
 def tokenizer_of(run: Run) -> Tokenizer:
-    """The tokenizer of an imported model, or the one that a run's corpus was tokenized with."""
+    """Returns the tokenizer of an imported model, or that of a run's corpus."""
     if (run.path / TOKENIZER).is_file():
         return tokenization.load(run.path / TOKENIZER)
     if run.trained_on is None:
@@ -95,11 +95,11 @@ def _row(step: int, limit: int | None, task: str, results: dict[str, Any]) -> Ro
 
 
 def append(path: Path, rows: list[Row]) -> None:
-    """Adds rows to a file, one JSON object a line; of a (step, task) the last line counts."""
+    """Appends rows to a file, one JSON object per line; the last line of a (step, task) counts."""
     try:
         with path.open("a", encoding="utf-8") as file:
             file.writelines(json.dumps(row) + "\n" for row in rows)
     except OSError as error:
         raise UserError(
-            f"cannot write {path}: {error.strerror}; say where with --output"
+            f"cannot write {path}: {error.strerror}; choose another file with --output"
         ) from error

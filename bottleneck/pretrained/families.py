@@ -1,8 +1,8 @@
-"""Where each parameter stands in the published tensors of GPT-NeoX, GPT-2 and Llama.
+"""The map between our parameters and the published tensors of GPT-NeoX, GPT-2 and Llama.
 
 V: vocabulary, unpadded; D: width; F: width of the MLP; H: heads; K: size of one. A path names a
-parameter in our tree; those under "blocks" have all layers along their first dimension, a published
-tensor holds one layer.
+parameter in our tree. Parameters under "blocks" stack all layers along their first dimension; a
+published tensor holds one layer.
 """
 
 from __future__ import annotations
@@ -16,11 +16,11 @@ from bottleneck.pretrained.published_config import Architecture
 
 Path = tuple[str, ...]
 
-# How a published tensor holds what is ours:
-#   same        it is the parameter
-#   transposed  [out, in], of a parameter [in, out]
-#   by_head     [H·3·K, in] or [H·3·K]: query, key and value of the first head, then of the next
-#   in_thirds   [in, 3·D] or [3·D]: all queries, then all keys, then all values
+# Layout of our parameters in a published tensor:
+# - same: the parameter itself
+# - transposed: [out, in] for a parameter [in, out]
+# - by_head: [H·3·K, in] or [H·3·K], the query, key and value of the first head, then of the next
+# - in_thirds: [in, 3·D] or [3·D], all queries, then all keys, then all values
 Layout = Literal["same", "transposed", "by_head", "in_thirds"]
 
 
@@ -32,26 +32,33 @@ class Tensor:
     shape: tuple[int, ...]
     paths: tuple[Path, ...]
     layout: Layout
-    layer: int | None = None  # None: of no layer
+    layer: int | None = None  # None: outside the layers
 
 
 @dataclass(frozen=True)
 class Family:
-    """The names of a family."""
+    """Names of the tensors of a family.
 
-    prefix: str  # of all tensors but the head; some files leave it out
+    - prefix: of all tensors except the head; some files omit it.
+    - head_aliases: other names of the head in files in the wild.
+    - surplus: buffers without weights that some files hold.
+    - layers: the tensors of one layer, with {} for its number.
+    - around: the tensors outside the layers, without the head.
+    """
+
+    prefix: str
     head: str
-    head_aliases: tuple[str, ...]  # other names of it, in files that other releases wrote
-    surplus: re.Pattern[str]  # buffers that older releases saved and that hold no weights
-    layers: Callable[[Architecture], Iterator[Tensor]]  # of layer 0, {} for its number
-    around: Callable[[Architecture], Iterator[Tensor]]  # of no layer, head apart
+    head_aliases: tuple[str, ...]
+    surplus: re.Pattern[str]
+    layers: Callable[[Architecture], Iterator[Tensor]]
+    around: Callable[[Architecture], Iterator[Tensor]]
 
 
 _ATTENTION, _QUERY_KEY_VALUE = ("blocks", "attention"), ("query", "key", "value")
 
 
 def tensors(architecture: Architecture) -> list[Tensor]:
-    """All tensors of a published model, head last; a tied head is the embedding, under its name."""
+    """Lists all tensors of a published model, head last; a tied head is only the embedding."""
     family, model = FAMILIES[architecture.family], architecture.model
     result = list(family.around(architecture))
     of_a_layer = list(family.layers(architecture))
@@ -64,7 +71,7 @@ def tensors(architecture: Architecture) -> list[Tensor]:
 
 
 def unpack(tensor: Any, layout: Layout, n_heads: int) -> tuple[Any, ...]:
-    """The parameters that a published tensor, an array of NumPy or jax, holds."""
+    """Returns the parameters in a published tensor, an array of numpy or jax."""
     if layout == "same":
         return (tensor,)
     if layout == "transposed":
@@ -77,10 +84,10 @@ def unpack(tensor: Any, layout: Layout, n_heads: int) -> tuple[Any, ...]:
 
 
 def pack(parameters: tuple[Any, ...], layout: Layout, n_heads: int, library: Any) -> Any:
-    """The published tensor that holds these parameters: the inverse of `unpack`.
+    """Returns the published tensor of these parameters, the inverse of `unpack`.
 
     Args:
-        library: `numpy` or `jax.numpy`, whichever the arrays are of.
+        library: `numpy` or `jax.numpy`, that of the arrays.
     """
     if layout == "same":
         return parameters[0]
@@ -108,7 +115,7 @@ def _linear(
     has_bias: bool,
     parts: tuple[str, ...] = (),
 ) -> Iterator[Tensor]:
-    """A linear map, or the three `parts` of one; its shape is that of the published tensor."""
+    """Yields the tensors of a linear map, or of one with three `parts`; `shape` as published."""
     owners = [(*path, part) for part in parts] or [path]
     n_out = shape[0] if layout in ("transposed", "by_head") else shape[1]
     yield Tensor(f"{name}.weight", shape, tuple((*own, "kernel") for own in owners), layout)
@@ -194,7 +201,7 @@ FAMILIES = {
         prefix="gpt_neox.",
         head="embed_out.weight",
         head_aliases=("lm_head.weight",),
-        # The causal mask, what stands for minus infinity in it, the frequencies of the rotation.
+        # The causal mask, its stand-in for minus infinity, the frequencies of the rotation.
         surplus=re.compile(r"layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)"),
         layers=_gpt_neox_layers,
         around=_gpt_neox_around,

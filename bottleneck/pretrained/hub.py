@@ -1,4 +1,4 @@
-"""A released model by its name: which folder of this machine holds it."""
+"""Finds the folder of a released model on this machine, and downloads it if it is missing."""
 
 from __future__ import annotations
 
@@ -9,7 +9,7 @@ from pathlib import Path
 from bottleneck.errors import UserError
 from bottleneck.pretrained.safetensors_folder import conversion
 
-# Configuration, tokenizer and safetensors, and of those the weights of the whole model alone.
+# Configuration, tokenizer, and the safetensors of the whole model.
 PATTERNS = [
     "config.json",
     "tokenizer*.json",
@@ -23,18 +23,18 @@ _NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
 
 def locate(path_or_name: str | os.PathLike[str], revision: str | None = None) -> Path:
-    """The folder of a model: itself, or where the hub's files of that name are kept after download.
+    """Returns the folder of a model, after a download if it is a name on the hub.
 
     Args:
-        path_or_name: a folder, or else a name on the hub such as "EleutherAI/pythia-70m".
-        revision: a branch, tag or commit of the hub; None is its main branch.
+        path_or_name: a folder, or a name on the hub such as "EleutherAI/pythia-70m".
+        revision: a branch, tag or commit on the hub; None is its main branch.
     Raises:
-        UserError: where there is no such folder, name or revision, or the hub cannot be reached.
+        UserError: if the folder, name or revision does not exist, or the hub cannot be reached.
     """
     path = Path(path_or_name).expanduser()
     if path.is_dir():
         if revision is not None:
-            raise UserError(f"{path} is a folder, which has no revision {revision}")
+            raise UserError(f"{path} is a folder and has no revision {revision}")
         return path
     name = os.fspath(path_or_name)
     if not _NAME.fullmatch(name) or path.exists():
@@ -42,30 +42,30 @@ def locate(path_or_name: str | os.PathLike[str], revision: str | None = None) ->
 
     from huggingface_hub import errors, snapshot_download
 
-    what = name if revision is None else f"revision {revision} of {name}"
+    asked = name if revision is None else f"revision {revision} of {name}"
     try:
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=PATTERNS))
     except errors.RevisionNotFoundError as error:
         raise UserError(f"the hub's {name} has no revision {revision}") from error
     except errors.GatedRepoError as error:
         raise UserError(
-            f"the hub gives {name} to those alone who accepted its terms; do so, then hf auth login"
+            f"the hub gives {name} only to users who accepted its terms; do so, then hf auth login"
         ) from error
     except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
         raise UserError(
-            f"{name} is neither a folder here nor a model of the hub that it would give you"
+            f"{name} is neither a folder here nor a model that the hub gives you access to"
         ) from error
     except errors.LocalEntryNotFoundError as error:
         raise UserError(
-            f"{what} is not on this machine and the hub cannot be reached; "
+            f"{asked} is not on this machine and the hub cannot be reached; "
             "give a folder, or try again with a network"
         ) from error
     except (OSError, ValueError) as error:
         reason = " ".join(str(error).split())
-        raise UserError(f"the hub did not give {what}: {reason}") from error
+        raise UserError(f"the hub did not give {asked}: {reason}") from error
     if not any(folder.glob("*.safetensors")):
         raise UserError(
-            f"{what} has no safetensors; where you trust it, convert it once: "
+            f"{asked} has no safetensors; if you trust it, convert it once: "
             + conversion(name, revision)
         )
     return folder

@@ -1,9 +1,8 @@
-"""Released models in and out: a folder of safetensors ↔ our parameters, tensor by tensor.
+"""Reads and writes released models: a folder of safetensors ↔ our parameters, tensor by tensor.
 
-A tensor goes from its file to the devices that hold it in the type of the file, in their shares,
-and only there becomes float32, transposed, one layer of a stack. So the host never holds more than
-a tensor, and a process of many reads what its devices need. All names and shapes are compared with
-those of the family before the first value is read.
+Each device gets its share of a tensor in the type of the file. There it becomes float32, and one
+layer of a stack. So the host holds one tensor at a time, and each process reads only the shares of
+its devices. All names and shapes are checked before any value is read.
 """
 
 from __future__ import annotations
@@ -42,17 +41,17 @@ from bottleneck.pretrained.safetensors_folder import SafetensorsFolder
 def from_pretrained(
     path_or_name: str | os.PathLike[str], revision: str | None = None, mesh: Mesh | None = None
 ) -> tuple[ModelConfig, Params]:
-    """A released GPT-NeoX (Pythia), GPT-2 or Llama as (config, float32 parameters).
+    """Returns a released GPT-NeoX (Pythia), GPT-2 or Llama as (config, float32 parameters).
 
-    Biases that a family has on half of its maps are zeros on the others.
+    If a family has biases on some maps only, the others get zeros.
 
     Args:
         path_or_name: a folder with config.json and safetensors, or a name on the hub.
-        revision: of a name on the hub; None is its main branch.
-        mesh: where the parameters go, as `parallel.mesh` says, the vocabulary padded to its
-            `tensor` axis; None puts all on the first device.
+        revision: a branch, tag or commit on the hub; None is its main branch.
+        mesh: places the parameters by `parallel.mesh`, with the vocabulary padded to its `tensor`
+            axis; None puts all on the first device.
     Raises:
-        UserError: where the model is not there, is of another kind, is damaged, or lacks a tensor.
+        UserError: if the model is missing, damaged, of another family, or lacks a tensor.
     """
     folder = locate(path_or_name, revision)
     architecture = read_config(folder, 1 if mesh is None else mesh.shape["tensor"])
@@ -66,7 +65,7 @@ def from_pretrained(
 def match_tensors(
     folder: Path, architecture: Architecture, stored: SafetensorsFolder
 ) -> dict[str, str]:
-    """The name in the files of each tensor of the family; `UserError` names what does not fit."""
+    """Returns tensor → its name in the files; raises `UserError` naming one that does not fit."""
     family = FAMILIES[architecture.family]
     has_prefix = any(name.startswith(family.prefix) for name in stored.shapes)
     short = {
@@ -75,7 +74,7 @@ def match_tensors(
     for alias in family.head_aliases:
         if alias in short and family.head not in short:
             short[family.head] = short.pop(alias)
-    if architecture.model.n_layers > len(stored.shapes):  # before their names are spelled out
+    if architecture.model.n_layers > len(stored.shapes):  # before all names are spelled out
         raise UserError(
             f"{folder} has {len(stored.shapes)} tensors, too few for the "
             f"{architecture.model.n_layers:,} layers of its {CONFIG}"
@@ -88,10 +87,10 @@ def match_tensors(
     if architecture.model.tie_embeddings and family.head in surplus and not missing:
         _check_tied(folder, stored, short[family.head], short[next(iter(expected))])
         surplus.remove(family.head)
-    for what, names in (("lacks", missing), ("has the surplus", surplus)):
+    for verb, names in (("lacks", missing), ("has the surplus", surplus)):
         if names:
             more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise UserError(f"{folder} {what} tensor {names[0]}{more}, going by its {CONFIG}")
+            raise UserError(f"{folder} {verb} tensor {names[0]}{more}, going by its {CONFIG}")
     for name, shape in expected.items():
         found = stored.shapes[short[name]]
         if found != shape:
@@ -112,7 +111,7 @@ def _check_type(folder: Path, name: str, kind: str) -> None:
 
 
 def _check_tied(folder: Path, stored: SafetensorsFolder, head: str, embedding: str) -> None:
-    """Raises `UserError` where there is a head that is said to be the embedding, and is not."""
+    """Raises `UserError` if a stored head differs from the embedding that it is tied to."""
     for name in (head, embedding):
         _check_type(folder, name, stored.types[name])
     shape = stored.shapes[embedding]
@@ -122,13 +121,13 @@ def _check_tied(folder: Path, stored: SafetensorsFolder, head: str, embedding: s
         same = same and np.array_equal(stored.read(head, rows), stored.read(embedding, rows))
     if not same:
         raise UserError(
-            f"{folder}: {head} is not {embedding}, though its {CONFIG} ties them; "
-            "it must say tie_word_embeddings=false"
+            f"{folder}: {head} differs from {embedding}, although its {CONFIG} ties them; "
+            "it must have tie_word_embeddings=false"
         )
 
 
 def _shardings(architecture: Architecture, mesh: Mesh | None) -> dict[families.Path, Any]:
-    """Where each parameter goes; `UserError` where one has no even shares."""
+    """Returns the sharding of each parameter; raises `UserError` if one has no even shares."""
     shapes = traverse_util.flatten_dict(_abstract(architecture.model))
     if mesh is None:
         return dict.fromkeys(shapes, SingleDeviceSharding(jax.devices()[0]))
@@ -156,7 +155,7 @@ def _load(
 ) -> Params:
     shapes = traverse_util.flatten_dict(_abstract(architecture.model))
     by_stored_name = {names[t.name]: t for t in families.tensors(architecture)}
-    # Those of no layer come whole out of their tensor.
+    # Parameters outside the layers are whole tensors and need no stack.
     stacks = {path: leaf.shape for path, leaf in shapes.items() if path[0] == "blocks"}
     params: dict[families.Path, jax.Array] = jax.jit(
         lambda: {path: jnp.zeros(shape) for path, shape in stacks.items()},
@@ -182,14 +181,14 @@ def _load(
 def _placing(
     layout: Layout, n_heads: int, shapes: tuple[tuple[int, ...], ...], shardings: tuple[Any, ...]
 ) -> Any:
-    """(the stacks so far or Nones, a published tensor, its layer) → parameters of these shapes."""
+    """Compiles (stacks so far or Nones, published tensor, layer) → parameters of these shapes."""
 
     def place(stacks: tuple[Any, ...], tensor: jax.Array, layer: jax.Array) -> tuple[Any, ...]:
         parts = families.unpack(tensor, layout, n_heads)
         placed = []
         for stack, part, shape in zip(stacks, parts, shapes, strict=True):
             values = part.astype(jnp.float32)
-            if stack is None:  # only a vocabulary can be longer here, by its padded rows
+            if stack is None:  # only a vocabulary can be longer, by its padded rows
                 padding = [
                     (0, ours - theirs) for ours, theirs in zip(shape, part.shape, strict=True)
                 ]
@@ -202,21 +201,21 @@ def _placing(
 
 
 def _on_devices(stored: SafetensorsFolder, name: str, tensor: Tensor, sharding: Any) -> jax.Array:
-    """A published tensor, as it is in its file, split like the parameter that it becomes."""
+    """Puts a stored tensor on the devices, split like the parameter that it becomes."""
     shape = stored.shapes[name]
     if isinstance(sharding, NamedSharding):
         axes = [*sharding.spec, *(None,) * 3][tensor.layer is not None :][: len(shape)]
         if tensor.layout in ("transposed", "by_head"):
             axes.reverse()
         if tensor.layout == "in_thirds":
-            axes[-1] = None  # queries, keys and values of a head lie far from one another
+            axes[-1] = None  # queries, keys and values of a head are far apart
         axes = [
             axis if axis is not None and n % _size(sharding.mesh, axis) == 0 else None
             for axis, n in zip(axes, shape, strict=True)
         ]
         sharding = NamedSharding(sharding.mesh, PartitionSpec(*axes))
 
-    # Once for all devices that hold the same share, which each would ask for.
+    # One read for all devices with the same share.
     read = functools.cache(functools.partial(stored.read, name))
 
     def share(index: tuple[slice, ...] | None) -> np.ndarray:
@@ -232,19 +231,19 @@ def _size(mesh: Any, axis: str | tuple[str, ...]) -> int:
 
 
 def save_pretrained(config: ModelConfig, params: Params, path: str | os.PathLike[str]) -> None:
-    """Writes a folder, in float32 safetensors, that `from_pretrained` of transformers loads.
+    """Writes a folder of float32 safetensors that `from_pretrained` of transformers loads.
 
-    A factored head becomes the product A @ B, in float32, since no released family has factors;
-    padded rows of the vocabulary are left out. Where the family has biases on maps that have none
-    here, it gets zeros. One tensor after another comes to the host, as many as fit one file.
+    A factored head becomes the product A @ B in float32, since no released family has factors.
+    Padded rows of the vocabulary are dropped. Biases that only the family has are zeros. The host
+    holds the tensors of one file at a time.
 
     Raises:
-        UserError: where no family has such a model, or the folder has something in it.
+        UserError: if no family has such a model, or the folder is not empty.
     """
     folder = Path(path).expanduser()
     architecture = publish(config)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
-        raise UserError(f"{folder} is there already; choose a new folder")
+        raise UserError(f"{folder} exists already; choose a new folder")
     family = FAMILIES[architecture.family]
     tensors = {
         (tensor.name if tensor.name == family.head else family.prefix + tensor.name): tensor
@@ -272,8 +271,8 @@ def save_pretrained(config: ModelConfig, params: Params, path: str | os.PathLike
 def _published(
     tensor: Tensor, config: ModelConfig, params: dict[families.Path, jax.Array]
 ) -> np.ndarray:
-    """A published tensor on the host."""
-    if not params.keys() >= set(tensor.paths):  # biases that the family has and the model has not
+    """Returns a published tensor on the host."""
+    if not params.keys() >= set(tensor.paths):  # biases that only the family has
         return np.zeros(tensor.shape, np.float32)
     parts = []
     for path in tensor.paths:

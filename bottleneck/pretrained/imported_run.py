@@ -1,13 +1,12 @@
-"""A released model as a run folder, so that whatever reads the runs of our own reads it too.
+"""A released model as a run folder, for everything that reads our own runs.
 
-It has a config, its tokenizer and one checkpoint or more, and neither metrics nor a corpus. Several
-steps of one training, each a revision on the hub, go into one folder.
+It has a config, its tokenizer and at least one checkpoint, but neither metrics nor a corpus. One
+folder can hold several steps of one training, each a revision on the hub.
 """
 
 from __future__ import annotations
 
 import os
-import re
 from pathlib import Path
 
 import jax
@@ -18,6 +17,7 @@ from bottleneck.errors import UserError
 from bottleneck.model.accounting import count_parameters
 from bottleneck.model.transformer import Params
 from bottleneck.parallel.mesh import make_mesh
+from bottleneck.pretrained.checkpoint_series import step_of_revision
 from bottleneck.pretrained.hub import locate
 from bottleneck.pretrained.huggingface import from_pretrained
 from bottleneck.runs import folder as run_folder
@@ -28,9 +28,7 @@ from bottleneck.storage.folders import write_whole, writing
 from bottleneck.storage.workspace import check_same, is_unused
 
 TOKENIZER = "tokenizer.json"
-TOKENIZER_CONFIG = "tokenizer_config.json"  # which tokens it begins and ends texts with
-
-_STEP = re.compile(r"step[-_]?(\d+)")
+TOKENIZER_CONFIG = "tokenizer_config.json"  # names the tokens that begin and end texts
 
 
 def import_run(
@@ -40,22 +38,21 @@ def import_run(
     revision: str | None = None,
     step: int | None = None,
 ) -> int:
-    """Writes a released model into a run folder as the checkpoint of a step, which is returned.
+    """Writes a released model into a run folder as one checkpoint; returns its step.
 
-    Nothing is written before all of the model has been read.
+    Nothing is written before the whole model has been read.
 
     Args:
         path_or_name, revision: as for `from_pretrained`.
         workdir: a new folder, or one with other steps of the same model.
-        step: None takes the number in a revision or a folder's name like step1000, else 0.
+        step: None takes the number in a revision or a folder's name like step1000, or 0.
     Raises:
-        UserError: where the model cannot be read, or the folder holds another one, or this step
-            with other weights.
+        UserError: if the model cannot be read, or the folder holds another model, or this step with
+            other weights.
     """
     source, workdir = locate(path_or_name, revision), Path(workdir).expanduser()
     if step is None:
-        named = _STEP.fullmatch(revision or source.resolve().name)
-        step = int(named[1]) if named else 0
+        step = step_of_revision(revision or source.resolve().name) or 0
     old = _run_to_add_to(workdir)
     here = make_mesh(MeshConfig(fsdp=1), jax.devices("cpu")[:1])
     model, params = from_pretrained(source, mesh=here)
@@ -76,7 +73,7 @@ def import_run(
             },
             "corpus": None,
         }
-        # The config first: a folder without one is taken for something else's.
+        # The config comes first: a folder without one does not count as a run.
         run_folder.write_config(workdir, config, facts)
         for name in (TOKENIZER, TOKENIZER_CONFIG):
             if (source / name).is_file():
@@ -87,7 +84,7 @@ def import_run(
 
 
 def _config(model: ModelConfig, workdir: Path) -> Config:
-    """The model, its own tokenizer, and windows that it has positions for; the rest as it falls."""
+    """Returns a config with the model, its tokenizer and a window that it has positions for."""
     length = min(model.max_length, 2048)
     return Config(
         data=DataConfig(tokenizer=str(workdir.absolute() / TOKENIZER)),
@@ -98,7 +95,7 @@ def _config(model: ModelConfig, workdir: Path) -> Config:
 
 
 def _run_to_add_to(workdir: Path) -> Run | None:
-    """The imported run in a folder, None where there is nothing; `UserError` for anything else."""
+    """Returns the imported run in a folder; None if it is unused; raises `UserError` otherwise."""
     if is_unused(workdir):
         return None
     run = load(workdir)

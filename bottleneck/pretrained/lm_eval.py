@@ -1,7 +1,7 @@
-"""A model of ours as one of the LM Evaluation Harness, whose tasks speak text.
+"""Our models as models of the LM Evaluation Harness, whose tasks are text.
 
-Text becomes tokens, and requests sequences, as in the harness's own model of transformers, so that
-both give the same numbers for the same weights.
+Text and requests become tokens exactly as in the harness's own model of transformers. So both give
+the same numbers for the same weights.
 """
 
 from __future__ import annotations
@@ -24,22 +24,24 @@ from bottleneck.data import tokenizer as tokenization
 from bottleneck.errors import UserError
 from bottleneck.pretrained.scoring import Scorer
 
-_LONGEST_ANSWER = 256  # tokens, where a task does not say; as in the harness's own models
+_LONGEST_ANSWER = 256  # tokens, if a task sets no limit; the default of the harness's models
 
 
 class HarnessModel(TemplateLM):
-    """Answers the three kinds of requests of the harness, greedily where it generates."""
+    """Answers the three kinds of requests of the harness; generates greedily."""
 
     def __init__(self, scorer: Scorer, tokenizer: Tokenizer, *, begins_with: int, ends_with: int):
         """
         Args:
-            begins_with: the token that stands before a text without a context.
+            begins_with: the token before a text without a context.
             ends_with: the token that ends a text.
         """
         super().__init__()
         tokenizer.no_truncation()
         tokenizer.no_padding()
-        tokenizer.encode_special_tokens = False  # as the harness: spelt out, they are what they say
+        tokenizer.encode_special_tokens = (
+            False  # like the harness: a spelled-out special token counts
+        )
         self._scorer, self._tokenizer = scorer, tokenizer
         self._begins_with, self._ends_with = begins_with, ends_with
         self.max_length = scorer.config.max_length
@@ -55,18 +57,18 @@ class HarnessModel(TemplateLM):
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_: Any
     ) -> list[int]:
-        """Tokens, with those that the tokenizer itself puts around a text unless told otherwise."""
+        """Encodes a text; the tokenizer adds its special tokens unless told otherwise."""
         if add_special_tokens is None:
             add_special_tokens = not string.startswith(self.text([self._begins_with], whole=True))
         return self._tokenizer.encode(string, add_special_tokens=add_special_tokens).ids
 
     def text(self, tokens: list[int], *, whole: bool = False) -> str:
-        """The text of tokens, with the special ones among them if `whole`."""
+        """Decodes tokens, with the special ones if `whole`."""
         return self._tokenizer.decode(tokens, skip_special_tokens=not whole)
 
     def _loglikelihood_tokens(self, requests: list[Any], **_: Any) -> list[tuple[float, bool]]:
-        """(log-probability, is greedy) of the continuation, for (…, context, continuation)."""
-        # Cut on the left, where the context is.
+        """Returns (log-probability, is greedy) for each (…, context, continuation)."""
+        # Truncated on the left, in the context.
         sequences = [
             ((context + continuation)[-(self.max_length + 1) :], len(continuation))
             for _, context, continuation in requests
@@ -74,8 +76,8 @@ class HarnessModel(TemplateLM):
         for _, n in sequences:
             if n > self.max_length:
                 raise UserError(
-                    f"an answer has {n} tokens and the model takes {self.max_length}; this task is "
-                    "not for it"
+                    f"an answer has {n} tokens and the model takes {self.max_length}; choose "
+                    "another task"
                 )
         scores = self._scorer.score(sequences)
         return [(score.log_probability, score.is_greedy) for score in scores]
@@ -83,7 +85,7 @@ class HarnessModel(TemplateLM):
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
     ) -> list[float]:
-        """Log-probability of whole texts, in windows that each predict other tokens."""
+        """Log-probability of whole texts, over windows with disjoint targets."""
         windows: list[tuple[None, list[int], list[int]]] = []
         owners: list[int] = []
         for i, request in enumerate(requests):
@@ -104,7 +106,7 @@ class HarnessModel(TemplateLM):
         return totals
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
-        """Greedy continuations of contexts, each up to its first stop sequence."""
+        """Continues contexts greedily, each up to its first stop sequence."""
         ending = self.text([self._ends_with], whole=True)
         texts = []
         for request in requests:
@@ -118,7 +120,7 @@ class HarnessModel(TemplateLM):
 
 
 class _Text:
-    """A text that is being generated."""
+    """A text during generation."""
 
     def __init__(self, model: HarnessModel, context: str, asked: dict[str, Any], ending: str):
         options: Any = normalize_gen_kwargs(asked, _LONGEST_ANSWER)
@@ -127,8 +129,8 @@ class _Text:
         room = model.max_length - options["max_gen_toks"]
         if room < 1:
             raise UserError(
-                f"a task asks for {options['max_gen_toks']} tokens of text, which leaves no room "
-                f"for a context in the {model.max_length} that the model takes"
+                f"a task asks for {options['max_gen_toks']} tokens of text; the model takes "
+                f"{model.max_length}, which leaves no room for a context"
             )
         self._model = model
         self._stops = handle_stop_sequences(options["until"], eos=ending)
@@ -152,11 +154,11 @@ class _Text:
 
 
 def ends_of_text(tokenizer: Tokenizer, config: Path) -> tuple[int, int]:
-    """The tokens that begin and end a text.
+    """Returns the tokens that begin and end a text.
 
     Args:
-        config: the tokenizer_config.json of a released model, which names them; where there is
-            none, texts begin and end with the tokenizer's end of text.
+        config: the tokenizer_config.json of a released model, which names them. If it is missing,
+            texts begin and end with the tokenizer's end of text.
     """
     names: dict[str, Any] = {}
     if config.is_file():

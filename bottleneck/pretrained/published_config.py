@@ -1,6 +1,6 @@
 """`config.json` of a published model ↔ our `ModelConfig`, for GPT-NeoX, GPT-2 and Llama.
 
-Whatever in the file would change the logits and has no field here is refused by its name.
+A field of the file that changes the logits and has no counterpart here is refused by name.
 """
 
 from __future__ import annotations
@@ -16,7 +16,7 @@ from bottleneck.errors import UserError
 
 CONFIG = "config.json"
 
-# Published names of the two activations that we have beside SwiGLU; the tanh one has three.
+# Published names of our two activations besides SwiGLU; the tanh one has three.
 _GELU = {
     "gelu": "gelu",
     "gelu_new": "gelu_tanh",
@@ -24,7 +24,7 @@ _GELU = {
     "gelu_pytorch_tanh": "gelu_tanh",
 }
 
-_MOST = 2**31 - 1  # of tokens, widths and positions: they are counted in int32
+_MOST = 2**31 - 1  # limit of tokens, widths and positions, which are int32
 
 # Fields that do not change the logits of a trained model.
 _WITHOUT_EFFECT = re.compile(
@@ -37,10 +37,10 @@ _WITHOUT_EFFECT = re.compile(
 
 @dataclass(frozen=True)
 class Architecture:
-    """A model as its family publishes it.
+    """A model in the terms of its family.
 
-    A family may put biases on attention alone or on the MLP alone, where we have them on both or on
-    none: those that it lacks are zeros here.
+    A family may have biases on attention only or on the MLP only. Our models have both or none, so
+    missing ones are zeros.
     """
 
     family: str  # the `model_type` of its config.json
@@ -50,7 +50,7 @@ class Architecture:
 
 
 class _Fields:
-    """The fields of a config.json, taken one by one; what is left in the end must mean nothing."""
+    """Fields of a config.json, taken one by one; the rest must not change the logits."""
 
     def __init__(self, record: dict[str, Any], where: str):
         self._left = dict(record)
@@ -81,20 +81,20 @@ class _Fields:
         return allowed[value]
 
     def expect(self, name: str, expected: Any) -> None:
-        """The field, where it is given, has the one value that our model can have."""
+        """Refuses any other value of a field; an absent field is fine."""
         value = self.take(name, expected)
         if value != expected:
             self.refuse(name, value, repr(expected))
 
     def rotation(self, theta: str, fraction: str | None, default_fraction: float) -> dict[str, Any]:
-        """Our two fields of it, from the older separate fields or the newer group of them."""
+        """Reads our two fields of rotary positions, from separate fields or from a group."""
         group = self.group("rope_scaling") | self.group("rope_parameters")
         group.setdefault("rope_theta", self.take(theta, 10_000.0))
         older = default_fraction if fraction is None else self.take(fraction, default_fraction)
         group.setdefault("partial_rotary_factor", older)
         kind = group.pop("rope_type", group.pop("type", "default"))
         if kind != "default":
-            self.refuse("rope_scaling", kind, "absent: only plain rotary positions are known")
+            self.refuse("rope_scaling", kind, "absent; only plain rotary positions are supported")
         ours = {
             "rotary_theta": group.pop("rope_theta"),
             "rotary_fraction": group.pop("partial_rotary_factor"),
@@ -109,19 +109,19 @@ class _Fields:
     def finish(self) -> None:
         for name, value in self._left.items():
             if value and not _WITHOUT_EFFECT.fullmatch(name):
-                self.refuse(name, value, "absent, since nothing here is like it")
+                self.refuse(name, value, "absent; it has no counterpart here")
 
     def refuse(self, name: str, value: Any, allowed: str) -> None:
         raise UserError(f"{self._where}: {name}={value!r} is not supported; it must be {allowed}")
 
 
 def read_config(folder: Path, vocab_multiple: int = 1) -> Architecture:
-    """The architecture that the config.json of a folder describes.
+    """Reads the architecture from the config.json of a folder.
 
     Args:
-        vocab_multiple: the rows of the vocabulary are padded to a multiple of this.
+        vocab_multiple: pads the rows of the vocabulary to a multiple of this.
     Raises:
-        UserError: where there is no such file, or a field in it says what we cannot represent.
+        UserError: if the file is missing, or a field has a value that we cannot represent.
     """
     path = folder / CONFIG
     try:
@@ -216,20 +216,19 @@ _READERS = {"gpt_neox": _read_gpt_neox, "gpt2": _read_gpt2, "llama": _read_llama
 
 
 def publish(model: ModelConfig) -> Architecture:
-    """The architecture as which a model of ours can be published.
+    """Returns the architecture under which our model can be published.
 
     Raises:
-        UserError: where none of the families has all that the model has; names what the nearest
-            family would want.
+        UserError: if no family fits, naming the changes that the nearest family needs.
     """
     wanted = {family: _wishes(family, model) for family in _READERS}
     family = min(wanted, key=lambda name: len(wanted[name]))
     if wanted[family]:
         raise UserError(
-            f"no family of {', '.join(_READERS)} has such a model; {family} would with "
+            f"none of {', '.join(_READERS)} has such a model; {family} needs "
             + ", ".join(wanted[family])
         )
-    # GPT-NeoX has biases on its MLP in any case, GPT-2 everywhere: zeros for a model without.
+    # GPT-NeoX always has biases on its MLP, GPT-2 everywhere: zeros for a model without biases.
     return Architecture(
         family,
         model,
@@ -239,7 +238,7 @@ def publish(model: ModelConfig) -> Architecture:
 
 
 def _wishes(family: str, model: ModelConfig) -> list[str]:
-    """What a model would have to be, and is not, for a family to have it."""
+    """Lists the fields that a model would have to change to fit a family."""
     is_llama = family == "llama"
     needed: dict[str, tuple[Any, ...]] = {
         "norm": ("rmsnorm",) if is_llama else ("layernorm",),
@@ -258,9 +257,9 @@ def _wishes(family: str, model: ModelConfig) -> list[str]:
 
 
 def config_record(architecture: Architecture) -> dict[str, Any]:
-    """The config.json of an architecture, in fields that older releases of transformers know too.
+    """Returns the config.json of an architecture, with names that old and new transformers read.
 
-    The vocabulary is without its padded rows, which have no probability here and would there.
+    The vocabulary excludes its padded rows, which would get a probability there.
     """
     model = architecture.model
     activation = {"gelu": "gelu", "gelu_tanh": "gelu_new", "swiglu": "silu"}[model.mlp]
@@ -269,7 +268,7 @@ def config_record(architecture: Architecture) -> dict[str, Any]:
         vocab_size=model.vocab_size,
         tie_word_embeddings=model.tie_embeddings,
         torch_dtype="float32",
-        # Of a tokenizer that is not written here.
+        # No tokenizer is written.
         bos_token_id=None,
         eos_token_id=None,
     )

@@ -1,7 +1,7 @@
 """The tensors of a model in a folder: one safetensors file, or several shards and their index.
 
-Opening reads headers alone; data are read slice by slice, with `pread`, so that no more of a file
-is in memory than was asked for. Other formats are pickles, which run code when they are loaded.
+Opening reads only headers. Slices are read with `pread`, so memory holds only the requested data.
+The other formats are pickles, which run code when they are loaded.
 """
 
 from __future__ import annotations
@@ -25,22 +25,20 @@ _INDEX = "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
 FLOATS = ("F16", "BF16", "F32")  # the types of weights
 
-_PIECE_BYTES = 2**23  # at a time from a file, as float32
-_ALIGNMENT = 64  # bytes; of the arrays of XLA's CPU devices
-
-# A file that is written gets no larger, but for a single tensor that is.
-SHARD_BYTES = 4 * 2**30
+_PIECE_BYTES = 2**23  # per read, as float32
+_ALIGNMENT = 64  # bytes, of arrays on XLA's CPU devices
+SHARD_BYTES = 4 * 2**30  # limit of a written file, unless one tensor is larger
 
 
 class SafetensorsFolder:
-    """The tensors of a folder by name, in the order of their files.
+    """The tensors of a folder by name, in the order of their files; a context manager.
 
-    shapes, types: name → shape, name → type, in the words of the format. `read` gives the values.
-    A context manager, which holds the files open.
+    - shapes: name → shape.
+    - types: name → type, in the names of the format.
     """
 
     def __init__(self, folder: Path):
-        """Raises `UserError` where the files are not there or not whole."""
+        """Opens the files; raises `UserError` if one is missing or damaged."""
         self._owner: dict[str, Any] = {}
         self._path_of: dict[str, Path] = {}
         self.shapes: dict[str, tuple[int, ...]] = {}
@@ -60,8 +58,8 @@ class SafetensorsFolder:
                 safe_open(path, framework="numpy", backend="pread")  # type: ignore[no-untyped-call]
             )
         except FileNotFoundError as error:
-            raise UserError(f"{path} is not there, though the index names it") from error
-        except (OSError, SafetensorError, UnicodeError) as error:  # a name that is no UTF-8
+            raise UserError(f"{path} is missing, although the index names it") from error
+        except (OSError, SafetensorError, UnicodeError) as error:  # a name that is not UTF-8
             raise UserError(_damaged(path, error)) from error
         for name in file.offset_keys():
             header = file.get_slice(name)
@@ -74,10 +72,12 @@ class SafetensorsFolder:
     def _check_index(self, folder: Path) -> None:
         for name, file in _index(folder).items():
             if name not in self._owner or self._path_of[name].name != file:
-                raise UserError(f"{folder / file} has no tensor {name}, though the index says so")
+                raise UserError(
+                    f"{folder / file} lacks the tensor {name}, which the index places there"
+                )
 
     def read(self, name: str, bounds: tuple[tuple[int, int], ...]) -> np.ndarray:
-        """A slice of a tensor, in the type of the file.
+        """Reads a slice of a tensor, in the type of the file.
 
         Args:
             bounds: (start, stop) of each dimension.
@@ -112,7 +112,7 @@ class SafetensorsFolder:
 
 
 def _files(folder: Path) -> list[Path]:
-    """The files that hold the tensors; raises `UserError` where there are none of this format."""
+    """Returns the files that hold the tensors; raises `UserError` if none exist."""
     if index := _index(folder):
         return [folder / name for name in sorted(set(index.values()))]
     if (folder / _WHOLE).is_file():
@@ -120,14 +120,14 @@ def _files(folder: Path) -> list[Path]:
     for pattern in _PICKLES:
         for pickle in sorted(folder.glob(pattern)):
             raise UserError(
-                f"{pickle} is a pickle, which can run any code when it is loaded; where you trust "
-                f"it, convert it once: {conversion(folder, None)}"
+                f"{pickle} is a pickle, which can run any code when it is loaded; if you trust it, "
+                f"convert it once: {conversion(folder, None)}"
             )
     raise UserError(f"{folder} has no {_WHOLE} and no {_INDEX}")
 
 
 def conversion(source: str | Path, revision: str | None) -> str:
-    """A command that turns a model which transformers can load into a folder of safetensors."""
+    """Returns a command that converts a model with transformers to a folder of safetensors."""
     where = json.dumps(str(source))
     if revision is not None:
         where += f", revision={json.dumps(revision)}"
@@ -135,12 +135,12 @@ def conversion(source: str | Path, revision: str | None) -> str:
         "from transformers import AutoModelForCausalLM as M; "
         f'M.from_pretrained({where}).save_pretrained("converted")'
     )
-    # It will be pasted into a shell, and a folder may have any name.
+    # Users paste it into a shell, and a folder may have any name.
     return f"python -c {shlex.quote(program)}"
 
 
 def _index(folder: Path) -> dict[str, str]:
-    """Tensor → name of its file; nothing where there is no index."""
+    """Returns tensor → name of its file; empty without an index."""
     path = folder / _INDEX
     if not path.is_file():
         return {}
@@ -151,7 +151,7 @@ def _index(folder: Path) -> dict[str, str]:
         raise UserError(f"{path} is not an index of safetensors: {error!r}") from error
     for file in names.values():
         if Path(file).name != file or not file.endswith(".safetensors"):
-            raise UserError(f"{path} names {file}; it may name .safetensors files beside it alone")
+            raise UserError(f"{path} names {file}; it may only name .safetensors files beside it")
     return names
 
 
@@ -160,11 +160,11 @@ def _damaged(path: Path, error: Exception) -> str:
 
 
 def write(folder: Path, shapes: dict[str, tuple[int, ...]], make: Callable[[str], Any]) -> None:
-    """Writes float32 tensors into a folder, with an index where they take more than one file.
+    """Writes float32 tensors into a folder, with an index if they need more than one file.
 
     Args:
         shapes: name → shape of each tensor, in order.
-        make: name → the tensor; called once each, and never with more than a file's held.
+        make: name → tensor; called once for each. Memory holds the tensors of one file.
     """
     groups = list(_groups(shapes))
     names = [_WHOLE]
@@ -183,7 +183,7 @@ def write(folder: Path, shapes: dict[str, tuple[int, ...]], make: Callable[[str]
 
 
 def _groups(shapes: dict[str, tuple[int, ...]]) -> Iterator[list[str]]:
-    """The tensors of each file."""
+    """Yields the names of the tensors of each file."""
     group: list[str] = []
     size = 0
     for name, shape in shapes.items():
@@ -196,7 +196,7 @@ def _groups(shapes: dict[str, tuple[int, ...]]) -> Iterator[list[str]]:
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:
-    """An array that a CPU device takes as it lies, where it would copy another."""
+    """Returns an empty array aligned so that a CPU device takes it without a copy."""
     n_bytes = int(np.prod(shape)) * dtype.itemsize
     memory = np.empty(n_bytes + _ALIGNMENT, np.uint8)
     start = -memory.ctypes.data % _ALIGNMENT

@@ -1,8 +1,8 @@
-"""Log-probabilities of given tokens, and greedy next tokens: what an evaluation asks of a model.
+"""Log-probabilities of given tokens and greedy next tokens, for evaluation.
 
-B: sequences in a batch; L: tokens of a padded sequence. Sequences are padded on their right, which
-a causal model does not see, to a few lengths, so that few programs are compiled. The batch is split
-over the mesh like one of training. Logits of all positions never exist at one time.
+B: sequences in a batch; L: tokens of a padded sequence. Sequences are padded to a few lengths, so
+few programs are compiled. The padding is on the right, which a causal model does not see. The batch
+is split over the mesh as in training. Logits of all positions never exist at once.
 """
 
 from __future__ import annotations
@@ -28,14 +28,14 @@ _SHORTEST = 32  # padded length; the next are its doubles
 
 @dataclasses.dataclass(frozen=True)
 class Score:
-    """Of the last tokens of a sequence, given what stands before them."""
+    """Score of the last tokens of a sequence, given the tokens before them."""
 
     log_probability: float  # nats, summed over the tokens
-    is_greedy: bool  # whether each is the most likely one
+    is_greedy: bool  # each is the most likely one
 
 
 class Scorer:
-    """A model, ready to score and to continue sequences of tokens."""
+    """A model on a mesh that scores and continues sequences of tokens."""
 
     def __init__(
         self,
@@ -51,7 +51,7 @@ class Scorer:
         Args:
             compute: None takes the default, float32; its mesh is ignored.
             batch_size: B, rounded up to a multiple of the devices that share a batch.
-            mesh: None takes all devices, each with its share of the parameters.
+            mesh: None takes all devices, each with a share of the parameters.
         """
         self.config, self.compute = config, compute or ComputeConfig()
         self._mesh = mesh_lib.make_mesh(MeshConfig()) if mesh is None else mesh
@@ -72,10 +72,9 @@ class Scorer:
         self._next = jax.jit(self._next_tokens, out_shardings=everywhere)
 
     def score(self, requests: Sequence[tuple[Sequence[int], int]]) -> list[Score]:
-        """The score of the last n tokens of each sequence, for (sequence, n) in `requests`.
+        """Scores the last n tokens of each sequence, for (sequence, n) in `requests`.
 
-        A sequence has at most max_length + 1 tokens, of which the last is only scored, and n is at
-        least 1 and leaves one token to go by.
+        A sequence has at most max_length + 1 tokens, and 1 ≤ n < its length.
         """
         results: dict[int, Score] = {}
         for batch in self._batches([len(tokens) - 1 for tokens, _ in requests]):
@@ -94,9 +93,9 @@ class Scorer:
         return [results[i] for i in range(len(requests))]
 
     def extend(self, sequences: Sequence[Sequence[int]]) -> list[int]:
-        """The most likely next token of each sequence, of at most max_length tokens.
+        """Returns the most likely next token of each sequence of at most max_length tokens.
 
-        There is no cache of keys and values: every token costs a forward pass over its sequence.
+        Without a cache of keys and values, a token costs a forward pass over its sequence.
         """
         results: dict[int, int] = {}
         for batch in self._batches([len(tokens) for tokens in sequences]):
@@ -109,7 +108,7 @@ class Scorer:
         return [results[i] for i in range(len(sequences))]
 
     def _batches(self, lengths: list[int]) -> Iterator[list[int]]:
-        """Indices of sequences of similar length, the longest first, where memory may run out."""
+        """Yields indices of sequences of similar length, longest first: memory runs out early."""
         order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
         for start in range(0, len(order), self._batch_size):
             yield order[start : start + self._batch_size]
@@ -135,7 +134,7 @@ class Scorer:
     def _score_batch(
         self, params: Params, inputs_BxL: jax.Array, targets_BxL: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Log-probability of each target, float32 [B, L], and whether it is the most likely."""
+        """Log-probability of each target, float32 [B, L], and if it is the most likely one."""
         model = nnx.merge(self._graph, params)
         hidden_BxLxD, _ = model(inputs_BxL)
         factors = model.head.factors()
@@ -162,13 +161,13 @@ class Scorer:
         return log_p_BxL, is_top_BxL
 
     def _next_tokens(self, params: Params, inputs_BxL: jax.Array, last_B: jax.Array) -> jax.Array:
-        """The most likely token after position `last_B` of each sequence, int32 [B]."""
+        """Most likely token after position `last_B` of each sequence, int32 [B]."""
         model = nnx.merge(self._graph, params)
         hidden_BxLxD, _ = model(inputs_BxL)
         hidden_BxD = jnp.take_along_axis(hidden_BxLxD, last_B[:, None, None], axis=1)[:, 0]
         return jnp.argmax(self._logits(model.head.factors(), hidden_BxD), axis=-1)
 
     def _logits(self, factors: HeadFactors, hidden: jax.Array) -> jax.Array:
-        """float32, with minus infinity for the padded rows of the vocabulary."""
+        """Logits, float32, with minus infinity for the padded rows of the vocabulary."""
         logits = factors.logits(hidden)
         return jnp.where(jnp.arange(logits.shape[-1]) < self.config.vocab_size, logits, -jnp.inf)

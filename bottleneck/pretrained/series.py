@@ -1,8 +1,8 @@
-"""The checkpoints of one model, each put through the probes of training: a series becomes a run.
+"""Measures every checkpoint of a series with the probes of training.
 
-What comes of it is a run folder without checkpoints, which reports and analyses read like one that
-was trained here. One step is in memory at a time. The steps are gone through from the last to the
-first, so that of steps with the same weights the last is the one that is measured.
+The result is a run folder without checkpoints, which reports and analyses read like any other run.
+One step is in memory at a time. The order is from the last step to the first: of steps with equal
+weights, the last is measured.
 """
 
 from __future__ import annotations
@@ -25,7 +25,7 @@ from bottleneck.errors import UserError
 from bottleneck.model.accounting import count_parameters
 from bottleneck.model.transformer import Params
 from bottleneck.parallel.mesh import make_mesh
-from bottleneck.pretrained.import_run import TOKENIZER
+from bottleneck.pretrained.imported_run import TOKENIZER
 from bottleneck.pretrained.series_audit import AUDIT, Audit
 from bottleneck.pretrained.series_source import Checkpoint, Series
 from bottleneck.probes.prober import Prober
@@ -38,9 +38,9 @@ from bottleneck.terminal import Progress
 
 
 def choose(series: Series, steps: list[int] | None = None, every: int | None = None) -> list[int]:
-    """The steps that are asked for, ascending: those named, multiples of `every`, or all.
+    """Returns the requested steps, ascending: those named, multiples of `every`, or all.
 
-    Raises: `UserError` where a named one is not there, or none is left.
+    Raises: `UserError` if a named step is missing, or none remains.
     """
     known = list(series.checkpoints)
     for step in steps or ():
@@ -56,7 +56,7 @@ def choose(series: Series, steps: list[int] | None = None, every: int | None = N
 
 
 def audit_series(series: Series, steps: list[int], workdir: Path) -> Audit:
-    """Hashes the weights of each step and measures nothing; what was hashed before is not read."""
+    """Hashes the weights of each step without measuring; earlier hashes are kept."""
     with claimed(workdir), writing(workdir):
         _record(workdir)
         audit = Audit(workdir, series.name)
@@ -72,13 +72,13 @@ def audit_series(series: Series, steps: list[int], workdir: Path) -> Audit:
 
 
 def measure_series(config: Config, series: Series, steps: list[int], workdir: Path) -> Audit:
-    """Measures the steps that are not measured yet, into a run folder; returns what it audited.
+    """Measures the steps that are not measured yet into a run folder; returns the audit.
 
     Args:
-        config: its data, probe and train sections say what to measure on, and compute how; its
-            model section is ignored. Without a tokenizer the series's own is taken.
+        config: data, probe, train and compute sections set the measurement; the model section is
+            ignored. The default tokenizer is that of the series.
     Raises:
-        UserError: if folder, data or devices do not fit; not if a step cannot be read, which is in
+        UserError: if folder, data or devices do not fit. A step that cannot be read is recorded in
             the audit.
     """
     with claimed(workdir), writing(workdir):
@@ -116,7 +116,7 @@ def _measured(config: Config, series: Series, steps: list[int], workdir: Path) -
 
 
 def measured_steps(workdir: Path) -> set[int]:
-    """The steps that are measured: their arrays and both lines of their scalars are there."""
+    """Returns the steps whose arrays and both lines of scalars exist."""
     run = load(workdir)
     lines = [set(run.split(name)["step"].to_list()) for name in ("eval", "probe")]
     return set(run.probe_steps).intersection(*lines)
@@ -163,7 +163,7 @@ def _measure(
 
 @contextlib.contextmanager
 def _deleted_afterwards(params: Params) -> Iterator[None]:
-    """Frees the parameters at the end, whoever still refers to them."""
+    """Frees the parameters on exit, even if references to them remain."""
     try:
         yield
     finally:
@@ -172,17 +172,17 @@ def _deleted_afterwards(params: Params) -> Iterator[None]:
 
 
 def _record(workdir: Path) -> dict[str, Any] | None:
-    """What a series that is here already wrote down; None in a new folder, or after an audit alone.
+    """Reads the record of an existing series; None in a new folder, or after only an audit.
 
-    Raises: `UserError` where the folder holds something else.
+    Raises: `UserError` if the folder holds something else.
     """
     path = workdir / run_folder.CONFIG
     if path.is_file():
-        load(workdir)  # says so where it is no run
+        load(workdir)  # raises if it is not a run
         record = run_folder.read_config(workdir)
         if "series" not in record:
             raise UserError(
-                f"--workdir={workdir} holds a run that is no series; choose a new folder"
+                f"--workdir={workdir} holds a run that is not a series; choose a new folder"
             )
         return record
     check_unused(workdir, "a series", known=(AUDIT, TOKENIZER))
@@ -190,7 +190,7 @@ def _record(workdir: Path) -> dict[str, Any] | None:
 
 
 def _reference(series: Series, steps: list[int], mesh: Mesh, audit: Audit) -> Checkpoint | None:
-    """The last checkpoint whose architecture can be read, by which the others are judged."""
+    """Returns the last checkpoint with a readable architecture, the reference for the others."""
     for step in reversed(steps):
         try:
             series.checkpoints[step].model(mesh)
@@ -210,7 +210,7 @@ def _check_same_model(model: ModelConfig, expected: ModelConfig) -> None:
 def _with_tokenizer(
     data: DataConfig, model: ModelConfig, series: Series, checkpoint: Checkpoint, workdir: Path
 ) -> DataConfig:
-    """The data with the tokenizer that the model was trained with, a copy of it in the folder."""
+    """Returns the data with the tokenizer of the model, copied into the folder."""
     path = Path(data.tokenizer).expanduser() if data.tokenizer else None
     if path is None and data.corpus != "known_rank" and series.corpus is None:
         path = workdir.absolute() / TOKENIZER
@@ -225,18 +225,18 @@ def _with_tokenizer(
         data = dataclasses.replace(data, tokenizer=str(path))
     if path is not None and (size := vocab_size_in_file(path)) > model.vocab_size:
         raise UserError(
-            f"{path} has {size} tokens, more than the {model.vocab_size} that {series.name} "
-            "knows; name its own with --config.data.tokenizer=FILE"
+            f"{path} has {size} tokens, more than the {model.vocab_size} of {series.name}; "
+            "name its own with --config.data.tokenizer=FILE"
         )
     return data
 
 
 def _check_tokens(config: Config, series: Series, cache: TokenCache) -> None:
-    """A tokenizer that was made of a run's own corpus comes out the same for that corpus alone."""
+    """Raises `UserError` if the series trained its tokenizer on another corpus."""
     if series.corpus is None or config.data.tokenizer is not None:
         return
     if cache.digest != series.corpus.digest:
         raise UserError(
-            f"{series.name} made its tokenizer of its own corpus, and this is another; name that "
-            "tokenizer, which lies in its token cache, with --config.data.tokenizer=FILE"
+            f"{series.name} trained its tokenizer on another corpus; name the one in its token "
+            "cache with --config.data.tokenizer=FILE"
         )

@@ -1,8 +1,8 @@
-"""The audit of a series: which steps hold whose weights, and which cannot be read.
+"""The audit of a series: finds steps with the weights of other steps, and unreadable ones.
 
-Released series have had steps with the weights of others: a training moves its weights, so of steps
-with the same ones at most one is what it says. The latest of them counts, since the known cases are
-early steps that were overwritten with late weights; the others are not measured.
+Training changes the weights, so of steps with equal weights at most one is right. Released series
+have had such steps: early ones overwritten with late weights. So the latest counts, and the others
+are not measured.
 """
 
 from __future__ import annotations
@@ -24,18 +24,18 @@ AUDIT = "audit.json"
 
 @dataclass(frozen=True)
 class Finding:
-    """What became of one step: its hash, or why it has none."""
+    """Result of one step: the hash of its weights, or the error."""
 
     weights: str | None = None  # hexadecimal
-    same_as: int | None = None  # another step with these weights, which counts in its stead
+    same_as: int | None = None  # another step with these weights, which counts instead
     error: str | None = None
 
 
 class Audit:
-    """The findings of a series by step, kept in a file that is whole after every one of them."""
+    """Findings of a series by step; each is saved at once."""
 
     def __init__(self, workdir: Path, source: str):
-        """Reads what is there; raises `UserError` where that is of another series."""
+        """Reads an existing audit; raises `UserError` if it is of another series."""
         self._path, self._source = workdir / AUDIT, source
         self.findings: dict[int, Finding] = {}
         if not self._path.is_file():
@@ -44,7 +44,7 @@ class Audit:
         check_same(workdir, "a series", {"source": found}, {"source": source})
 
     def note(self, step: int, weights: str) -> Finding:
-        """Takes the hash of a step, and says whose weights they are."""
+        """Records the hash of a step, and finds an earlier recorded step with equal weights."""
         twins = [
             other
             for other, finding in self.findings.items()
@@ -56,7 +56,7 @@ class Audit:
         self._put(step, Finding(error=str(error)))
 
     def is_settled(self, step: int) -> bool:
-        """Whether the weights of a step are known to be its own."""
+        """Returns True if the weights of a step are known to be its own."""
         finding = self.findings.get(step, Finding())
         return finding.weights is not None and finding.same_as is None
 
@@ -71,7 +71,7 @@ class Audit:
 
 
 def print_audit(audit: Audit, steps: Iterable[int], console: Console) -> None:
-    """Prints the steps that are not what they should be, and a line that counts them all."""
+    """Prints the flagged steps, and a line with the counts."""
     findings = {step: audit.findings[step] for step in sorted(steps)}
     flagged = {s: f for s, f in findings.items() if f.error or f.same_as is not None}
     if flagged:
@@ -80,8 +80,8 @@ def print_audit(audit: Audit, steps: Iterable[int], console: Console) -> None:
         grid.add_column("weights", no_wrap=True)
         grid.add_column("what is wrong", overflow="fold")
         for step, finding in flagged.items():
-            what = finding.error or f"the weights of step {finding.same_as:,}"
-            grid.add_row(f"{step:,}", (finding.weights or "–")[:12], what)
+            problem = finding.error or f"the weights of step {finding.same_as:,}"
+            grid.add_row(f"{step:,}", (finding.weights or "–")[:12], problem)
         console.print(grid)
     failed = audit.n_failed(findings)
     console.print(
@@ -91,7 +91,7 @@ def print_audit(audit: Audit, steps: Iterable[int], console: Console) -> None:
 
 
 def left_out_steps(workdir: Path) -> list[int]:
-    """The steps of a measured series that are not in its curves, ascending; none for other runs."""
+    """Returns the steps of a series that its curves omit, ascending; empty for other runs."""
     if not (workdir / AUDIT).is_file():
         return []
     _, findings = _read(workdir / AUDIT)
@@ -99,7 +99,7 @@ def left_out_steps(workdir: Path) -> list[int]:
 
 
 def _read(path: Path) -> tuple[str, dict[int, Finding]]:
-    """The source and the findings in a file; `UserError` where it is damaged."""
+    """Reads the source and the findings; raises `UserError` if the file is damaged."""
     record = json_files.read(path, "delete it, and the same command audits again")
     try:
         findings = {int(step): Finding(**finding) for step, finding in record["steps"].items()}

@@ -1,6 +1,6 @@
-"""Where the checkpoints of a series come from: a released model's steps, or those of our own runs.
+"""Checkpoints of a series: the steps of a released model, or those of our own run.
 
-A checkpoint says which model it is, hashes its weights without holding them all, and loads them.
+A checkpoint gives its architecture, hashes its weights piece by piece, and loads them.
 """
 
 from __future__ import annotations
@@ -20,34 +20,34 @@ from bottleneck.model.transformer import Params
 from bottleneck.pretrained import weight_digest
 from bottleneck.pretrained.checkpoint_series import Release, releases
 from bottleneck.pretrained.huggingface import from_pretrained
-from bottleneck.pretrained.import_run import TOKENIZER
+from bottleneck.pretrained.imported_run import TOKENIZER
 from bottleneck.pretrained.published_config import read_config
 from bottleneck.runs.folder import CONFIG
 from bottleneck.runs.reading import CorpusFacts, Run, load
 
 
 class Checkpoint(Protocol):
-    """The weights of one step; every method raises `UserError` where they cannot be read."""
+    """The weights of one step; every method raises `UserError` if they cannot be read."""
 
     def model(self, mesh: Mesh) -> ModelConfig:
-        """Its architecture, the vocabulary padded as the mesh needs it."""
+        """Returns its architecture, with the vocabulary padded for the mesh."""
 
     def tokenizer(self) -> Path | None:
-        """Its tokenizer.json, if there is one beside it."""
+        """Returns its tokenizer.json, or None."""
 
     def digest(self) -> str:
-        """A hash of its weights: the same for the same weights, within one series."""
+        """Hashes its weights; hashes are comparable only within one series."""
 
     def load(self, mesh: Mesh) -> Params:
-        """Its parameters, on the mesh."""
+        """Loads its parameters onto the mesh."""
 
 
 @dataclass(frozen=True)
 class Series:
     """The checkpoints of one model by step, ascending.
 
-    name: what is read: the path of a folder, or a name on the hub.
-    corpus: what a run of our own was trained on, where its tokenizer was made of that; else None.
+    - name: the path of a folder, or a name on the hub.
+    - corpus: that of our own run, if its tokenizer was trained on it.
     """
 
     name: str
@@ -56,9 +56,9 @@ class Series:
 
 
 def open_series(source: str) -> Series:
-    """The series in a run folder, or in what `interop.checkpoint_series.releases` takes.
+    """Opens the series in a run folder, or in a source of `checkpoint_series.releases`.
 
-    Raises: `UserError` where there is no checkpoint.
+    Raises: `UserError` if it has no checkpoint.
     """
     path = Path(source).expanduser()
     name = str(path.resolve()) if path.is_dir() else source
@@ -103,7 +103,7 @@ class _OfRun:
 
     def tokenizer(self) -> Path | None:
         named = self.run.config.data.tokenizer
-        # An imported run keeps its own; its config may name where it lay before the run was moved.
+        # An imported run holds its own; a moved run's config names the old folder.
         beside = self.run.path / TOKENIZER
         return beside if beside.is_file() else Path(named) if named else None
 

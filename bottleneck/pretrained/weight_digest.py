@@ -1,7 +1,7 @@
-"""A hash of a model's weights, by which two checkpoints are told to hold the same ones.
+"""A hash of a model's weights: checkpoints with the same hash hold the same weights.
 
-It is of the values as float32 and of their names, so neither the order of tensors, nor how they are
-spread over files, nor the type that they are stored in makes a difference.
+It covers the values as float32 and their names. The order of tensors, their files and their stored
+type make no difference.
 """
 
 from __future__ import annotations
@@ -23,13 +23,12 @@ _PIECE = 2**22  # values hashed at a time
 
 
 def of_folder(folder: Path) -> str:
-    """The hash of a released model in a folder: hexadecimal, 64 digits.
+    """Returns the hash of a released model in a folder: hexadecimal, 64 digits.
 
-    All tensors of its family are read, in the order of their files and a piece at a time; buffers
-    that some releases save beside them are not.
+    Reads all tensors of its family, piece by piece in the order of their files, but no buffers.
 
     Raises:
-        UserError: where the folder has no whole model of a known family, or a value is not finite.
+        UserError: if the folder lacks a complete model of a known family, or a value is not finite.
     """
     architecture = read_config(folder)
     with SafetensorsFolder(folder) as stored:
@@ -51,7 +50,7 @@ def of_folder(folder: Path) -> str:
 
 
 def of_params(params: Params) -> str:
-    """The same of parameters of our own; not to be compared with that of a folder."""
+    """Returns the hash of our own parameters; it is not comparable with that of a folder."""
     flat = traverse_util.flatten_dict(params)
     return _digest((".".join(path), leaf.shape, [np.asarray(leaf)]) for path, leaf in flat.items())
 

@@ -1,9 +1,9 @@
-"""Training the cells of a sweep: one in this process, or all of them in processes of their own.
+"""Trains the cells of a sweep: one in this process, or all in processes of their own.
 
-Beside the run folders, ROOT/logs/ has for each cell NAME.log, what its process printed; NAME.lock,
-held while a process trains it, so that it is never trained twice at once; and NAME.failed, why it
-last ended with an error. A cell that was killed left none of that: it just continues. Where ROOT is
-in a bucket, logs and locks are on this machine, which then knows nothing of other machines' locks.
+ROOT/logs/ has three files for each cell. NAME.log is the output of its process. NAME.lock is held
+during training, so two processes never train one cell. NAME.failed is the reason of its last error;
+a killed cell leaves none, and continues. If ROOT is in a bucket, logs and locks are on this machine
+and locks of other machines are unknown.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ _GPUS = "CUDA_VISIBLE_DEVICES"
 
 
 class Stopped(Exception):
-    """A sweep that a signal ended, and the cells that it was training."""
+    """Raised after a signal ended a sweep and the cells in training."""
 
     def __init__(self, number: int):
         super().__init__(f"stopped by signal {number}")
@@ -44,7 +44,7 @@ class Stopped(Exception):
 
 @dataclass(frozen=True)
 class Places:
-    """Where a cell's files are in the folder of its sweep."""
+    """The files of a cell in the folder of its sweep."""
 
     root: Path
     name: str
@@ -73,7 +73,7 @@ class Places:
 
 
 def state_of(places: Places) -> State:
-    """What has become of a cell; "begun" is one that was stopped and will continue."""
+    """Returns the state of a cell; "begun" is one that was stopped and can continue."""
     if run_folder.is_complete(places.workdir):
         return "complete"
     if is_locked(places.lock):
@@ -85,7 +85,7 @@ def state_of(places: Places) -> State:
 
 @contextlib.contextmanager
 def alone(places: Places) -> Iterator[None]:
-    """Waits until no other process trains the cell; the lock dies with the process that has it."""
+    """Holds the lock of a cell, after a wait if another process trains it."""
 
     def wait(holder: str) -> None:
         console.print(f"{places.name}: waiting for {holder}, which trains it", markup=False)
@@ -96,7 +96,7 @@ def alone(places: Places) -> Iterator[None]:
 
 @contextlib.contextmanager
 def failure_recorded(places: Places) -> Iterator[None]:
-    """Writes why the block ended with an error, if it does, and forgets an earlier reason."""
+    """Records the reason if the block raises; deletes an earlier record."""
     places.failure.unlink(missing_ok=True)
     try:
         yield
@@ -116,16 +116,16 @@ def run_all(
     parallel: int,
     retry: bool,
 ) -> bool:
-    """Trains the cells that are not complete, `parallel` at a time; whether all are complete then.
+    """Trains the incomplete cells, `parallel` at a time; returns True if all are complete then.
 
-    Each process gets its share of the GPUs in CUDA_VISIBLE_DEVICES, where that is set. If this
-    process is stopped, so are they; if it is killed, whoever runs the sweep next waits for them.
+    Each process gets its share of the GPUs in CUDA_VISIBLE_DEVICES, if set. Stopping this process
+    stops them. If it is killed, they finish, and the next run of the sweep waits for them.
 
     Args:
-        command: what trains a cell in a process of its own.
-        retry: whether cells that ended with an error are tried again.
+        command: the command line that trains a cell.
+        retry: tries failed cells again.
     Raises:
-        Stopped: where SIGINT or SIGTERM came; the cells have then saved and ended.
+        Stopped: after SIGINT or SIGTERM; the cells have saved and ended by then.
     """
     waiting: deque[Cell] = deque()
     for cell in cells:
@@ -140,7 +140,7 @@ def run_all(
         console.print(f"{n_complete} of {len(cells)} cells are complete already")
     slots = _shares(os.environ.get(_GPUS), parallel)
     running: dict[subprocess.Popen[bytes], tuple[Cell, dict[str, str], float]] = {}
-    stops: list[int] = []  # signals that have come
+    stops: list[int] = []  # signals received
     with Listener(stops.append):
         try:
             while (waiting or running) and not stops:
@@ -183,7 +183,7 @@ def _start(
 
 
 def _shares(gpus: str | None, n: int) -> list[dict[str, str]]:
-    """For each of n processes, what its environment adds: an even part of the GPUs, in order."""
+    """Returns additions to the environment of n processes: equal shares of the GPUs, in order."""
     if not gpus:
         return [{} for _ in range(n)]
     names = gpus.split(",")
@@ -205,5 +205,5 @@ def _reason(places: Places, code: int | None = None) -> str:
     return f"exit code {code} (see {places.log})"
 
 
-def _say(cell: Cell, n_cells: int, what: str) -> None:
-    console.print(f"[{cell.index}/{n_cells}] {cell.name}: {what}")
+def _say(cell: Cell, n_cells: int, event: str) -> None:
+    console.print(f"[{cell.index}/{n_cells}] {cell.name}: {event}")

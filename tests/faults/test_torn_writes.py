@@ -18,7 +18,7 @@ from bottleneck.frozen.features import Manifest, filling
 from bottleneck.model import transformer
 from bottleneck.model.head import HeadFactors
 from bottleneck.pretrained.huggingface import save_pretrained
-from bottleneck.pretrained.import_run import import_run
+from bottleneck.pretrained.imported_run import import_run
 from bottleneck.report.page import write_report
 from bottleneck.runs import folder as run_folder
 from bottleneck.runs import load

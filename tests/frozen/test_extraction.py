@@ -290,7 +290,7 @@ def test_a_model_of_transformers_gives_the_features_that_we_give(tmp_path):
     torch = pytest.importorskip("torch", reason="needs the [hf] extra")
     transformers = pytest.importorskip("transformers", reason="needs the [hf] extra")
     from bottleneck.frozen.transformers_model import TransformersModel
-    from bottleneck.pretrained.import_run import import_run
+    from bottleneck.pretrained.imported_run import import_run
 
     torch.manual_seed(0)
     config = transformers.GPTNeoXConfig(

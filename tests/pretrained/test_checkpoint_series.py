@@ -60,7 +60,7 @@ def test_a_ref_to_a_snapshot_that_is_not_there_fails_at_its_own_step(tmp_path):
     (path / "snapshots" / "hash1").rmdir()
     found = releases(str(path))
     assert found[2].folder().is_dir()
-    with pytest.raises(UserError, match="hash1 is not there, though a revision names it"):
+    with pytest.raises(UserError, match="hash1 is missing, although a revision names it"):
         found[1].folder()
 
 
@@ -68,7 +68,7 @@ def test_a_ref_to_a_snapshot_that_is_not_there_fails_at_its_own_step(tmp_path):
 def test_a_ref_that_leads_out_of_the_cache_is_refused(tmp_path, commit):
     path = make_cache(tmp_path, [1])
     (path / "refs" / "step1").write_text(commit, errors="surrogatepass")
-    with pytest.raises(UserError, match=r"refs/step1 holds .*; it must be the name of a snapshot"):
+    with pytest.raises(UserError, match=r"refs/step1 holds .*; it must name a snapshot"):
         releases(str(path))
 
 
@@ -108,7 +108,7 @@ def test_without_a_network_what_was_downloaded_before_is_the_series(hub, tmp_pat
 
 def test_a_name_that_the_hub_does_not_know_is_one_line(hub):
     hub(errors.RepositoryNotFoundError("not found\n\nat all", response=Mock()))
-    with pytest.raises(UserError, match="neither a folder here nor a model of the hub"):
+    with pytest.raises(UserError, match="neither a folder here nor a model that the hub"):
         releases("org/model")
 
 
@@ -121,5 +121,5 @@ def test_two_folders_of_one_step_are_refused(tmp_path):
 
 def test_a_folder_without_steps_says_what_it_must_have(tmp_path):
     (tmp_path / "model").mkdir()
-    with pytest.raises(UserError, match="must have a subfolder or a revision for each, named like"):
+    with pytest.raises(UserError, match="must have a subfolder or a revision for each, such as"):
         releases(str(tmp_path))

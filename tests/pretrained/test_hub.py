@@ -40,7 +40,7 @@ def test_a_name_gets_config_tokenizer_and_safetensors_and_no_code(hub, tmp_path)
 
 def test_a_folder_is_asked_of_nobody(hub, tmp_path):
     assert locate(tmp_path) == tmp_path
-    with pytest.raises(UserError, match="is a folder, which has no revision step1000"):
+    with pytest.raises(UserError, match="is a folder and has no revision step1000"):
         locate(tmp_path, "step1000")
     assert hub[1] == []
 
@@ -56,7 +56,7 @@ def test_a_name_without_safetensors_says_how_to_convert_it(hub):
     [
         (errors.RevisionNotFoundError("a\nb", response=Mock()), "has no revision step7$"),
         (errors.RepositoryNotFoundError("a\nb", response=Mock()), "nor a model of the hub"),
-        (errors.GatedRepoError("a\nb", response=Mock()), "to those alone who accepted"),
+        (errors.GatedRepoError("a\nb", response=Mock()), "only to users who accepted"),
         (
             errors.LocalEntryNotFoundError("a\nb"),
             "^revision step7 of a/b is not on this machine and",

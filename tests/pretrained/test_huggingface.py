@@ -251,16 +251,16 @@ def test_what_is_no_whole_folder_of_safetensors_is_refused_in_one_line(spoilt, t
         assert f"{file} is not a whole safetensors file" in refusal()
     index.write_text(json.dumps({"weight_map": {"a": "model.safetensors", "b": "b.safetensors"}}))
     file.write_bytes(whole)
-    assert "b.safetensors is not there, though the index names it" in refusal()
+    assert "b.safetensors is missing, although the index names it" in refusal()
     index.write_text('{"weight_map": {"a": "\\ud800.safetensors"}}')
     assert "is not a whole safetensors file" in refusal()
     index.write_text(json.dumps({"weight_map": {"a": "model.safetensors"}}))
-    assert "model.safetensors has no tensor a, though the index says so" in refusal()
+    assert "model.safetensors lacks the tensor a, which the index places there" in refusal()
     for name in ("../model.safetensors", f"{file}", "x/../model.safetensors", "..", "model.bin"):
         index.write_text(json.dumps({"weight_map": {"a": name}}))
-        assert "may name .safetensors files beside it alone" in refusal()
+        assert "may only name .safetensors files beside it" in refusal()
     index.write_text(json.dumps({"weight_map": {"a": "\0.safetensors"}}))
-    assert r"\x00.safetensors is not there, though the index names it" in refusal()
+    assert r"\x00.safetensors is missing, although the index names it" in refusal()
     index.write_text("[" * 100_000)
     assert "is not an index of safetensors" in refusal()
     index.write_text("{")
@@ -326,14 +326,14 @@ def test_the_command_that_converts_a_pickle_is_safe_to_paste(tmp_path, name):
 def test_a_model_that_no_family_has_is_refused(build, tmp_path):
     config, params = build("llama")
     parallel = ModelConfig(**vars(config) | {"parallel_residual": True})
-    with pytest.raises(UserError, match="llama would with parallel_residual=False"):
+    with pytest.raises(UserError, match="llama needs parallel_residual=False"):
         save_pretrained(parallel, params, tmp_path / "model")
     assert not list(tmp_path.iterdir())
 
 
 def test_nothing_is_written_over(neox, tmp_path):
     (tmp_path / "mine").touch()
-    with pytest.raises(UserError, match="is there already; choose a new folder"):
+    with pytest.raises(UserError, match="exists already; choose a new folder"):
         save_pretrained(*neox[:2], tmp_path)
     assert [path.name for path in tmp_path.iterdir()] == ["mine"]
 

@@ -9,8 +9,8 @@ from bottleneck.config import ModelConfig
 from bottleneck.errors import UserError
 from bottleneck.model import transformer
 from bottleneck.pretrained.huggingface import save_pretrained
-from bottleneck.pretrained.import_run import import_run
-from bottleneck.runs import load, load_all
+from bottleneck.pretrained.imported_run import import_run
+from bottleneck.runs.reading import load, load_all
 
 MODEL = ModelConfig(vocab_size=97, vocab_multiple=1, d_model=16, n_heads=2, n_layers=2, d_ff=24)
 

@@ -166,7 +166,7 @@ def test_the_verb_prints_and_keeps_what_it_measured(world, capsys):
         (["--tasks=chooose"], "the harness has no task chooose"),
         (["--tasks=choose", "--steps=7"], "has no checkpoint of step 7; it has 0"),
         (["--tasks=choose", "--steps=a"], "argument --steps: invalid list of numbers value"),
-        (["--tasks=broken"], "the data of broken cannot be had: "),
+        (["--tasks=broken"], "the data of broken cannot be loaded: "),
     ],
 )
 def test_what_is_not_there_is_one_line(world, capsys, flags, message):
@@ -193,5 +193,5 @@ def test_a_task_that_asks_for_sampled_text_is_refused(world):
     with pytest.raises(UserError, match="only greedy decoding"):
         model.generate_until([Request])
     Request.args = ("the cat", {"max_gen_toks": 48})
-    with pytest.raises(UserError, match="leaves no room for a context in the 48"):
+    with pytest.raises(UserError, match="takes 48, which leaves no room for a context"):
         model.generate_until([Request])

@@ -185,7 +185,7 @@ def damage(model, step, how):
         ("a value is not a number", "embed_out.weight has values that are not finite"),
         ("the file is cut", "model.safetensors is not a whole safetensors file"),
         ("it is another model", "it is another model: rotary_fraction is 0.5, not 0.25"),
-        ("the snapshot is gone", "is not there, though a revision names it"),
+        ("the snapshot is gone", "is missing, although a revision names it"),
     ],
 )
 def test_a_step_that_cannot_be_read_is_a_line_and_stops_no_other(
