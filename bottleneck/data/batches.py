@@ -107,8 +107,7 @@ def held_out(
         weights: float32 [n, L], 1 for a token of the split, 0 for padding.
         documents: int32 [n, L], the document of each target, numbered from 0 in order, to cluster
             standard errors by; 0 for padding.
-    Raises:
-        UserError: if the split has no target.
+    Raises: `UserError` if the split has no target.
     """
     tokens = cache.tokens(split)
     n_targets, length = len(tokens) - 1, sequence_length

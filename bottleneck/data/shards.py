@@ -96,8 +96,7 @@ class TokenSequence:
         Args:
             shards: their names, in order.
             files: sizes and hashes of shards and tables.
-        Raises:
-            UserError: if a file cannot be opened, or a table has changed.
+        Raises: `UserError` if a file cannot be opened, or a table has changed.
         """
         self._dtype = dtype
         self._shards = [_Shard(folder / name, files) for name in shards]

@@ -13,7 +13,6 @@ import json
 import re
 import shutil
 import sys
-from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Literal
@@ -118,7 +117,10 @@ def prepare(config: DataConfig, *, rebuild: bool = False) -> TokenCache:
     if not is_found:
         try:
             path.parent.mkdir(parents=True, exist_ok=True)
-            with locked(path.with_name(f".{path.name}.lock"), _say_waiting(path)):
+            with locked(
+                path.with_name(f".{path.name}.lock"),
+                lambda holder: _say(f"tokens: waiting for {holder}, which is making {path}"),
+            ):
                 if rebuild or not path.exists():
                     _make(path, config, corpus, made_of)
         except OSError as error:
@@ -191,10 +193,6 @@ def _make(path: Path, config: DataConfig, corpus: Corpus, made_of: dict[str, Any
         if path.exists():
             path.rename(old)  # its readers keep their open files
         folder.rename(path)
-
-
-def _say_waiting(path: Path) -> Callable[[str], None]:
-    return lambda holder: _say(f"tokens: waiting for {holder}, which is making {path}")
 
 
 def _say(line: str) -> None:

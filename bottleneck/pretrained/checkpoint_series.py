@@ -41,8 +41,7 @@ def releases(source: str) -> dict[int, Release]:
             - A folder with subfolders whose names end in the step, such as step1000.
             - The folder models--ORG--NAME of a cache of the hub.
             - A name on the hub, with revisions stepN.
-    Raises:
-        UserError: if it is none of these, or two releases have the same step.
+    Raises: `UserError` if it is none of these, or two releases have the same step.
     """
     path = Path(source).expanduser()
     if not path.is_dir():

@@ -171,24 +171,19 @@ def _gpt2_around(architecture: Architecture) -> Iterator[Tensor]:
 def _llama_layers(architecture: Architecture) -> Iterator[Tensor]:
     model = architecture.model
     D, F, KV = model.d_model, model.mlp_width, model.kv_heads * model.head_size
-    at = "layers.{}"
+    at, attention, mlp = "layers.{}", architecture.attention_bias, architecture.mlp_bias
     yield from _norm(f"{at}.input_layernorm", ("blocks", "attention_norm"), architecture)
     yield from _norm(f"{at}.post_attention_layernorm", ("blocks", "mlp_norm"), architecture)
-    for name, n_out, part in (
-        ("q_proj", D, "query"),
-        ("k_proj", KV, "key"),
-        ("v_proj", KV, "value"),
-        ("o_proj", D, "output"),
+    for name, shape, part, has_bias in (
+        ("self_attn.q_proj", (D, D), ("attention", "query"), attention),
+        ("self_attn.k_proj", (KV, D), ("attention", "key"), attention),
+        ("self_attn.v_proj", (KV, D), ("attention", "value"), attention),
+        ("self_attn.o_proj", (D, D), ("attention", "output"), attention),
+        ("mlp.gate_proj", (F, D), ("mlp", "gate"), mlp),
+        ("mlp.up_proj", (F, D), ("mlp", "up"), mlp),
+        ("mlp.down_proj", (D, F), ("mlp", "down"), mlp),
     ):
-        full, path = f"{at}.self_attn.{name}", (*_ATTENTION, part)
-        yield from _linear(full, (n_out, D), path, "transposed", architecture.attention_bias)
-    for name, shape, part in (
-        ("gate_proj", (F, D), "gate"),
-        ("up_proj", (F, D), "up"),
-        ("down_proj", (D, F), "down"),
-    ):
-        path = ("blocks", "mlp", part)
-        yield from _linear(f"{at}.mlp.{name}", shape, path, "transposed", architecture.mlp_bias)
+        yield from _linear(f"{at}.{name}", shape, ("blocks", *part), "transposed", has_bias)
 
 
 def _llama_around(architecture: Architecture) -> Iterator[Tensor]:

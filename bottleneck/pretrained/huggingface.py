@@ -50,16 +50,14 @@ def from_pretrained(
         revision: a branch, tag or commit on the hub; None is its main branch.
         mesh: places the parameters by `parallel.mesh`, with the vocabulary padded to its `tensor`
             axis; None puts all on the first device.
-    Raises:
-        UserError: if the model is missing, damaged, of another family, or lacks a tensor.
+    Raises: `UserError` if the model is missing, damaged, of another family, or lacks a tensor.
     """
     folder = locate(path_or_name, revision)
     architecture = read_config(folder, 1 if mesh is None else mesh.shape["tensor"])
     with SafetensorsFolder(folder) as stored:
         names = match_tensors(folder, architecture, stored)
-        return architecture.model, _load(
-            stored, names, architecture, _shardings(architecture, mesh)
-        )
+        params = _load(stored, names, architecture, _shardings(architecture, mesh))
+        return architecture.model, params
 
 
 def match_tensors(
@@ -189,9 +187,7 @@ def _placing(
         for stack, part, shape in zip(stacks, parts, shapes, strict=True):
             values = part.astype(jnp.float32)
             if stack is None:  # only a vocabulary can be longer, by its padded rows
-                padding = [
-                    (0, ours - theirs) for ours, theirs in zip(shape, part.shape, strict=True)
-                ]
+                padding = [(0, n - m) for n, m in zip(shape, part.shape, strict=True)]
                 placed.append(jnp.pad(values, padding))
             else:
                 placed.append(jax.lax.dynamic_update_index_in_dim(stack, values, layer, 0))
@@ -237,8 +233,7 @@ def save_pretrained(config: ModelConfig, params: Params, path: str | os.PathLike
     Padded rows of the vocabulary are dropped. Biases that only the family has are zeros. The host
     holds the tensors of one file at a time.
 
-    Raises:
-        UserError: if no family has such a model, or the folder is not empty.
+    Raises: `UserError` if no family has such a model, or the folder is not empty.
     """
     folder = Path(path).expanduser()
     architecture = publish(config)

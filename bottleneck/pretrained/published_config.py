@@ -5,6 +5,7 @@ A field of the file that changes the logits and has no counterpart here is refus
 
 from __future__ import annotations
 
+import dataclasses
 import json
 import re
 from dataclasses import dataclass
@@ -22,6 +23,23 @@ _GELU = {
     "gelu_new": "gelu_tanh",
     "gelu_fast": "gelu_tanh",
     "gelu_pytorch_tanh": "gelu_tanh",
+}
+
+# Our sizes → their published names.
+_SIZES = {
+    "vocab_size": "vocab_size",
+    "d_model": "hidden_size",
+    "n_layers": "num_hidden_layers",
+    "n_heads": "num_attention_heads",
+    "d_ff": "intermediate_size",
+    "max_length": "max_position_embeddings",
+}
+_GPT2_SIZES = {
+    "vocab_size": "vocab_size",
+    "d_model": "n_embd",
+    "n_layers": "n_layer",
+    "n_heads": "n_head",
+    "max_length": "n_positions",
 }
 
 _MOST = 2**31 - 1  # limit of tokens, widths and positions, which are int32
@@ -60,13 +78,17 @@ class _Fields:
         value = self._left.pop(name, None)
         return default if value is None else value
 
-    def size(self, name: str) -> int:
-        if self._left.get(name) is None:
-            raise UserError(f"{self._where} has no {name}")
-        value = self._left.pop(name)
-        if type(value) is not int or not 1 <= value <= _MOST:
-            self.refuse(name, value, f"a whole number from 1 to {_MOST:,}")
-        return value
+    def sizes(self, names: dict[str, str]) -> dict[str, Any]:
+        """Takes the fields of a table of sizes; all must be present."""
+        ours = {}
+        for our_name, name in names.items():
+            value = self.take(name)
+            if value is None:
+                raise UserError(f"{self._where} has no {name}")
+            if type(value) is not int or not 1 <= value <= _MOST:
+                self.refuse(name, value, f"a whole number from 1 to {_MOST:,}")
+            ours[our_name] = value
+        return ours
 
     def group(self, name: str) -> dict[str, Any]:
         value = self.take(name) or {}
@@ -120,8 +142,7 @@ def read_config(folder: Path, vocab_multiple: int = 1) -> Architecture:
 
     Args:
         vocab_multiple: pads the rows of the vocabulary to a multiple of this.
-    Raises:
-        UserError: if the file is missing, or a field has a value that we cannot represent.
+    Raises: `UserError` if the file is missing, or a field has a value that we cannot represent.
     """
     path = folder / CONFIG
     try:
@@ -150,13 +171,7 @@ def read_config(folder: Path, vocab_multiple: int = 1) -> Architecture:
 
 
 def _read_gpt_neox(fields: _Fields) -> tuple[dict[str, Any], bool, bool]:
-    ours = dict(
-        vocab_size=fields.size("vocab_size"),
-        d_model=fields.size("hidden_size"),
-        n_layers=fields.size("num_hidden_layers"),
-        n_heads=fields.size("num_attention_heads"),
-        d_ff=fields.size("intermediate_size"),
-        max_length=fields.size("max_position_embeddings"),
+    ours = fields.sizes(_SIZES) | dict(
         norm_epsilon=fields.take("layer_norm_eps", 1e-5),
         mlp=fields.choice("hidden_act", "gelu", _GELU),
         tie_embeddings=fields.take("tie_word_embeddings", False),
@@ -170,13 +185,8 @@ def _read_gpt_neox(fields: _Fields) -> tuple[dict[str, Any], bool, bool]:
 def _read_gpt2(fields: _Fields) -> tuple[dict[str, Any], bool, bool]:
     fields.expect("scale_attn_weights", True)
     fields.expect("scale_attn_by_inverse_layer_idx", False)
-    ours = dict(
-        vocab_size=fields.size("vocab_size"),
-        d_model=fields.size("n_embd"),
-        n_layers=fields.size("n_layer"),
-        n_heads=fields.size("n_head"),
+    ours = fields.sizes(_GPT2_SIZES) | dict(
         d_ff=fields.take("n_inner"),
-        max_length=fields.size("n_positions"),
         norm_epsilon=fields.take("layer_norm_epsilon", 1e-5),
         mlp=fields.choice("activation_function", "gelu_new", _GELU),
         tie_embeddings=fields.take("tie_word_embeddings", True),
@@ -190,17 +200,11 @@ def _read_gpt2(fields: _Fields) -> tuple[dict[str, Any], bool, bool]:
 def _read_llama(fields: _Fields) -> tuple[dict[str, Any], bool, bool]:
     attention_bias = fields.take("attention_bias", False)
     mlp_bias = fields.take("mlp_bias", False)
-    d_model, n_heads = fields.size("hidden_size"), fields.size("num_attention_heads")
-    fields.expect("head_dim", d_model // n_heads)
+    sizes = fields.sizes(_SIZES)
+    fields.expect("head_dim", sizes["d_model"] // sizes["n_heads"])
     fields.expect("rope_interleaved", False)
-    ours = dict(
-        vocab_size=fields.size("vocab_size"),
-        d_model=d_model,
-        n_layers=fields.size("num_hidden_layers"),
-        n_heads=n_heads,
+    ours = sizes | dict(
         n_kv_heads=fields.take("num_key_value_heads"),
-        d_ff=fields.size("intermediate_size"),
-        max_length=fields.size("max_position_embeddings"),
         norm="rmsnorm",
         norm_epsilon=fields.take("rms_norm_eps", 1e-6),
         mlp=fields.choice("hidden_act", "silu", {"silu": "swiglu", "swish": "swiglu"}),
@@ -218,8 +222,7 @@ _READERS = {"gpt_neox": _read_gpt_neox, "gpt2": _read_gpt2, "llama": _read_llama
 def publish(model: ModelConfig) -> Architecture:
     """Returns the architecture under which our model can be published.
 
-    Raises:
-        UserError: if no family fits, naming the changes that the nearest family needs.
+    Raises: `UserError` if no family fits, naming the changes that the nearest family needs.
     """
     wanted = {family: _wishes(family, model) for family in _READERS}
     family = min(wanted, key=lambda name: len(wanted[name]))
@@ -263,9 +266,10 @@ def config_record(architecture: Architecture) -> dict[str, Any]:
     """
     model = architecture.model
     activation = {"gelu": "gelu", "gelu_tanh": "gelu_new", "swiglu": "silu"}[model.mlp]
-    shared = dict(
+    ours = dataclasses.asdict(model) | {"d_ff": model.mlp_width}
+    names = _GPT2_SIZES if architecture.family == "gpt2" else _SIZES
+    shared = {name: ours[our_name] for our_name, name in names.items()} | dict(
         model_type=architecture.family,
-        vocab_size=model.vocab_size,
         tie_word_embeddings=model.tie_embeddings,
         torch_dtype="float32",
         # No tokenizer is written.
@@ -275,23 +279,11 @@ def config_record(architecture: Architecture) -> dict[str, Any]:
     if architecture.family == "gpt2":
         return shared | dict(
             architectures=["GPT2LMHeadModel"],
-            n_embd=model.d_model,
-            n_layer=model.n_layers,
-            n_head=model.n_heads,
             n_inner=model.mlp_width,
-            n_positions=model.max_length,
             layer_norm_epsilon=model.norm_epsilon,
             activation_function=activation,
         )
-    shared |= dict(
-        hidden_size=model.d_model,
-        num_hidden_layers=model.n_layers,
-        num_attention_heads=model.n_heads,
-        intermediate_size=model.mlp_width,
-        max_position_embeddings=model.max_length,
-        hidden_act=activation,
-        attention_bias=architecture.attention_bias,
-    )
+    shared |= dict(hidden_act=activation, attention_bias=architecture.attention_bias)
     if architecture.family == "llama":
         return shared | dict(
             architectures=["LlamaForCausalLM"],

@@ -11,8 +11,7 @@ import json
 import shlex
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from types import TracebackType
-from typing import Any, Self
+from typing import Any
 
 import numpy as np
 from safetensors import SafetensorError, safe_open
@@ -30,7 +29,7 @@ _ALIGNMENT = 64  # bytes, of arrays on XLA's CPU devices
 SHARD_BYTES = 4 * 2**30  # limit of a written file, unless one tensor is larger
 
 
-class SafetensorsFolder:
+class SafetensorsFolder(contextlib.AbstractContextManager["SafetensorsFolder"]):
     """The tensors of a folder by name, in the order of their files; a context manager.
 
     - shapes: name → shape.
@@ -99,15 +98,7 @@ class SafetensorsFolder:
         assert result is not None, f"{name} has no rows"
         return result
 
-    def __enter__(self) -> Self:
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *_: object) -> None:
         self._files.close()
 
 

@@ -147,14 +147,14 @@ class Scorer:
             parts = jnp.pad(array, padding).reshape(len(array), n_chunks, chunk, *array.shape[2:])
             return jnp.moveaxis(parts, 1, 0)
 
-        def score_chunk(_: None, part: tuple[jax.Array, jax.Array]) -> tuple[None, tuple]:
+        def score_chunk(part: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
             hidden, targets = part
             logits = self._logits(factors, hidden)
             of_target = jnp.take_along_axis(logits, targets[..., None], axis=-1)[..., 0]
             log_p = of_target - jax.nn.logsumexp(logits, axis=-1)
-            return None, (log_p, jnp.argmax(logits, axis=-1) == targets)
+            return log_p, jnp.argmax(logits, axis=-1) == targets
 
-        _, scores = jax.lax.scan(score_chunk, None, (split(hidden_BxLxD), split(targets_BxL)))
+        scores = jax.lax.map(score_chunk, (split(hidden_BxLxD), split(targets_BxL)))
         log_p_BxL, is_top_BxL = (
             jnp.moveaxis(score, 0, 1).reshape(len(inputs_BxL), -1)[:, :length] for score in scores
         )

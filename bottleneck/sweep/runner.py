@@ -124,18 +124,18 @@ def run_all(
     Args:
         command: the command line that trains a cell.
         retry: tries failed cells again.
-    Raises:
-        Stopped: after SIGINT or SIGTERM; the cells have saved and ended by then.
+    Raises: `Stopped` after SIGINT or SIGTERM; the cells have saved and ended by then.
     """
     waiting: deque[Cell] = deque()
+    n_complete = 0
     for cell in cells:
         places = Places(root, cell.name)
         state = state_of(places)
+        n_complete += state == "complete"
         if state == "failed" and not retry:
             _say(cell, len(cells), f"failed before: {_reason(places)}; --retry tries it again")
         elif state != "complete":
             waiting.append(cell)
-    n_complete = sum(state_of(Places(root, cell.name)) == "complete" for cell in cells)
     if n_complete:
         console.print(f"{n_complete} of {len(cells)} cells are complete already")
     slots = _shares(os.environ.get(_GPUS), parallel)

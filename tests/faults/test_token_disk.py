@@ -91,7 +91,7 @@ def test_wherever_a_disk_is_full_nothing_is_left_and_the_message_names_it(tmp_pa
     for message, left in refused:
         assert left == [] and "\n" not in message
         assert message.startswith(f"cannot write {disk}/cache/text-corpus-given-")
-        assert "No space left on device" in message and f"some {n_bytes:,} bytes" in message
+        assert "No space left on device" in message and f"about {n_bytes:,} bytes" in message
     assert all(len(left) == 1 for message, left in outcomes if message is None)
 
 

@@ -55,7 +55,7 @@ def test_a_name_without_safetensors_says_how_to_convert_it(hub):
     ("error", "message"),
     [
         (errors.RevisionNotFoundError("a\nb", response=Mock()), "has no revision step7$"),
-        (errors.RepositoryNotFoundError("a\nb", response=Mock()), "nor a model of the hub"),
+        (errors.RepositoryNotFoundError("a\nb", response=Mock()), "nor a model that the hub"),
         (errors.GatedRepoError("a\nb", response=Mock()), "only to users who accepted"),
         (
             errors.LocalEntryNotFoundError("a\nb"),

@@ -215,7 +215,7 @@ def _change_type_of_head(tensors):
         (
             None,
             {"tie_word_embeddings": True},
-            "embed_out.weight is not .*tie_word_embeddings=false",
+            "embed_out.weight differs from .*tie_word_embeddings=false",
         ),
     ],
 )
