@@ -24,7 +24,6 @@ def main(argv: list[str]) -> int:
     )
     flags = parser.parse_args(argv)
 
-    # Imported here, as they take seconds that `--help` need not wait for.
     from bottleneck.pretrained.imported_run import TOKENIZER, import_run
     from bottleneck.runs.reading import load
     from bottleneck.storage.workspace import claimed
