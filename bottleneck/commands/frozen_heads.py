@@ -33,16 +33,16 @@ def main(argv: list[str]) -> int:
     option(parser, "--seed", whole(0), "seed of batches and initialisations", 0)
     flags = parser.parse_args(argv)
 
-    from bottleneck.frozen.features import load_features
-    from bottleneck.frozen.figures import print_results, write_figures
-    from bottleneck.frozen.study import Plan, Study
+    # Imported here, as they take seconds that `--help` need not wait for.
+    from bottleneck import frozen
+    from bottleneck.drawing.style import save
     from bottleneck.parallel import compile_cache
 
     compile_cache.use()
-    features = load_features(flags.features)
+    features = frozen.load(flags.features)
     width = features.manifest.d_model
     powers = tuple(2**i for i in range(width.bit_length()))
-    plan = Plan(
+    plan = frozen.FrozenPlan(
         features=f"{features.manifest.model}, {features.manifest.corpus}",
         ranks=tuple(sorted({*(flags.ranks or (r for r in powers if r < width)), width})),
         starts=flags.starts,
@@ -57,8 +57,7 @@ def main(argv: list[str]) -> int:
         seed=flags.seed,
     )
     folder = flags.output or flags.features / "frozen_heads"
-    Study(features, plan, folder).run()
-    print_results(folder)
-    for path in write_figures(folder):
-        print(f"figure: {path}")
+    frozen.FrozenStudy(features, plan, folder).run()
+    frozen.print_results(folder)
+    print(f"figure: {save(frozen.heads_figure([folder]), folder / 'frozen_heads.png')}")
     return 0

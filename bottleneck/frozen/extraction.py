@@ -1,4 +1,4 @@
-"""From a model and a corpus to a feature set, and what the probes say of one.
+"""Extraction of a feature set from a model and a corpus, and the probes of one.
 
 The model may be a run of ours or any causal language model: see `Source`. B: sequences; L: tokens;
 D: hidden width; N: tokens of a part.
@@ -6,7 +6,6 @@ D: hidden width; N: tokens of a part.
 
 from __future__ import annotations
 
-from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, Protocol
@@ -22,12 +21,12 @@ from bottleneck.data.tokens import TokenCache, prepare
 from bottleneck.errors import UserError
 from bottleneck.frozen.features import (
     PARTS,
+    FeatureManifest,
     FeatureSet,
     FeatureWriter,
-    Manifest,
     Part,
     filling,
-    load_features,
+    load,
 )
 from bottleneck.frozen.figures import PROBE
 from bottleneck.model import transformer
@@ -42,7 +41,7 @@ _PROBED_TOKENS = 2**16  # at most
 
 
 class Source(Protocol):
-    """A causal language model whose hidden states can be had."""
+    """A causal language model that returns its hidden states."""
 
     name: str
     n_layers: int
@@ -54,13 +53,13 @@ class Source(Protocol):
     def read(
         self, inputs: np.ndarray, weights: np.ndarray, layer: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The hidden states [B, L, D] of a layer, and sums [n_layers + 1, D + 3] of every layer.
+        """Returns hidden states [B, L, D] of a layer and sums [n_layers + 1, D + 3] of every layer.
 
-        The sums are over tokens with weight 1, as `geometry.layer_sums` has them.
+        The sums are `geometry.layer_sums` over the tokens of weight 1.
         """
 
     def logits(self, inputs: np.ndarray) -> np.ndarray:
-        """float32 [B, L, V], for few sequences."""
+        """Returns logits, float32 [B, L, V]; for few sequences."""
 
 
 class RunSource:
@@ -102,19 +101,19 @@ class RunSource:
 
 @dataclass(frozen=True)
 class Request:
-    """What to take of a model and a corpus."""
+    """A choice of tokens of a corpus and of a layer of a model."""
 
-    tokens: dict[Part, int]  # at most so many of each part of the corpus
+    tokens: dict[Part, int]  # at most, of each part of the corpus
     sequence_length: int
     layer: int  # 0 is the embedding, n_layers is after the final norm
     dtype: str
-    batch_size: int  # sequences that go through the model together
+    batch_size: int  # sequences in one call of the model
 
 
-def plan(
+def _planned(
     source: Source, cache: TokenCache, request: Request
-) -> tuple[Manifest, dict[Part, dict[str, np.ndarray]]]:
-    """What the feature set will be, and the windows of each part; `UserError` where it can't be."""
+) -> tuple[FeatureManifest, dict[Part, dict[str, np.ndarray]]]:
+    """Returns the manifest and the windows of each part; raises `UserError` if a value is wrong."""
     if not 0 <= request.layer <= source.n_layers:
         raise UserError(
             f"--layer={request.layer} is not allowed; {source.name} has 0 to {source.n_layers}"
@@ -137,7 +136,7 @@ def plan(
     mismatch = None
     if request.layer == source.n_layers:
         mismatch = _head_mismatch(source, next(iter(windows.values())))
-    return Manifest(
+    return FeatureManifest(
         model=source.name,
         layer=request.layer,
         n_layers=source.n_layers,
@@ -154,7 +153,7 @@ def plan(
 
 
 def _head_mismatch(source: Source, windows: dict[str, np.ndarray]) -> float:
-    """The largest |logit − W h| over one sequence."""
+    """Returns the largest |logit − W h| over one sequence."""
     inputs, weights = windows["inputs"][:1], windows["weights"][:1]
     hidden, _ = source.read(inputs, weights, source.n_layers)
     product = source.head.project(jnp.float32(hidden)) @ source.head.rows.T
@@ -162,14 +161,14 @@ def _head_mismatch(source: Source, windows: dict[str, np.ndarray]) -> float:
 
 
 def make_features(source: Source, data: DataConfig, request: Request, path: Path) -> FeatureSet:
-    """Makes the feature set of a request in a folder, or resumes it; shows its progress."""
+    """Makes the feature set of a request in a folder, or resumes it; shows progress."""
     cache = prepare(data)
-    manifest, windows = plan(source, cache, request)
+    manifest, windows = _planned(source, cache, request)
     with filling(path, manifest, source.head) as writer:
         if writer is not None:
             for part, some in windows.items():
                 _write_part(source, writer, part, some, request)
-    return load_features(path)
+    return load(path)
 
 
 def _write_part(
@@ -181,13 +180,14 @@ def _write_part(
 ) -> None:
     counts = windows["weights"] > 0
     writer.begin(part, windows["targets"][counts], windows["documents"][counts])
-    batches = list(_batches(len(counts), request.batch_size))
+    size = request.batch_size
+    batches = [slice(start, start + size) for start in range(0, len(counts), size)]
     sizes = np.array([counts[rows].sum() for rows in batches])
     n_done = writer.batches_done(part, sizes)
     with Progress(f"{part} features", int(sizes.sum())) as progress:
         for i, rows in enumerate(batches[n_done:], start=n_done):
-            # The last batch is filled up, so that the model is compiled for one shape.
-            missing = ((0, request.batch_size - len(counts[rows])), (0, 0))
+            # Padding the last batch lets the model compile for one shape.
+            missing = ((0, size - len(counts[rows])), (0, 0))
             inputs = np.pad(windows["inputs"][rows], missing)
             weights = np.pad(windows["weights"][rows], missing)
             hidden, layers = source.read(inputs, weights, request.layer)
@@ -195,14 +195,11 @@ def _write_part(
             progress.show(int(sizes[: i + 1].sum()))
 
 
-def _batches(n: int, size: int) -> Iterator[slice]:
-    return (slice(start, start + size) for start in range(0, n, size))
-
-
 def anisotropy_by_layer(features: FeatureSet, part: Part) -> tuple[np.ndarray, np.ndarray]:
-    """float64 [n_layers + 1] mean cosine similarity of two tokens at each depth, and centred.
+    """Returns the mean cosine similarity of two tokens at each depth, raw and centred.
 
-    The second is of pairs within a batch of the extraction, less that batch's mean.
+    Both are float64 [n_layers + 1]. The centred one takes pairs within an extraction batch, less
+    the batch's mean.
     """
     sums = features.layer_sums(part).sum(axis=0)
     units = geometry.UnitSum(sums[:, :-3], sums[:, -3])
@@ -210,10 +207,10 @@ def anisotropy_by_layer(features: FeatureSet, part: Part) -> tuple[np.ndarray, n
 
 
 def write_probe(features: FeatureSet) -> None:
-    """Writes the probe of a feature set into its folder, unless that exists.
+    """Writes the probe of a feature set into its folder, unless it exists.
 
-    It has the head's spectrum, anisotropy by layer and, if the head reads these features, the loss
-    and the gap at powers of two of rank.
+    It has the head's spectrum and the anisotropy of each layer. If the head reads these features,
+    it also has the loss, and the gap at each rank that is a power of two.
     """
     path = features.path / PROBE
     if path.exists():
@@ -226,26 +223,18 @@ def write_probe(features: FeatureSet) -> None:
     found = head_fields(core, truncation.plain(core.raw), ranks)
     found |= {"anisotropy": raw, "anisotropy_centred": centred}
     if features.manifest.head_mismatch is not None:
-        some, taken = features.part(part), slice(0, _PROBED_TOKENS)
+        some = features.part(part)
+        hidden_1xNxD = jnp.asarray(some.hidden[:_PROBED_TOKENS], jnp.float32)[None]
+        targets = jnp.asarray(some.targets[:_PROBED_TOKENS])[None]
+        documents = some.documents[:_PROBED_TOKENS][None]
         sweeps = {
             kind: gap.rank_sweep(
-                features.head,
-                sequence_of(some.hidden, taken),
-                jnp.asarray(some.targets[taken])[None],
-                ranks,
-                kind,
-                documents_BxL=some.documents[taken][None],
+                *(features.head, hidden_1xNxD, targets, ranks, kind), documents_BxL=documents
             )
             for kind in ("plain", "whitened")
         }
         plain = sweeps["plain"]
         found |= {kind: sweep.gaps for kind, sweep in sweeps.items()}
         found |= {"loss": plain.full_loss, "loss_se": plain.full_loss_se}
-        found |= {"document_losses": plain.document_losses}
-        found |= {"document_tokens": plain.document_tokens}
+        found |= {name: getattr(plain, name) for name in ("document_losses", "document_tokens")}
     Probe(**found).save(path)
-
-
-def sequence_of(hidden: np.ndarray, rows: Sequence[int] | slice = slice(None)) -> jax.Array:
-    """float32 [1, N, D] on the device, as probes take hidden states."""
-    return jnp.asarray(hidden[rows], jnp.float32)[None]

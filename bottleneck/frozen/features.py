@@ -1,8 +1,8 @@
 """A feature set on disk: hidden states of one layer, their targets, and the head that reads them.
 
-It is a folder with a manifest, the head, and two parts, "train" and "heldout". Everything but the
-hidden states is written first; those are appended batch by batch, so that a writer that was killed
-goes on where it stopped. N: tokens of a part; D: hidden width; V: vocabulary; R: rank of the head.
+It is a folder with a manifest, the head, and the parts `train` and `heldout`. The writer appends
+hidden states batch by batch after everything else, so a killed one resumes at its last batch.
+N: tokens of a part; D: hidden width; V: vocabulary; R: rank of the head.
 """
 
 from __future__ import annotations
@@ -13,7 +13,7 @@ import os
 from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import Any, Literal, get_args
+from typing import Literal, get_args
 
 import jax.numpy as jnp
 import ml_dtypes
@@ -42,25 +42,23 @@ _REMEDY = "delete the folder, and `features` makes it again"
 
 
 @dataclass(frozen=True)
-class Manifest:
-    """What a feature set is; two with the same manifest and sources have the same features."""
+class FeatureManifest:
+    """The facts that determine a feature set."""
 
-    model: str  # where it came from, and which step or revision
+    model: str  # its name, and its step or revision
     layer: int  # 0 is the embedding, n_layers is after the final norm
     n_layers: int
     d_model: int
     vocab_size: int
-    sequence_length: int  # tokens that the model saw together
-    dtype: str  # of the hidden states on disk, one of DTYPES
-    corpus: str  # digest of the tokens
+    sequence_length: int
+    dtype: str  # of the hidden states on disk
+    corpus: str  # digest of its tokens
     tokens: dict[str, int]  # part → N
-    # Largest |logit − head · h| over the first batch: about 0 where the head is this linear map and
-    # the layer is the last; null for other layers.
-    head_mismatch: float | None
+    head_mismatch: float | None  # max |logit − W h| over a sequence; None before the last layer
 
     @property
     def bytes(self) -> int:
-        """What the hidden states take on the disk."""
+        """Size of the hidden states on disk."""
         return sum(self.tokens.values()) * self.d_model * DTYPES[self.dtype].itemsize
 
 
@@ -70,23 +68,23 @@ class Features:
 
     hidden: np.ndarray  # [N, D]
     targets: np.ndarray  # int32 [N]
-    documents: np.ndarray  # int32 [N]: which document each token is of
+    documents: np.ndarray  # int32 [N]: index of each token's document
 
 
 @dataclass(frozen=True)
 class FeatureSet:
-    """A finished feature set; `load_features` opens one."""
+    """A finished feature set; `load` opens one."""
 
     path: Path
-    manifest: Manifest
+    manifest: FeatureManifest
     head: HeadFactors  # float32
     files: dict[str, FileInfo]  # the large ones, such as "train/hidden.bin"
 
     def part(self, name: Part) -> Features:
-        """The features of a part; `UserError` where it was made without, or is damaged."""
+        """Returns the features of a part; raises `UserError` if they are missing or damaged."""
         n_tokens = self.manifest.tokens[name]
         if not n_tokens:
-            raise UserError(f"{self.path} has no {name} tokens; make it anew with some")
+            raise UserError(f"{self.path} has no {name} tokens; make it again with some")
         folder = self.path / name
         self._check(name, _HIDDEN)
         hidden = np.memmap(folder / _HIDDEN, DTYPES[self.manifest.dtype], mode="r")
@@ -94,22 +92,22 @@ class FeatureSet:
         targets, documents = arrays["targets"], arrays["documents"]
         if not len(targets) == len(documents) == n_tokens:
             raise UserError(
-                f"{folder / _TOKENS} has not the {n_tokens:,} tokens of {name}; {_REMEDY}"
+                f"{folder / _TOKENS} does not have the {n_tokens:,} tokens of {name}; {_REMEDY}"
             )
         return Features(hidden.reshape(n_tokens, self.manifest.d_model), targets, documents)
 
     def layer_sums(self, name: Part) -> np.ndarray:
-        """float64 [batches, n_layers + 1, D + 3]: `geometry.layer_sums` of each batch and depth."""
+        """Returns `geometry.layer_sums` by batch: float64 [batches, n_layers + 1, D + 3]."""
         self._check(name, _LAYERS)
         sums = np.fromfile(self.path / name / _LAYERS, np.float64)
         return sums.reshape(-1, self.manifest.n_layers + 1, self.manifest.d_model + 3)
 
     def _check(self, part: Part, name: str) -> None:
-        """Reads a file through, about a second for each gigabyte; `UserError` if it is damaged."""
+        """Raises `UserError` if a file is damaged; reads it all, about a second per gigabyte."""
         check(self.path / part / name, self.files[f"{part}/{name}"], _REMEDY)
 
     def require_linear_head(self, tolerance: float = 1e-2) -> None:
-        """Raises `UserError` where the logits are not the head times these hidden states."""
+        """Raises `UserError` if the logits are not the head times these hidden states."""
         mismatch = self.manifest.head_mismatch
         if mismatch is None:
             raise UserError(
@@ -119,22 +117,22 @@ class FeatureSet:
         if mismatch > tolerance:
             raise UserError(
                 f"{self.path}: the model's logits differ from its head times its last hidden "
-                f"states by up to {mismatch:.3g}, so the head is not a linear map of these"
+                f"states by up to {mismatch:.3g}, so the head is not a linear map of them"
             )
 
 
-def load_features(path: str | os.PathLike[str]) -> FeatureSet:
-    """The feature set in a folder; `UserError` where it is not one, or is not finished."""
+def load(path: str | os.PathLike[str]) -> FeatureSet:
+    """Returns the feature set in a folder; raises `UserError` if it is missing or unfinished."""
     path = as_path(path)
     if not (path / _MANIFEST).is_file():
         raise UserError(f"{path} is not a feature set: it has no {_MANIFEST}")
     if not (path / DONE).is_file():
-        raise UserError(f"{path} is not finished; run the command that began it again")
+        raise UserError(f"{path} is not finished; run the command that started it again")
     manifest, files = read_manifest(path), read_infos(path / DONE, _REMEDY)
     width = DTYPES[manifest.dtype].itemsize * manifest.d_model
     for name, n_tokens in manifest.tokens.items():
         if files.get(f"{name}/{_HIDDEN}", FileInfo(0, None)).bytes != n_tokens * width:
-            raise damaged(path / DONE, "it is the mark of other features", _REMEDY)
+            raise damaged(path / DONE, "it describes other features", _REMEDY)
     for name, info in files.items():
         check(path / name, info, _REMEDY, size_only=True)
     arrays = read_arrays(path / _HEAD, _REMEDY)
@@ -142,9 +140,10 @@ def load_features(path: str | os.PathLike[str]) -> FeatureSet:
     return FeatureSet(path, manifest, HeadFactors(jnp.asarray(arrays["rows"]), basis), files)
 
 
-def read_manifest(path: Path) -> Manifest:
+def read_manifest(path: Path) -> FeatureManifest:
+    """Returns the manifest of a feature set; raises `UserError` if it is damaged."""
     try:
-        manifest = Manifest(**json_files.read(path / _MANIFEST, _REMEDY))
+        manifest = FeatureManifest(**json_files.read(path / _MANIFEST, _REMEDY))
         if manifest.dtype not in DTYPES or not set(manifest.tokens) <= set(get_args(Part)):
             raise ValueError(f"it has {manifest.dtype} and the parts {[*manifest.tokens]}")
         return manifest
@@ -153,10 +152,10 @@ def read_manifest(path: Path) -> Manifest:
 
 
 @contextlib.contextmanager
-def filling(path: Path, manifest: Manifest, head: HeadFactors) -> Iterator[FeatureWriter | None]:
-    """Opens a feature set for the block, which adds what an earlier writer did not; then seals it.
-
-    Yields None if the set is finished.
+def filling(
+    path: Path, manifest: FeatureManifest, head: HeadFactors
+) -> Iterator[FeatureWriter | None]:
+    """Yields a writer that resumes a feature set, then seals the set; yields None if it is sealed.
 
     Raises: `UserError` if the folder holds something else, or the disk is too small.
     """
@@ -190,11 +189,11 @@ def filling(path: Path, manifest: Manifest, head: HeadFactors) -> Iterator[Featu
 class FeatureWriter:
     """Appends batches to the parts of a feature set."""
 
-    def __init__(self, path: Path, manifest: Manifest):
+    def __init__(self, path: Path, manifest: FeatureManifest):
         self.path, self.manifest = path, manifest
 
     def begin(self, part: Part, targets: np.ndarray, documents: np.ndarray) -> None:
-        """Writes what is known of a part before the model has run; int32 [N] each."""
+        """Writes the targets and documents of a part, int32 [N] each, before the model runs."""
         folder = self.path / part
         folder.mkdir(exist_ok=True)
         write_arrays(folder / _TOKENS, {"targets": targets, "documents": documents})
@@ -221,8 +220,8 @@ class FeatureWriter:
         """Adds one batch.
 
         Args:
-            hidden: [n, D] of the tokens that count.
-            layers: [n_layers + 1, D + 3], `geometry.layer_sums` over them at each depth.
+            hidden: [n, D], tokens of weight 1 alone.
+            layers: [n_layers + 1, D + 3], their `geometry.layer_sums` at each depth.
         """
         folder = self.path / part
         with (folder / _HIDDEN).open("ab") as file:
@@ -231,8 +230,8 @@ class FeatureWriter:
             file.write(np.ascontiguousarray(layers, np.float64).tobytes())
 
 
-def describe(manifest: Manifest) -> dict[str, Any]:
-    """What a person wants to know before it is made: name → text."""
+def describe(manifest: FeatureManifest) -> dict[str, str]:
+    """Returns the headline facts of a feature set: name → text."""
     return {
         "model": manifest.model,
         "layer": f"{manifest.layer} of {manifest.n_layers}, D = {manifest.d_model:,}",

@@ -1,4 +1,7 @@
-"""Frozen heads, drawn and in words: loss and accuracy against rank, and against the W-error."""
+"""Figures and tables of feature sets and of studies of frozen heads; they import no jax.
+
+L(r) = L∞ + c·r^−p: the law of a start's losses, nats per token; r: rank of the head.
+"""
 
 from __future__ import annotations
 
@@ -19,7 +22,6 @@ from bottleneck.drawing.style import (
     NothingToShow,
     log2_ticks,
     plain,
-    save,
     styled,
 )
 from bottleneck.errors import UserError
@@ -33,17 +35,17 @@ from bottleneck.terminal import PlainConsole
 GAPS = (0.01, 0.03, 0.1, 0.3)  # nats per token
 
 _LOOK = {
-    "whitened": ("#0072b2", "o", "whitened: from the model's head, cut after whitening"),
-    "plain": ("#009e73", "s", "plain: from the model's head, cut by SVD"),
-    "matched": ("#cc79a7", "^", "matched: from random entries of a full head's variance"),
-    "normal": ("#d55e00", "D", "normal: from random entries, N(0, 1)"),
+    "whitened": ("#0072b2", "o", "whitened: the model's head, truncated after whitening"),
+    "plain": ("#009e73", "s", "plain: the model's head, truncated by SVD"),
+    "matched": ("#cc79a7", "^", "matched: random entries with a full head's variance"),
+    "normal": ("#d55e00", "D", "normal: random entries, N(0, 1)"),
 }
 
 
-def laws(folder: Path) -> dict[str, RankLaw]:
-    """Start → the law of its losses, for starts with at least four ranks."""
+def rank_laws(folder: Path) -> dict[str, RankLaw]:
+    """Returns start → the law of its losses, for starts with at least four ranks."""
     record = load_results(folder)
-    remedy = f"delete it and {RESULTS}, and `frozen_heads` makes them anew"
+    remedy = f"delete it and {RESULTS}, and `frozen_heads` makes them again"
     arrays = read_arrays(folder / DOCUMENTS, remedy)
     names = [str(name) for name in arrays["names"]]
     losses, tokens = arrays["losses"], arrays["tokens"]
@@ -62,7 +64,7 @@ def laws(folder: Path) -> dict[str, RankLaw]:
 
 
 def print_results(folder: Path) -> None:
-    """The table of a study, and its laws in words."""
+    """Prints the table and the laws of a study."""
     record = load_results(folder)
     table = rich.table.Table(box=rich.box.SIMPLE_HEAD)
     for name in ("start", "rank", "learning rate", "step", "loss", "gap", "accuracy", "converged"):
@@ -83,34 +85,34 @@ def print_results(folder: Path) -> None:
         console.width = 120
     console.print(table)
     console.print(
-        f"held-out loss of the model's own head {record['own']:.4f}, of the convex optimum "
+        f"validation loss: the model's own head {record['own']:.4f}, the convex optimum "
         f"{record['optimum']:.4f}, stopped early {record['optimum_stopped']:.4f} "
         "(gaps are to the last)"
     )
-    fitted = laws(folder)
+    fitted = rank_laws(folder)
     for start, cells in _by_start(record).items():
-        console.print(f"{start}: {passings(cells)}")
+        console.print(f"{start}: {_gaps_in_words(cells)}")
         if start in fitted:
-            console.print(f"{start}: {sentence(fitted[start])}")
+            console.print(f"{start}: {_law_in_words(fitted[start])}")
 
 
-def passings(cells: list[dict[str, Any]]) -> str:
-    """In words: below which ranks the gap to the highest rank is more than each of `GAPS`."""
+def _gaps_in_words(cells: list[dict[str, Any]]) -> str:
+    """Names the rank below which the gap to the highest rank exceeds each of `GAPS`."""
     ranks, losses = (np.array([cell[name] for cell in cells]) for name in ("rank", "loss"))
     parts = []
     for gap in GAPS:
         rank = rank_of_gap(ranks, losses - losses[-1], gap)
         where = "at no rank" if rank is None else f"below rank {rank:,.1f}"
         parts.append(f"{gap:g} nat {where}")
-    return f"the gap to rank {ranks[-1]:,} passes {', '.join(parts)}"
+    return f"the gap to rank {ranks[-1]:,} exceeds {', '.join(parts)}"
 
 
 def rank_of_gap(ranks: np.ndarray, gaps: np.ndarray, gap: float) -> float | None:
-    """The rank below which the gap is larger for good, between measured ones on a line in log r.
+    """Returns the rank at which the gap last falls to a level, interpolated linearly in log r.
 
     Args:
         ranks, gaps: [n], by ascending rank; the last gap is 0.
-    Returns: None where no measured gap is larger.
+    Returns: None if no measured gap is larger.
     """
     larger = np.flatnonzero(gaps > gap)
     if not len(larger):
@@ -120,8 +122,7 @@ def rank_of_gap(ranks: np.ndarray, gaps: np.ndarray, gap: float) -> float | None
     return float(ranks[i] * (ranks[i + 1] / ranks[i]) ** share)
 
 
-def sentence(law: RankLaw) -> str:
-    """A law in words."""
+def _law_in_words(law: RankLaw) -> str:
     parts = {"floor": law.floor, "scale": law.scale, "exponent": law.exponent}
     floor, scale, exponent = (
         f"{value:.3g}"
@@ -134,28 +135,23 @@ def sentence(law: RankLaw) -> str:
     )
 
 
-def write_figures(folder: Path) -> list[Path]:
-    """Draws a study into its folder, and returns the pictures."""
-    return [save(figure_of([folder]), folder / "frozen_heads.png")]
-
-
 def frozen_heads(runs: Sequence[Run]) -> Figure:
-    """The studies in the folders of these runs, each drawn as `figure_of` does."""
-    places = (f"*/{RESULTS}", f"*/*/{RESULTS}")  # beside a run's features, or inside them
+    """Draws the studies in the folders of these runs."""
+    places = (f"*/{RESULTS}", f"*/*/{RESULTS}")  # in the run, or in its features
     found = [path for run in runs for place in places for path in sorted(run.path.glob(place))]
     folders = [path.parent for path in found]
     if not folders:
         raise NothingToShow("no run has heads trained on its frozen features")
-    return figure_of(folders)
+    return heads_figure(folders)
 
 
 @styled
-def figure_of(folders: Sequence[Path]) -> Figure:
-    """Loss and accuracy against rank, and loss against the W-error of the model's own head."""
+def heads_figure(folders: Sequence[Path]) -> Figure:
+    """Draws loss and accuracy against rank, and loss against W-error, for each study."""
     figure = Figure(figsize=(WIDTH, 3.1 * len(folders) + 0.5), layout="constrained")
     rows = figure.subplots(len(folders), 3, squeeze=False)
     for panels, folder in zip(rows, folders, strict=True):
-        _draw(panels, load_results(folder), laws(folder))
+        _draw(panels, load_results(folder), rank_laws(folder))
     shown = dict(zip(*reversed(rows[0][0].get_legend_handles_labels()), strict=True))
     figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=2)
     return figure
@@ -165,7 +161,7 @@ def _draw(panels: Any, record: dict[str, Any], fitted: dict[str, RankLaw]) -> No
     of_rank, of_accuracy, of_error = panels
     width = record["d_model"]
     lowest = width
-    # The later are drawn smaller, so that those that agree are seen one inside the other.
+    # Later markers are smaller, so equal points show inside each other.
     sizes = iter((8.0, 5.5, 4.0, 3.0))
     for start, cells in _by_start(record).items():
         (colour, marker, label), size = _LOOK[start], next(sizes)
@@ -192,9 +188,10 @@ def _draw(panels: Any, record: dict[str, Any], fitted: dict[str, RankLaw]) -> No
         *(lowest, record["optimum_stopped"], "best full-rank head\n"),
         **{"color": GREY, "size": SMALL, "va": "baseline"},
     )
-    of_rank.set(xlabel="rank r of the head", ylabel="held-out loss (nats/token)", xscale="log")
+    of_rank.set(xlabel="rank r of the head", ylabel="validation loss (nats/token)", xscale="log")
     of_accuracy.set(xlabel="rank r of the head", ylabel="next token right (%)", xscale="log")
-    of_error.set(xlabel="W-error of the model's own head at r", ylabel="held-out loss (nats/token)")
+    of_error.set(xlabel="W-error of the model's own head at r")
+    of_error.set_ylabel("validation loss (nats/token)")
     for panel in (of_rank, of_accuracy):
         log2_ticks(panel.xaxis, lowest, width)
     of_rank.set_title(record["model"])
@@ -215,7 +212,7 @@ PROBE = "probe.npz"  # in the folder of a feature set
 @styled
 def features_figure(folders: Sequence[Path]) -> Figure:
     """Draws anisotropy against depth, and the gap of the truncated head, of each feature set."""
-    from bottleneck.frozen.features import read_manifest  # here, as it imports jax
+    from bottleneck.frozen.features import read_manifest  # it imports jax
 
     figure = Figure(figsize=(WIDTH, 4.0), layout="constrained")
     of_depth, of_rank = figure.subplots(1, 2)
@@ -234,7 +231,7 @@ def features_figure(folders: Sequence[Path]) -> Figure:
     of_depth.set(xlabel="depth (0: embedding, 1: after the final norm)")
     of_depth.set(ylabel="mean cosine similarity", ylim=(min(0.0, of_depth.get_ylim()[0]), 1.0))
     of_rank.set(xlabel="rank r kept", ylabel="gap to the untruncated head (nats/token)")
-    of_rank.set_title("cut by SVD; dashed: after whitening")
+    of_rank.set_title("truncated by SVD; dashed: after whitening")
     if ranks:
         of_rank.set_xscale("log")
         log2_ticks(of_rank.xaxis, min(ranks), max(ranks))

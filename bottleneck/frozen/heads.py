@@ -1,8 +1,8 @@
-"""Many heads, trained at once on the same frozen features: one compiled step for all of them.
+"""Training of many heads on the same frozen features, in one compiled step.
 
-Heads of one rank and start are stacked over their learning rates; those of other ranks stand
-beside them in the same program, each with arrays of its own size, so that no product is padded. b:
-tokens of a batch; m: learning rates; V: vocabulary; R: rank; D: hidden width; C: E[h hᵀ].
+Heads of one rank and start form a group, stacked over their learning rates. Groups share the
+program and keep arrays of their own size, so no product is padded. b: tokens of a batch; m:
+learning rates; V: vocabulary; R: rank; D: hidden width; C: E[h hᵀ].
 """
 
 from __future__ import annotations
@@ -22,7 +22,7 @@ from bottleneck.model.loss import cross_entropy
 from bottleneck.probes import truncation
 from bottleneck.training.schedules import learning_rate_schedule
 
-# Pythia's (Biderman et al. 2023), whose optimizer the paper took for its heads.
+# The paper trains its heads with Pythia's optimizer (Biderman et al. 2023).
 _OPTIMIZER = OptimizerConfig(learning_rate=1.0, final_fraction=0.01)
 
 
@@ -37,33 +37,35 @@ class Heads(NamedTuple):
 
 
 class Best(NamedTuple):
-    """Of one group of heads: what a continued training needs beside them."""
+    """The optimizer state of a group, and its best heads so far."""
 
     moments: Any  # of Adam
-    best: Heads  # the heads as they were at their least held-out loss
+    best: Heads  # at the lowest validation loss
     best_loss: jax.Array  # [m]
     best_step: jax.Array  # int32 [m]
 
 
 class State(NamedTuple):
+    """A group of heads in training."""
+
     heads: Heads
     progress: Best
 
 
 @dataclass(frozen=True, eq=False)  # jitted methods tell trainings apart by identity
 class Training:
-    """How heads are trained; the same for all of a study.
+    """The objective and the update rule, the same for all heads of a study.
 
-    moment: [D, D], C, in whose norm the prior measures a head: the mean square of its logits.
-    ridge: λ of the penalty λ/2·E‖W h‖², which is added to the mean cross-entropy.
+    moment: C, [D, D].
+    ridge: λ of the penalty λ/2·E‖W h‖² on the mean square of the logits.
     """
 
-    chunk: int  # tokens whose logits exist at one time
+    chunk: int  # tokens with logits at a time
     moment: jax.Array
     ridge: float
 
     def objective(self, factors: HeadFactors, hidden_bxD: jax.Array, targets_b: jax.Array) -> Any:
-        """Mean cross-entropy of these tokens in nats, and the penalty."""
+        """Returns the mean cross-entropy in nats per token, plus the penalty."""
         total, _ = cross_entropy(
             factors,
             hidden_bxD[None],
@@ -74,7 +76,7 @@ class Training:
         return total / len(targets_b) + self.penalty(factors)
 
     def penalty(self, factors: HeadFactors) -> jax.Array:
-        """λ/2·tr(AᵀA · B C Bᵀ), which is λ/2·E‖A B h‖²."""
+        """Returns λ/2·tr(AᵀA · B C Bᵀ) = λ/2·E‖A B h‖²."""
         rows, basis = factors.rows, factors.basis
         gram = rows.T @ rows
         moment = self.moment if basis is None else basis @ self.moment @ basis.T
@@ -98,7 +100,7 @@ class Training:
         hidden_KxbxD: jax.Array,
         targets_Kxb: jax.Array,
     ) -> list[State]:
-        """K updates of every head. learning_rates: one [K, m] a group, of each update."""
+        """Updates every head K times; `learning_rates` has one [K, m] per group."""
 
         def one(states: list[State], arrays: Any) -> tuple[list[State], None]:
             hidden, targets, rates = arrays
@@ -132,7 +134,7 @@ class Training:
     def evaluate(
         self, heads: Heads, hidden_NxD: jax.Array, targets_N: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
-        """Of every token, float32 [m, N]: cross-entropy in nats, and 1 where its guess is right."""
+        """Returns each token's cross-entropy in nats, and 1 if its top guess is right: [m, N]."""
         return jax.vmap(lambda head: self._scores(head, hidden_NxD, targets_N))(heads)
 
     def _scores(
@@ -142,7 +144,7 @@ class Training:
             hidden, target = arrays
             logits = HeadFactors(*heads).logits(hidden)
             loss = jax.nn.logsumexp(logits) - logits[target]
-            # Ties go to the target: an untrained head has many, and no order among them.
+            # Ties count as right: an untrained head has many.
             return loss, (logits[target] >= jnp.max(logits)).astype(jnp.float32)
 
         loss, is_right = jax.lax.map(one, (hidden_NxD, targets_N), batch_size=self.chunk)
@@ -150,7 +152,7 @@ class Training:
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
     def keep_best(self, state: State, loss_m: jax.Array, step: jax.Array) -> State:
-        """The state, with the heads of now as the best where their held-out loss is the least."""
+        """Returns the state; heads at their lowest validation loss so far become its best."""
         old = state.progress
         is_better = loss_m < old.best_loss
 
@@ -167,7 +169,7 @@ class Training:
 
 
 def schedule(steps: int) -> np.ndarray:
-    """float32 [steps] learning rates over their peak: 1 % of warm-up, a cosine to a hundredth."""
+    """Returns learning rates over their peak, float32 [steps]: 1 % warm-up, cosine to 1 %."""
     unit = OptimizerConfig(
         learning_rate=1.0,
         warmup_steps=steps // 100,
@@ -177,9 +179,9 @@ def schedule(steps: int) -> np.ndarray:
 
 
 class BatchOrder:
-    """Which tokens each step takes: blocks of neighbours, in an order new in every epoch.
+    """The tokens of each step: blocks of neighbours, in a new order every epoch.
 
-    A pure function of the seed and the step, so that a training that goes on takes the same.
+    The order depends on the seed and the step alone, so a resumed training takes the same tokens.
     """
 
     def __init__(self, n_tokens: int, batch_tokens: int, seed: int, block: int = 64):
@@ -189,7 +191,7 @@ class BatchOrder:
         self._seed = seed
 
     def rows(self, step: int) -> np.ndarray:
-        """int64 [b]: tokens of a step."""
+        """Returns the indices of the tokens of a step: int64 [b]."""
         places = step * self._per_batch + np.arange(self._per_batch)
         epochs, within = np.divmod(places, self._n_blocks)
         orders = {e: self._order(int(e)) for e in np.unique(epochs)}
@@ -213,14 +215,14 @@ def starting_heads(
     n: int,
     key: jax.Array,
 ) -> Heads:
-    """n equal heads of a rank, before training.
+    """Returns n equal heads of a rank, before training.
 
-    "normal": N(0, 1) entries in both factors, as in the paper (appendix B). "matched": with the
-    variance of a full head's logits, as `model.head.FactoredHead`. "plain", "whitened": the model's
-    own head, cut.
+    - "normal": N(0, 1) entries in both factors, as in the paper (appendix B).
+    - "matched": the variance of a full head's logits, as in `model.head.FactoredHead`.
+    - "plain", "whitened": the model's own head, truncated.
 
     Args:
-        cut: the truncation of that name; not used for random starts.
+        cut: the truncation of that name; None for random starts.
     """
     n_rows, width = own.rows.shape[0], own.width
     if cut is None:
@@ -234,7 +236,7 @@ def starting_heads(
         factors = cut_head(own, cut, rank)
         assert factors.basis is not None
         rows, basis = factors.rows, factors.basis
-        # Adam's steps are of one size everywhere, so both factors are brought to one size.
+        # Adam takes steps of one size, so both factors get one size.
         scale = jnp.sqrt(_size(basis, 1) / jnp.maximum(_size(rows, 0), 1e-30))
         rows, basis = rows * scale, basis / jnp.maximum(scale, 1e-30)[:, None]
     repeat = (n, 1, 1)

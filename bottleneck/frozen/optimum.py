@@ -1,8 +1,8 @@
-"""The best full-rank head of frozen features: a convex problem, so there is one answer.
+"""The best full-rank head of frozen features, the solution of a convex problem.
 
-Multinomial logistic regression with the same penalty as `head_training`, solved by L-BFGS in the
-coordinates in which the hidden states have unit second moment, where its Hessian is as even as the
-features allow. D: hidden width; V: vocabulary; C: E[h hᵀ]; W: the head [V, D].
+The problem is multinomial logistic regression with the penalty of `heads.Training`. L-BFGS solves
+it in whitened coordinates, which improve the condition of its Hessian. D: hidden width; V:
+vocabulary; C: E[h hᵀ]; W: the head [V, D].
 """
 
 from __future__ import annotations
@@ -18,11 +18,12 @@ from scipy.optimize import minimize
 
 from bottleneck.frozen.heads import Training
 from bottleneck.model.head import HeadFactors
+from bottleneck.probes import truncation
 
 MOST_ITERATIONS = 1000
 
 _BLOCK = 2**16  # tokens on the device at a time
-_FLOOR = 1e-8  # of C's eigenvalues, over the largest
+_FLOOR = 1e-8  # for float32 products with the inverse root of C
 
 
 @dataclass(frozen=True)
@@ -44,21 +45,18 @@ def convex_optimum(
     tolerance: float = 1e-6,
     watch: Callable[[np.ndarray], None] | None = None,
 ) -> ConvexOptimum:
-    """The head of least mean cross-entropy and penalty over these tokens.
+    """Returns the head that minimises the mean cross-entropy plus the penalty over these tokens.
 
-    Ends where an iteration gains less than `tolerance` of the objective's size.
+    It stops at a relative gain below `tolerance` in one iteration.
 
     Args:
-        hidden_NxD, targets_N: any type and a memory map will do; read a block at a time.
-        watch: called after every iteration with the head [V, D].
+        hidden_NxD, targets_N: arrays or memory maps; read a block at a time.
+        watch: called with the head [V, D] after every iteration.
     """
-    moment = np.asarray(training.moment, np.float64)
-    eigenvalues, vectors = np.linalg.eigh(moment)
-    scales = np.sqrt(np.maximum(eigenvalues, _FLOOR * eigenvalues[-1]))
-    root, inverse = vectors * scales @ vectors.T, vectors / scales @ vectors.T
+    root, inverse = truncation.square_roots(np.asarray(training.moment), _FLOOR)
     whiten = jnp.float32(inverse)
     shape = start_VxD.shape
-    # In whitened coordinates the penalty is a plain sum of squares.
+    # Whitening turns the penalty into a sum of squares.
     loss_alone = dataclasses.replace(training, ridge=0.0)
 
     def block_loss(rows: jax.Array, hidden: jax.Array, targets: jax.Array) -> jax.Array:

@@ -1,4 +1,4 @@
-"""What a study of frozen heads leaves in its folder, read back without jax."""
+"""Results of a study of frozen heads, read without jax."""
 
 from __future__ import annotations
 
@@ -9,15 +9,15 @@ from bottleneck.errors import UserError
 from bottleneck.storage import json_files
 
 RESULTS = "results.json"
-DOCUMENTS = "documents.npz"  # what each document adds to each loss, for paired comparisons
+DOCUMENTS = "documents.npz"  # sums of each loss over each document, for paired comparisons
 
 
 def load_results(folder: Path) -> dict[str, Any]:
-    """The results of a finished study; `UserError` where there is none."""
+    """Returns the results of a finished study; raises `UserError` if the folder holds none."""
     path = folder / RESULTS
     if not path.is_file():
         raise UserError(f"{folder} holds no finished study of frozen heads")
-    record = json_files.read(path, "delete it, and `frozen_heads` makes it anew")
+    record = json_files.read(path, "delete it, and `frozen_heads` makes it again")
     if not {"model", "d_model", "optimum_stopped", "cells"} <= record.keys():
         raise UserError(f"{path} is not what `frozen_heads` writes")
     return record

@@ -1,9 +1,10 @@
-"""What a rank costs when everything below the head is given: heads trained on frozen features.
+"""A study of the cost of a rank: heads of many ranks trained on frozen features.
 
-The experiment of the paper's figure 6, with what it left open: heads also start from the model's
-own head, cut to the rank, and the best head of all is found as the convex problem that it is. Three
-stages, each kept on disk when it is done: the learning rates of every rank are tried on a short
-budget, the convex optimum is solved, and all heads are trained together.
+It repeats figure 6 of Godey et al. 2024. Heads may also start from the model's own head, truncated,
+and a convex problem gives the best full-rank head. Each stage is saved to disk once it is complete:
+1. Short trainings choose the learning rate of every head.
+2. L-BFGS finds the convex optimum.
+3. All heads train together.
 """
 
 from __future__ import annotations
@@ -48,28 +49,28 @@ _SEARCH, _OPTIMUM = "search.json", "optimum.npz"
 _REMEDY = "delete it, and the same command makes it again"
 
 _STEPS_TOGETHER = 10  # in one call of the compiled program
-_EVALUATIONS = 20  # of a training, about
+_EVALUATIONS = 20  # per training, about
 _HELDOUT_TOKENS = 2**17  # at most; they stay on the device
-_BLOCK = 2**16
+_BLOCK = 2**16  # tokens in memory at a time
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What is trained. Two studies with the same plan and features give the same results."""
+class FrozenPlan:
+    """The settings of a study. They and the features determine its results."""
 
-    features: str  # digest of the corpus and name of the model that the features are of
-    ranks: tuple[int, ...]  # ascending; D, the full rank, is among them
+    features: str  # model and digest of the corpus
+    ranks: tuple[int, ...]  # ascending, up to D
     starts: tuple[Start, ...]
     learning_rates: tuple[float, ...]
     steps: int
     search_steps: int
     batch_tokens: int
-    logit_sd: float  # nats: of the prior on logits that keeps rare tokens from −∞
+    logit_sd: float  # nats; of a prior on logits, which keeps those of rare tokens finite
     loss_chunk: int
     seed: int
 
     def check(self, width: int) -> None:
-        """Raises `UserError` naming the first value that is wrong."""
+        """Raises `UserError` about the first wrong value."""
         for name, is_right, allowed in (
             ("ranks", all(1 <= r <= width for r in self.ranks), f"between 1 and {width}"),
             ("starts", set(self.starts) <= set(STARTS), f"among {', '.join(STARTS)}"),
@@ -90,7 +91,7 @@ class Plan:
 
 @dataclass(frozen=True)
 class _Group:
-    """Heads of one start and rank."""
+    """The heads of one start and rank."""
 
     start: Start
     rank: int
@@ -100,11 +101,11 @@ class _Group:
         return f"{self.start}/{self.rank}"
 
 
-class Study:
-    """One plan over one feature set, in a folder."""
+class FrozenStudy:
+    """A study of one feature set, kept in a folder."""
 
-    def __init__(self, features: FeatureSet, plan: Plan, folder: Path):
-        """Raises `UserError` where the plan is wrong, or the folder holds another study."""
+    def __init__(self, features: FeatureSet, plan: FrozenPlan, folder: Path):
+        """Raises `UserError` if the plan is wrong, or the folder holds another study."""
         features.require_linear_head()
         plan.check(features.manifest.d_model)
         self.features, self.plan, self.folder = features, plan, folder
@@ -133,7 +134,7 @@ class Study:
         self._order = BatchOrder(len(self._train.targets), plan.batch_tokens, plan.seed)
 
     def run(self) -> dict[str, Any]:
-        """The results, as results.json has them; stages that are done are not done again."""
+        """Returns the contents of results.json; skips the stages that are complete."""
         with self._workspace.opened() as results:
             if results:
                 console.print(f"{self.folder} holds this study, complete; nothing to do")
@@ -144,7 +145,7 @@ class Study:
         return results
 
     def _search(self) -> dict[str, float]:
-        """Group → the learning rate with the least held-out loss after a short training."""
+        """Returns group → the learning rate of lowest validation loss after a short training."""
         path = self.folder / _SEARCH
         if path.exists():
             found: dict[str, float] = json_files.read(path, _REMEDY).get("best", {})
@@ -154,7 +155,7 @@ class Study:
         grid = np.array(self.plan.learning_rates)
         states = self._states(len(grid))
         rates = [np.broadcast_to(grid, (len(grid),)) for _ in self._groups]
-        states = self._go(
+        states = self._trained(
             states, rates, self.plan.search_steps, "steps with each learning rate", None
         )
         tried = {
@@ -167,13 +168,11 @@ class Study:
         return best
 
     def _optimum(self) -> dict[str, np.ndarray]:
-        """The convex optimum, and the head on the way to it that had the least held-out loss."""
+        """Returns the convex optimum, and the iterate of lowest validation loss."""
         path = self.folder / _OPTIMUM
         if not path.exists():
             best: dict[str, Any] = {"loss": np.inf}
-
-            own = self.features.head
-            rows = np.asarray(own.matrix())
+            rows = np.asarray(self.features.head.matrix())
             iterations = itertools.count()
 
             def watch(rows: np.ndarray) -> None:
@@ -184,10 +183,8 @@ class Study:
 
             with Progress("iterations to the convex optimum, at most", MOST_ITERATIONS) as progress:
                 watch(rows)
-                found = convex_optimum(
-                    *(self._training, self._train.hidden, self._train.targets, rows),
-                    watch=watch,
-                )
+                data = (self._train.hidden, self._train.targets)
+                found = convex_optimum(self._training, *data, rows, watch=watch)
             write_arrays(path, dataclasses.asdict(found) | {"best_rows": best["rows"]})
         return read_arrays(path, _REMEDY)
 
@@ -195,7 +192,7 @@ class Study:
         states = self._states(1)
         by_group = [np.array([rates[group.name]]) for group in self._groups]
         with Checkpointer(self.folder / "state", CheckpointConfig(keep_last=1)) as saved:
-            return self._go(states, by_group, self.plan.steps, "steps of all heads", saved)
+            return self._trained(states, by_group, self.plan.steps, "steps of all heads", saved)
 
     def _states(self, n_rates: int) -> list[State]:
         heads = [
@@ -211,7 +208,7 @@ class Study:
         ]
         return [self._training.start(head) for head in heads]
 
-    def _go(
+    def _trained(
         self,
         states: list[State],
         rates: list[np.ndarray],
@@ -219,7 +216,7 @@ class Study:
         what: str,
         saved: Checkpointer | None,
     ) -> list[State]:
-        """The states after so many steps, evaluated now and then, saved each time if asked."""
+        """Returns the states after n steps; `saved` keeps them at each evaluation."""
         latest = None if saved is None else saved.latest_step()
         if saved is not None and latest is not None:
             abstract = jax.eval_shape(lambda: _apart(states))
@@ -249,9 +246,7 @@ class Study:
     def _evaluated(self, states: list[State], step: int) -> list[State]:
         return [
             self._training.keep_best(
-                state,
-                jnp.mean(self._evaluate(state.heads)[0], axis=1),
-                jnp.int32(step),
+                state, jnp.mean(self._evaluate(state.heads)[0], axis=1), jnp.int32(step)
             )
             for state in states
         ]
@@ -260,7 +255,7 @@ class Study:
         return self._training.evaluate(heads, self._heldout_hidden, self._heldout_targets)
 
     def _scores(self, head: HeadFactors) -> tuple[np.ndarray, np.ndarray]:
-        """Losses and rights of every held-out token, float64 [N], of one head."""
+        """Returns one head's `Training.evaluate` on the validation tokens: two float64 [N]."""
         basis = jnp.eye(self.features.manifest.d_model) if head.basis is None else head.basis
         found = self._evaluate(Heads(jnp.float32(head.rows)[None], jnp.float32(basis)[None]))
         loss, is_right = (np.asarray(array[0], np.float64) for array in found)
@@ -279,18 +274,16 @@ class Study:
         ]
         cells = []
         for group, state in zip(self._groups, states, strict=True):
-            factors = state.heads.one(0)
             cut = self._cuts.get(group.start)
+            start = None if cut is None else self._scores(cut_head(own, cut, group.rank))[0]
             cells.append(
                 {
                     "start": group.start,
                     "rank": group.rank,
                     "learning_rate": rates[group.name],
                     "best_step": int(state.progress.best_step[0]),
-                    "start_loss": None
-                    if cut is None
-                    else float(self._scores(cut_head(own, cut, group.rank))[0].mean()),
-                    "converged_loss": float(self._scores(factors)[0].mean()),
+                    "start_loss": None if start is None else float(start.mean()),
+                    "converged_loss": float(self._scores(state.heads.one(0))[0].mean()),
                     "w_error": float(w_error[group.rank - 1]),
                 }
             )
@@ -299,7 +292,7 @@ class Study:
         losses, rights = (np.stack(column, axis=1) for column in zip(*scores, strict=True))
         documents = self._heldout.documents
         of_loss, of_right = DocumentSums.of(losses, documents), DocumentSums.of(rights, documents)
-        # Paired with the best full-rank head over the same tokens.
+        # Gaps to the best full-rank head are paired by token.
         gaps = DocumentSums.of(losses - losses[:, [2]], documents)
         for i, cell in enumerate(cells, start=3):
             for name, sums in (("loss", of_loss), ("accuracy", of_right), ("gap", gaps)):
@@ -322,12 +315,12 @@ class Study:
 
 
 def _apart(states: list[State]) -> tuple[list[Heads], list[Best]]:
-    """As a checkpoint has them: parameters, and the rest."""
+    """Splits states into the two parts of a checkpoint: parameters, and the rest."""
     return [state.heads for state in states], [state.progress for state in states]
 
 
 def _second_moment(hidden: np.ndarray) -> np.ndarray:
-    """C, float64 [D, D], read a block at a time."""
+    """Returns C, float64 [D, D], from one block of tokens at a time."""
     total = np.zeros((hidden.shape[1],) * 2)
     for start in range(0, len(hidden), _BLOCK):
         block = hidden[start : start + _BLOCK].astype(np.float64)

@@ -1,4 +1,4 @@
-"""Any causal language model of the transformers library, read by torch: a source of features.
+"""Causal language models of the transformers library, as sources of features; torch runs them.
 
 B: sequences; L: tokens; D: hidden width; V: rows of the head.
 """
@@ -18,10 +18,10 @@ from bottleneck.probes import geometry
 
 
 class TransformersModel:
-    """A model in float32, on a GPU that torch finds or the CPU; code from the hub is never run."""
+    """A model in float32, on torch's GPU or the CPU; never runs code from the hub."""
 
     def __init__(self, path_or_name: str | os.PathLike[str], revision: str | None = None):
-        """Raises `UserError` where the library or the model is missing, or has no linear head."""
+        """Raises `UserError` if the library or model is missing, or the head is not linear."""
         if any(importlib.util.find_spec(name) is None for name in ("torch", "transformers")):
             raise UserError(
                 "reading a model of the transformers library needs it and torch; "
@@ -40,7 +40,7 @@ class TransformersModel:
             raise UserError(f"transformers cannot read {self.folder}: {reason}") from error
         head = model.get_output_embeddings()
         if head is None or getattr(head, "bias", None) is not None:
-            raise UserError(f"{self.folder}: the head is not a matrix alone")
+            raise UserError(f"{self.folder}: the head must be a matrix without a bias")
         self._torch = torch
         self._device = "cuda" if torch.cuda.is_available() else "cpu"
         self._model = model.eval().to(self._device)
@@ -53,16 +53,16 @@ class TransformersModel:
     def read(
         self, inputs: np.ndarray, weights: np.ndarray, layer: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        """The hidden states [B, L, D] of a layer, and sums [n_layers + 1, D + 3] of every layer."""
+        """Returns hidden states and sums as `Source.read` does."""
         with self._torch.no_grad():
-            # The library puts the embedding first and the final norm's output last.
+            # The embedding comes first and the final norm's output last.
             states = self._model(self._tokens(inputs), output_hidden_states=True).hidden_states
         arrays = [state.float().cpu().numpy() for state in states]
         sums = [np.asarray(geometry.layer_sums(jnp.asarray(a), weights)) for a in arrays]
         return arrays[layer], np.stack(sums)
 
     def logits(self, inputs: np.ndarray) -> np.ndarray:
-        """float32 [B, L, V]."""
+        """Returns logits, float32 [B, L, V]."""
         with self._torch.no_grad():
             found: np.ndarray = self._model(self._tokens(inputs)).logits.float().cpu().numpy()
         return found

@@ -45,12 +45,16 @@ def whitened(core: np.ndarray, second_moment: np.ndarray) -> Truncation:
         core: as for `plain`.
         second_moment: [D, D], C; directions it does not have are given the floor's share.
     """
-    eigenvalues, vectors = np.linalg.eigh(np.asarray(second_moment, np.float64))
-    scales = np.sqrt(np.maximum(eigenvalues, _FLOOR * eigenvalues[-1]))
-    root = (vectors * scales) @ vectors.T
-    inverse = (vectors / scales) @ vectors.T
+    root, inverse = square_roots(second_moment)
     _, singular_values, right = np.linalg.svd(_square(core) @ root)
     return Truncation(inverse @ right.T, root @ right.T, singular_values)
+
+
+def square_roots(second_moment: np.ndarray, floor: float = _FLOOR) -> tuple[np.ndarray, np.ndarray]:
+    """Returns C^{1/2} and C^{-1/2}, float64 [D, D], with C's eigenvalues at least floor·λ_max."""
+    eigenvalues, vectors = np.linalg.eigh(np.asarray(second_moment, np.float64))
+    scales = np.sqrt(np.maximum(eigenvalues, floor * eigenvalues[-1]))
+    return (vectors * scales) @ vectors.T, (vectors / scales) @ vectors.T
 
 
 def _square(core: np.ndarray) -> np.ndarray:

@@ -5,8 +5,8 @@ import numpy as np
 import pytest
 
 from bottleneck.errors import UserError
-from bottleneck.frozen.features import Manifest, filling, load_features
-from bottleneck.frozen.figures import laws
+from bottleneck.frozen.features import FeatureManifest, filling, load
+from bottleneck.frozen.figures import rank_laws
 from bottleneck.frozen.results import load_results
 from bottleneck.model.head import HeadFactors
 from bottleneck.ngrams import counts as ngram_counts
@@ -95,17 +95,17 @@ def test_a_damaged_curve_is_named(tmp_path, tokens):
 def features(tmp_path):
     rng = np.random.default_rng(0)
     tokens = {"train": 60, "heldout": 20}
-    manifest = Manifest("made up", 2, 2, 4, 9, 16, "float32", "abc", tokens, 0.0)
+    manifest = FeatureManifest("made up", 2, 2, 4, 9, 16, "float32", "abc", tokens, 0.0)
     head = HeadFactors(jnp.float32(rng.standard_normal((9, 4))), None)
     with filling(tmp_path / "set", manifest, head) as writer:
         for part, n in tokens.items():
             writer.begin(part, np.arange(n, dtype=np.int32) % 9, np.int32(np.arange(n) // 5))
             writer.append(part, np.float32(rng.standard_normal((n, 4))), np.ones((3, 7)))
-    return load_features(tmp_path / "set")
+    return load(tmp_path / "set")
 
 
 def read_all(path):
-    features = load_features(path)
+    features = load(path)
     parts = [features.part(name) for name in ("train", "heldout")]
     sums = [features.layer_sums(name) for name in ("train", "heldout")]
     return parts, sums
@@ -142,7 +142,7 @@ def test_a_finished_set_is_not_sealed_again_as_it_is_now(features):
     flip(features.path / "train" / "hidden.bin", 5)
     with filling(features.path, features.manifest, features.head) as writer:
         assert writer is None
-    again = load_features(features.path)
+    again = load(features.path)
     with pytest.raises(UserError, match=r"hidden\.bin is damaged: its sha256"):
         again.part("train")
 
@@ -150,7 +150,7 @@ def test_a_finished_set_is_not_sealed_again_as_it_is_now(features):
 def test_tokens_of_another_length_are_refused(features):
     heldout = features.path / "heldout" / "tokens.npz"
     heldout.write_bytes((features.path / "train" / "tokens.npz").read_bytes())
-    with pytest.raises(UserError, match=r"tokens\.npz has not the 20 tokens of heldout"):
+    with pytest.raises(UserError, match=r"tokens\.npz does not have the 20 tokens of heldout"):
         features.part("heldout")
 
 
@@ -158,16 +158,16 @@ def test_damaged_results_of_frozen_heads_are_named(write_frozen_heads, tmp_path)
     folder = tmp_path / "frozen_heads"
     write_frozen_heads(folder)
     json_files.write(folder / "results.json", load_results(folder))
-    assert laws(folder).keys() == {"whitened", "normal"}
+    assert rank_laws(folder).keys() == {"whitened", "normal"}
     flip(folder / "documents.npz", 500)
-    with pytest.raises(UserError, match=r"documents\.npz is not a whole .*makes them anew"):
-        laws(folder)
+    with pytest.raises(UserError, match=r"documents\.npz is not a whole .*makes them again"):
+        rank_laws(folder)
     flip(folder / "results.json", 200)
-    with pytest.raises(UserError, match=r"results\.json is damaged: .*makes it anew"):
-        laws(folder)
+    with pytest.raises(UserError, match=r"results\.json is damaged: .*makes it again"):
+        rank_laws(folder)
     (folder / "results.json").write_text('{"cells": []}')
     with pytest.raises(UserError, match=r"results\.json is not what `frozen_heads` writes"):
-        laws(folder)
+        rank_laws(folder)
 
 
 def test_a_damaged_audit_is_named(tmp_path):

@@ -14,7 +14,7 @@ from matplotlib.figure import Figure
 from bottleneck.config import Config, ModelConfig
 from bottleneck.drawing.style import save
 from bottleneck.errors import UserError
-from bottleneck.frozen.features import Manifest, filling
+from bottleneck.frozen.features import FeatureManifest, filling
 from bottleneck.model import transformer
 from bottleneck.model.head import HeadFactors
 from bottleneck.pretrained.huggingface import save_pretrained
@@ -62,7 +62,7 @@ def test_a_report_is_there_whole_or_not_at_all(tmp_path, undisturbed):
 def test_the_tokens_of_a_feature_set_are_there_whole_or_not_at_all(tmp_path):
     sizes = dict(n_layers=1, d_model=2, vocab_size=3, sequence_length=4, head_mismatch=0.0)
     tokens = {"train": 1000, "heldout": 0}
-    manifest = Manifest("model", 1, dtype="float32", corpus="", tokens=tokens, **sizes)
+    manifest = FeatureManifest("model", 1, dtype="float32", corpus="", tokens=tokens, **sizes)
     some = np.zeros(1000, np.int32)
     with (
         breaking_off(2000),

@@ -16,7 +16,7 @@ from bottleneck.data.tokens import prepare
 from bottleneck.errors import UserError
 from bottleneck.frozen import extraction as features_lib
 from bottleneck.frozen.extraction import Request, RunSource, anisotropy_by_layer, make_features
-from bottleneck.frozen.features import DTYPES, load_features
+from bottleneck.frozen.features import DTYPES, load
 from bottleneck.frozen.figures import PROBE, features_figure
 from bottleneck.model import transformer
 from bottleneck.probes.gap import FREQUENCY_CLASSES
@@ -158,7 +158,7 @@ def test_goes_on_where_it_was_killed_and_reads_nothing_twice(made, torn, tmp_pat
     with pytest.raises(Killed):
         made(tmp_path / "set")
     with pytest.raises(UserError, match="is not finished"):
-        load_features(tmp_path / "set")
+        load(tmp_path / "set")
     with (tmp_path / "set" / "train" / "hidden.bin").open("ab") as file:
         file.write(b"x" * torn)
     again = made(tmp_path / "set")
@@ -221,7 +221,7 @@ def test_a_truncated_file_is_damage_that_is_named(made, tmp_path):
     file = features.path / "heldout" / "hidden.bin"
     file.write_bytes(file.read_bytes()[:-4])
     with pytest.raises(UserError, match=r"heldout/hidden\.bin is damaged: it has 65,532 bytes"):
-        load_features(tmp_path / "set")
+        load(tmp_path / "set")
 
 
 @pytest.mark.parametrize("change", [{"tokens": {"../train": 0}}, {"dtype": "object"}])
@@ -229,14 +229,14 @@ def test_a_manifest_of_other_parts_or_types_is_damage(made, tmp_path, change):
     path = made(tmp_path / "set").path / "manifest.json"
     json_files.write(path, json_files.loads(path.read_bytes()) | change)
     with pytest.raises(UserError, match=r"manifest\.json is damaged: it has"):
-        load_features(tmp_path / "set")
+        load(tmp_path / "set")
 
 
 def test_heads_of_other_layers_and_heads_that_are_not_linear_are_refused(made, tmp_path):
     made(tmp_path / "last").require_linear_head()
     with pytest.raises(UserError, match=r"holds layer 1 of 2.*take --layer=2"):
         made(tmp_path / "set", layer=1).require_linear_head()
-    features = load_features(tmp_path / "last")
+    features = load(tmp_path / "last")
     bent = dataclasses.replace(features.manifest, head_mismatch=0.5)
     with pytest.raises(UserError, match="the head is not a linear map"):
         dataclasses.replace(features, manifest=bent).require_linear_head()

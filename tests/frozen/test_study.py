@@ -15,20 +15,19 @@ from bottleneck.commands.frozen_heads import main
 from bottleneck.errors import UserError
 from bottleneck.frozen import figures as frozen_head_figures
 from bottleneck.frozen import study as frozen_heads
-from bottleneck.frozen.features import Manifest, filling, load_features
+from bottleneck.frozen.features import FeatureManifest, filling, load
 from bottleneck.frozen.figures import rank_of_gap
 from bottleneck.frozen.heads import BatchOrder, Heads, Training, schedule, starting_heads
 from bottleneck.frozen.optimum import convex_optimum
 from bottleneck.frozen.results import load_results
-from bottleneck.frozen.study import Plan, Study
-from bottleneck.laws.rank import fit_rank
+from bottleneck.frozen.study import FrozenPlan, FrozenStudy
 from bottleneck.model.head import HeadFactors
 from bottleneck.probes import truncation
 from bottleneck.probes.gap import rank_sweep
 from bottleneck.storage import json_files
 
 VOCAB, WIDTH = 48, 8
-PLAN = Plan(
+PLAN = FrozenPlan(
     features="made up, abc",
     ranks=(1, 2, 4, WIDTH),
     starts=("whitened", "normal"),
@@ -50,7 +49,7 @@ def features(tmp_path_factory):
     true += rng.standard_normal((VOCAB, 1)) * 0.3
     own = jnp.float32(true + 0.2 * rng.standard_normal(true.shape))
     tokens = {"train": 60_000, "heldout": 10_000}
-    manifest = Manifest("made up", 2, 2, WIDTH, VOCAB, 16, "float32", "abc", tokens, 0.0)
+    manifest = FeatureManifest("made up", 2, 2, WIDTH, VOCAB, 16, "float32", "abc", tokens, 0.0)
     folder = tmp_path_factory.mktemp("set")
     with filling(folder, manifest, HeadFactors(own, None)) as writer:
         for part, n in tokens.items():
@@ -58,14 +57,14 @@ def features(tmp_path_factory):
             targets = np.argmax(hidden @ true.T + rng.gumbel(size=(n, VOCAB)), axis=-1)
             writer.begin(part, np.int32(targets), np.int32(np.arange(n) // 50))
             writer.append(part, np.float32(hidden), np.ones((3, WIDTH + 3)))
-    return load_features(folder)
+    return load(folder)
 
 
 @pytest.fixture(scope="module")
 def folder(features, tmp_path_factory):
     """A finished study."""
     path = tmp_path_factory.mktemp("study") / "frozen_heads"
-    Study(features, PLAN, path).run()
+    FrozenStudy(features, PLAN, path).run()
     return path
 
 
@@ -221,7 +220,7 @@ class Killed(Exception):
 
 def test_a_killed_study_goes_on_to_the_same_results(features, tmp_path, monkeypatch):
     short = dataclasses.replace(PLAN, ranks=(2,), starts=("normal",), steps=60, search_steps=20)
-    whole = Study(features, short, tmp_path / "whole").run()
+    whole = FrozenStudy(features, short, tmp_path / "whole").run()
     steps, calls = Training.steps, []
 
     def counted(self, *arguments):
@@ -232,13 +231,13 @@ def test_a_killed_study_goes_on_to_the_same_results(features, tmp_path, monkeypa
 
     monkeypatch.setattr(Training, "steps", counted)
     with pytest.raises(Killed):
-        Study(features, short, tmp_path / "killed").run()
+        FrozenStudy(features, short, tmp_path / "killed").run()
     monkeypatch.setattr(frozen_heads, "convex_optimum", None)  # it is there already
-    assert Study(features, short, tmp_path / "killed").run() == whole
+    assert FrozenStudy(features, short, tmp_path / "killed").run() == whole
     assert len(calls) == 5 + 4
-    assert Study(features, short, tmp_path / "killed").run() == whole
+    assert FrozenStudy(features, short, tmp_path / "killed").run() == whole
     with pytest.raises(UserError, match="holds a study with steps=60; now steps=70: choose"):
-        Study(features, dataclasses.replace(short, steps=70), tmp_path / "killed")
+        FrozenStudy(features, dataclasses.replace(short, steps=70), tmp_path / "killed")
 
 
 @pytest.mark.parametrize(
@@ -256,7 +255,7 @@ def test_a_killed_study_goes_on_to_the_same_results(features, tmp_path, monkeypa
 )
 def test_a_wrong_value_is_one_line(changes, message, features, tmp_path):
     with pytest.raises(UserError, match=message):
-        Study(features, dataclasses.replace(PLAN, **changes), tmp_path / "study")
+        FrozenStudy(features, dataclasses.replace(PLAN, **changes), tmp_path / "study")
 
 
 def test_the_rank_law_finds_its_constants_and_intervals_hold_them():
@@ -298,14 +297,14 @@ def test_the_command_finds_the_study_done_and_draws_it(features, folder, capsys)
         and "0.01 nat" in said
     )
     assert (folder / "frozen_heads.png").stat().st_size > 10_000
-    assert set(frozen_head_figures.laws(folder)) == set(PLAN.starts)
+    assert set(frozen_head_figures.rank_laws(folder)) == set(PLAN.starts)
 
 
 def test_a_set_without_training_tokens_is_refused(features, tmp_path):
     none = dataclasses.replace(features.manifest, tokens={"train": 0, "heldout": 10_000})
     with pytest.raises(UserError, match="has no train tokens"):
-        Study(dataclasses.replace(features, manifest=none), PLAN, tmp_path / "study")
-    assert load_features(features.path).manifest == features.manifest
+        FrozenStudy(dataclasses.replace(features, manifest=none), PLAN, tmp_path / "study")
+    assert load(features.path).manifest == features.manifest
 
 
 @pytest.mark.parametrize("name", ["search.json", "optimum.npz", "plan.json"])
@@ -317,4 +316,4 @@ def test_a_study_does_not_go_on_from_a_damaged_stage(features, folder, tmp_path,
     content[len(content) // 3] ^= 4
     (again / name).write_bytes(content)
     with pytest.raises(UserError, match=rf"{name} is (damaged|not a whole).*makes it again"):
-        Study(features, PLAN, again).run()
+        FrozenStudy(features, PLAN, again).run()
