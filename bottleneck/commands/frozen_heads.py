@@ -33,7 +33,6 @@ def main(argv: list[str]) -> int:
     option(parser, "--seed", whole(0), "seed of batches and initialisations", 0)
     flags = parser.parse_args(argv)
 
-    # Imported here, as they take seconds that `--help` need not wait for.
     from bottleneck import frozen
     from bottleneck.drawing.style import save
     from bottleneck.parallel import compile_cache
