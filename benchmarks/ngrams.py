@@ -8,7 +8,7 @@ from __future__ import annotations
 import frame
 import numpy as np
 
-from bottleneck.ngrams import spectra as ngrams
+from bottleneck import ngrams
 
 V = 1024
 

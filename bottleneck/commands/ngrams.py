@@ -37,16 +37,15 @@ def main(argv: list[str]) -> int:
     if flags.end_of_text is not None and config is not None:
         raise UserError("--end_of_text is for --ids; with --config the tokenizer has its own")
 
-    from bottleneck.ngrams import study as ngram_study
-    from bottleneck.ngrams.rows import Estimate
-    from bottleneck.ngrams.windows import Windows, largest_id
+    # Imported here, as they take seconds that `--help` need not wait for.
+    from bottleneck import ngrams
     from bottleneck.paper.curves import w_errors
 
     smoothing = flags.smoothing
     if smoothing is None:
         smoothing = 1.0 if flags.space == "log" else 0.0
     estimates = [
-        Estimate(
+        ngrams.Estimate(
             flags.space, flags.weighting, smoothing, flags.min_count, contexts, seed=flags.seed
         )
         for contexts in flags.contexts or [None]
@@ -54,7 +53,7 @@ def main(argv: list[str]) -> int:
     tokens: Tokens
     if config is None:
         tokens, identity = _stored(flags.ids)
-        vocab_size, end_of_text = largest_id(tokens) + 1, flags.end_of_text
+        vocab_size, end_of_text = ngrams.largest_id(tokens) + 1, flags.end_of_text
     else:
         from bottleneck.data.tokens import prepare
 
@@ -63,10 +62,10 @@ def main(argv: list[str]) -> int:
         vocab_size, end_of_text = cache.vocab_size, cache.end_of_text
     samples = flags.windows or [None]
     windows = [
-        Windows(n, vocab_size, end_of_text, sample, flags.seed)
+        ngrams.Windows(n, vocab_size, end_of_text, sample, flags.seed)
         for n, sample in itertools.product(flags.n, samples)
     ]
-    study = ngram_study.Study(
+    study = ngrams.NgramStudy(
         windows,
         estimates,
         flags.dimensions,
@@ -75,9 +74,9 @@ def main(argv: list[str]) -> int:
         flags.split_half,
     )
     published = w_errors() if flags.paper else None
-    spectra = ngram_study.carry_out(study, tokens, identity, flags.output)
-    print(ngram_study.summary(spectra))
-    print(f"\nfigure: {ngram_study.draw(spectra, flags.output, published)}")
+    spectra = ngrams.carry_out(study, tokens, identity, flags.output)
+    print(ngrams.summary(spectra))
+    print(f"\nfigure: {ngrams.draw(spectra, flags.output, published)}")
     return 0
 
 

@@ -1,8 +1,8 @@
-"""How often each token follows each context of a text, counted as a stream in bounded memory.
+"""Counts of the tokens that follow each context of a text, made as a stream in bounded memory.
 
-Windows (`ngram_keys`) are sorted and added up a run at a time. Where they are more than one run,
-each run is split on disk by a hash of the context, so that the parts can be merged one by one; both
-passes go on where a killed process stopped.
+Windows are sorted and added up a run at a time. If there are several runs, a hash of the context
+splits each run into parts on disk, and the parts are merged one by one. Both passes resume after a
+killed process.
 
 V: ids of the vocabulary; C: distinct contexts; a pair is a context and one of its next tokens.
 """
@@ -40,19 +40,20 @@ TABLE: dict[str, np.dtype] = {
     "counts": np.dtype("<u4"),
 }
 _REMEDY = "delete the folder, and they are counted again"
-_WINDOW_BYTES = 120  # of memory for each window of a run: keys, copies, the order of a sort
-_MOST_PARTS = 1024  # files of one pass; their pieces stay long enough for a disk
+_WINDOW_BYTES = 120  # of memory for a window and its place in a sort
+_MOST_PARTS = 1024  # more would make short pieces
+_BLOCK_PAIRS = 2**21  # in memory at a time: some 100 MB
 
 
 @dataclass(frozen=True)
-class Plan:
-    """What counting will take, known before it starts."""
+class CountPlan:
+    """The layout of a count, and its cost."""
 
     windows: int  # at most
-    run: int  # windows that are sorted at a time
-    parts: int  # that runs are split into, a power of two; 1: nothing is split
+    run: int  # windows sorted at a time
+    parts: int  # of each run, a power of two; 1: no split
     memory: int  # bytes at most, beside the libraries
-    disk: int  # bytes at most, of which the table stays
+    disk: int  # bytes at most, with the table
 
     @property
     def sentence(self) -> str:
@@ -64,10 +65,10 @@ class Plan:
         )
 
 
-def plan(n_tokens: int, windows: Windows, memory: float) -> Plan:
-    """How the windows of n_tokens will be counted within a number of bytes of memory.
+def plan(n_tokens: int, windows: Windows, memory: float) -> CountPlan:
+    """Returns the layout of a count within a number of bytes of memory.
 
-    Raises `UserError` where there is no window, or the memory is too small for any run.
+    Raises: `UserError` if the text is shorter than a window, or the memory too small for a run.
     """
     n_windows = n_tokens - windows.n + 1
     if n_windows < 1:
@@ -75,40 +76,43 @@ def plan(n_tokens: int, windows: Windows, memory: float) -> Plan:
             f"the corpus has {n_tokens} tokens; at least {windows.n} are needed for one "
             f"{windows.n}-gram"
         )
-    # A sample is held beside the run that it is drawn from, with its random numbers.
+    # A sample and its random numbers are in memory beside a run.
     room = memory - _WINDOW_BYTES * min(windows.sample or 0, n_windows)
     run = min(int(room // _WINDOW_BYTES), n_windows)
     if run < min(n_windows, 1000):
-        raise UserError(f"{memory / 1e9:g} GB of memory is too little to count windows in")
+        raise UserError(f"{memory / 1e9:g} GB of memory is too little to count windows; give more")
     parts = 1
     if run < n_windows and windows.sample is None:
-        # Twice as many as would do if the hash filled them evenly.
+        # The hash fills parts unevenly: this leaves a factor of two.
         while parts * run < 2 * n_windows and parts < _MOST_PARTS:
             parts *= 2
     table = sum(dtype.itemsize for dtype in TABLE.values())
     kept = min(windows.sample or n_windows, n_windows)
     on_disk = (table + (RECORD.itemsize if parts > 1 else 0)) * kept
     in_memory = _WINDOW_BYTES * (run + min(windows.sample or 0, n_windows))
-    return Plan(n_windows, run, parts, in_memory, on_disk)
+    return CountPlan(n_windows, run, parts, in_memory, on_disk)
 
 
 @dataclass(frozen=True)
 class Table:
-    """The counts by context, memory-mapped; contexts are in no meaningful order."""
+    """The counts by context, memory-mapped, in an arbitrary order of contexts."""
 
-    starts: np.ndarray  # int64 [C]: where the pairs of each context begin
+    starts: np.ndarray  # int64 [C]: the first pair of each context
     tokens: np.ndarray  # uint32 [pairs]
     counts: np.ndarray  # uint32 [pairs], at least 1
     windows: Windows
-    n_windows: int  # how many were counted: the sum of the counts
+    n_windows: int  # the sum of the counts
 
     @property
     def n_contexts(self) -> int:
         return len(self.starts)
 
-    def blocks(self, pairs: int) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
-        """Contexts in pieces of about so many pairs: (index of the first one, starts, tokens,
-        counts), the starts counted within the piece.
+    def blocks(
+        self, pairs: int = _BLOCK_PAIRS
+    ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+        """Yields pieces of about `pairs` pairs: index of the first context, starts, tokens, counts.
+
+        The starts are relative to the piece.
         """
         first = 0
         while first < self.n_contexts:
@@ -124,20 +128,19 @@ class Table:
 def count(
     tokens: Tokens, windows: Windows, folder: Path, *, memory: float = 2e9, identity: str = ""
 ) -> Table:
-    """The table of all windows, kept in a folder; one begun there by a killed process is finished.
+    """Returns the counts of all windows, kept in a folder; resumes after a killed process.
+
+    A finished table is read through once to check it, about a second per gigabyte.
 
     Args:
-        memory: bytes that sorting may take, beside the libraries.
-        identity: of the tokens; a folder with counts of others is refused.
-    Raises:
-        UserError: where there is no window, an id is not below V, the folder is another's, or what
-            is in it is damaged: a finished table is read through once, in about a second for each
-            gigabyte.
+        memory: bytes for sorting, beside the libraries.
+        identity: of the tokens, such as their hash; counts of other tokens are refused.
+    Raises: `UserError` if there is no window, an id is not below V, or the folder is damaged.
     """
     layout = plan(len(tokens), windows, memory)
     made_of = dataclasses.asdict(windows) | {"tokens": len(tokens), "identity": identity}
     with Workspace(folder, made_of, "counts", flag=None, remedy=_REMEDY).opened() as facts:
-        state = _State.open(folder, layout)
+        state = _CountState.open(folder, layout)
         runs = folder / "runs"
         if facts:
             for name, info in read_infos(folder / DONE, _REMEDY).items():
@@ -160,35 +163,35 @@ def count(
     table = {name: mapped(folder / f"{name}.bin", dtype) for name, dtype in TABLE.items()}
     if not len(table["tokens"]):
         raise UserError(
-            f"no document of the corpus has {windows.n} tokens; there is no {windows.n}-gram"
+            f"no document of the corpus has {windows.n} tokens, so there are no {windows.n}-grams"
         )
     return Table(**table, windows=windows, n_windows=state.counted)
 
 
 @dataclass
-class _State:
-    """How far counting has come; on disk after every run and every part."""
+class _CountState:
+    """The progress of a count, saved after every run and every part."""
 
     path: Path
     run: int
     parts: int
-    read: int = 0  # windows whose runs are written
+    read: int = 0  # windows in written runs
     run_bytes: list[int] = dataclasses.field(default_factory=list)  # of each part's file
-    merged: int = 0  # parts that are in the table
+    merged: int = 0  # parts in the table
     contexts: int = 0  # in the table
     pairs: int = 0
     counted: int = 0  # windows
-    # CRC-32 of the files that grow, which can be continued from its value after a kill.
+    # Unlike a sha256, the CRC-32 of a growing file can be continued after a kill.
     run_crc: list[int] = dataclasses.field(default_factory=list)
     table_crc: dict[str, int] = dataclasses.field(default_factory=lambda: dict.fromkeys(TABLE, 0))
 
     @property
     def lengths(self) -> dict[str, int]:
-        """Of the columns of the table."""
+        """Lengths of the table's columns."""
         return {"starts": self.contexts, "tokens": self.pairs, "counts": self.pairs}
 
     @classmethod
-    def open(cls, folder: Path, layout: Plan) -> _State:
+    def open(cls, folder: Path, layout: CountPlan) -> _CountState:
         path = folder / STATE
         if not path.exists():
             zeros = [0] * layout.parts
@@ -196,14 +199,14 @@ class _State:
         try:
             return cls(path, **json_files.read(path, _REMEDY))
         except TypeError as error:
-            raise UserError(f"{path} is no state of a count: {error}; {_REMEDY}") from error
+            raise UserError(f"{path} is not the state of a count: {error}; {_REMEDY}") from error
 
     def save(self) -> None:
         json_files.write(self.path, {k: v for k, v in vars(self).items() if k != "path"})
 
 
-def _write_runs(tokens: Tokens, windows: Windows, state: _State, runs: Path) -> None:
-    """Sorts and adds up the windows run by run, and appends each run to the files of its parts."""
+def _write_runs(tokens: Tokens, windows: Windows, state: _CountState, runs: Path) -> None:
+    """Sorts and adds up the windows of each run, and appends them to the files of their parts."""
     n_windows = len(tokens) - windows.n + 1
     with Progress(f"counting {windows.n}-grams", n_windows) as progress:
         while state.read < n_windows:
@@ -218,7 +221,7 @@ def _write_runs(tokens: Tokens, windows: Windows, state: _State, runs: Path) -> 
 
 
 def _drawn(tokens: Tokens, windows: Windows, run: int) -> tuple[np.ndarray, np.ndarray]:
-    """The keys of a random sample of the windows: of least random numbers."""
+    """Returns the keys of a random sample of the windows."""
     assert windows.sample is not None
     rng = np.random.default_rng(windows.seed)
     n_windows = len(tokens) - windows.n + 1
@@ -236,7 +239,7 @@ def _drawn(tokens: Tokens, windows: Windows, run: int) -> tuple[np.ndarray, np.n
     return high, low
 
 
-def _start_over(runs: Path, state: _State) -> None:
+def _start_over(runs: Path, state: _CountState) -> None:
     shutil.rmtree(runs)
     runs.mkdir()
     state.run_bytes, state.run_crc = [0] * state.parts, [0] * state.parts
@@ -244,8 +247,8 @@ def _start_over(runs: Path, state: _State) -> None:
     state.merged = state.contexts = state.pairs = state.counted = 0
 
 
-def _append(runs: Path, state: _State, records: np.ndarray, ends: np.ndarray) -> None:
-    """Adds the records of each part to its file, after what the state says is there."""
+def _append(runs: Path, state: _CountState, records: np.ndarray, ends: np.ndarray) -> None:
+    """Appends the records of each part to its file, after the length in the state."""
     for part, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
         if end > start:
             write_at(runs / f"{part:04d}.bin", state.run_bytes[part], records[start:end])
@@ -253,7 +256,7 @@ def _append(runs: Path, state: _State, records: np.ndarray, ends: np.ndarray) ->
             state.run_bytes[part] += (int(end) - int(start)) * RECORD.itemsize
 
 
-def _merge(windows: Windows, state: _State, folder: Path, runs: Path) -> None:
+def _merge(windows: Windows, state: _CountState, folder: Path, runs: Path) -> None:
     """Turns the runs of each part into rows of the table, part by part."""
     with Progress(f"merging {windows.n}-grams", state.parts) as progress:
         for part in range(state.merged, state.parts):
@@ -261,7 +264,7 @@ def _merge(windows: Windows, state: _State, folder: Path, runs: Path) -> None:
             _check_grown(path, state.run_bytes[part], state.run_crc[part])
             stored = mapped(path, RECORD)[: state.run_bytes[part] // RECORD.itemsize]
             records = merge_records(stored, state.run)
-            # Within a part contexts are in the order of their keys, so equal ones are together.
+            # Records are sorted by key, so those of one context are adjacent.
             context = records["low"] >> np.uint64(windows.bits)
             begins = np.flatnonzero(differs(records["high"]) | differs(context))
             next_token = records["low"] & np.uint64(2**windows.bits - 1)
@@ -283,14 +286,14 @@ def _merge(windows: Windows, state: _State, folder: Path, runs: Path) -> None:
 
 
 def _check_grown(path: Path, n_bytes: int, crc: int) -> None:
-    """Raises `UserError` if the start of a file is not what was written; more may follow it."""
+    """Raises `UserError` if the first bytes of a file are not those written; more may follow."""
     records = mapped(path, np.dtype(np.uint8))[:n_bytes]
     if len(records) != n_bytes or zlib.crc32(records.data) != crc:
         raise damaged(path, "its records are not those that were written", _REMEDY)
 
 
 def write_at(path: Path, offset: int, values: np.ndarray) -> None:
-    """Writes values at an offset, so that what a killed process wrote after it is replaced."""
+    """Writes values at an offset and cuts the file after them."""
     with path.open("r+b" if path.exists() else "wb") as file:
         file.seek(offset)
         file.truncate()
@@ -298,7 +301,7 @@ def write_at(path: Path, offset: int, values: np.ndarray) -> None:
 
 
 def mapped(path: Path, dtype: np.dtype) -> np.ndarray:
-    """The contents of a file, memory-mapped; no file and an empty one hold nothing."""
+    """Returns the contents of a file, memory-mapped; empty if the file is missing or empty."""
     if not path.exists() or not path.stat().st_size:
         return np.zeros(0, dtype)
     return np.memmap(path, dtype, mode="r")

@@ -1,15 +1,14 @@
-"""The eigenvalues of an n-gram Gram matrix, exact where it is small, else bounded from both sides.
+"""The eigenvalues λ of an n-gram Gram matrix G: exact if it is small, otherwise bounded.
 
-All that W-error needs is the sum of the d greatest eigenvalues λ, for each d. On any p orthonormal
-columns Q the eigenvalues θ of QᵀGQ give that sum from below (Ky Fan). From above: let C be G on
-what is orthogonal to Q, B = QᵀG there, and μ > 0. For T ≻ 0, [[0, B], [Bᵀ, 0]] is at most
-diag(B·T⁻¹·Bᵀ, T), so
+W-error(d) needs the sum of the d largest λ. For p orthonormal columns Q, the eigenvalues θ of QᵀGQ
+bound this sum from below (Ky Fan). For the upper bound, let C be G on the orthogonal complement of
+Q, B = QᵀG there, and μ > 0. For any T ≻ 0, [[0, B], [Bᵀ, 0]] ≼ diag(B·T⁻¹·Bᵀ, T), so
 
-    Σ_{i≤d} λᵢ ≤ d·μ + tr(G − μ)₊ ≤ d·μ + Σᵢ(θᵢ − μ)₊ + tr(B·T⁻¹·Bᵀ) + tr(C + T − μ)₊,
+    Σ_{i≤d} λᵢ ≤ d·μ + tr(G − μ)₊ ≤ d·μ + Σᵢ(θᵢ − μ)₊ + tr(B·T⁻¹·Bᵀ) + tr(C + T − μ)₊.
 
-which exceeds the sum of θ only in the second order of B where μ can be put at θ_d. Rows with one
-next token make G nearly diagonal, so the search starts at the axes of the p heaviest tokens, and
-goes on by block power steps, with a random block beside them, where these do not suffice.
+If μ = θ_d, this exceeds the lower bound by a term of second order in B alone. Rows with one next
+token make G nearly diagonal, so Q starts as the axes of the p heaviest tokens. If that is not
+enough, block power steps follow, with random columns beside the axes.
 """
 
 from __future__ import annotations
@@ -22,52 +21,60 @@ import scipy.linalg
 
 from bottleneck.errors import UserError
 from bottleneck.ngrams.gram import Gram
+from bottleneck.probes import spectral_metrics
 from bottleneck.terminal import Progress
 
-TOLERANCE = 1e-3  # of W-error, where the eigenvalues are not exact
+TOLERANCE = 1e-3  # of W-error, if the eigenvalues are not exact
 
-_SVD_CELLS = 2**21  # of a matrix whose singular values are found directly: a second or two
-_EXACT_SIZE = 4096  # m up to which the eigenvalues are exact unasked: half a minute on two cores
+_SVD_CELLS = 2**21  # of W, for LAPACK's SVD: a second or two
+_EXACT_SIZE = 4096  # m, for exact eigenvalues by default: half a minute on two cores
 _OVERSAMPLING = 1.25  # p over d
-_RANDOM_COLUMNS = 32  # beside the axes, for what these are blind to
+_RANDOM_COLUMNS = 32  # beside the axes
 _MOST_STEPS = 6
-_LEVELS = 2000  # values of μ tried
+_LEVELS = 2000  # values of μ to try
 _LANCZOS_STEPS = 40
-_ROUNDING = 1e-2  # of squared lengths, after which one more Cholesky makes up for it
-_NEGLIGIBLE = 1e-12  # over the trace: rounding alone
+_ROUNDING = 1e-2  # of squared lengths; a second Cholesky corrects up to this
+_NEGLIGIBLE = 1e-12  # of the trace
 
 
 @dataclass(frozen=True)
 class Eigenvalues:
-    """Of G, descending, with bounds on the sum of the d greatest; index d of a sum runs from 0."""
+    """The eigenvalues of G, with bounds on the sum of the d largest for d = 0, 1, ….
 
-    values: np.ndarray  # float64 [V′]; of V′ columns that have an entry
-    low: np.ndarray  # float64 [V′ + 1]: each sum is at least this
-    high: np.ndarray  # float64 [V′ + 1]: and at most this
-    trace: float  # the sum of all
+    V′: columns with an entry.
+    """
+
+    values: np.ndarray  # float64 [V′], descending
+    low: np.ndarray  # float64 [V′ + 1], lower bounds
+    high: np.ndarray  # float64 [V′ + 1], upper bounds
+    trace: float
     method: str  # in words
 
     def w_error(self) -> tuple[np.ndarray, np.ndarray]:
-        """√(1 − Σ_{i≤d} λᵢ / Σλ) as computed, and the least it can be: two float64 [V′ + 1]."""
-        computed, least = (
+        """Returns upper and lower bounds of √(1 − Σ_{i≤d} λᵢ / Σλ): two float64 [V′ + 1]."""
+        most, least = (
             np.sqrt(np.clip(1 - sums / self.trace, 0.0, 1.0)) for sums in (self.low, self.high)
         )
-        return computed, least
+        return most, least
+
+    def uncertainty(self, d: int) -> float:
+        """Returns the largest distance between the bounds of W-error at dimensions up to d."""
+        most, least = self.w_error()
+        return float(np.max((most - least)[: d + 1]))
 
 
 def eigenvalues(
     gram: Gram, d: int, *, memory: float = 4e9, tolerance: float = TOLERANCE, exact: bool = False
 ) -> Eigenvalues:
-    """The eigenvalues of G, so that the W-error at every dimension up to d is within tolerance.
+    """Returns eigenvalues of G with W-error within the tolerance at each dimension up to d.
 
-    Where the tolerance is out of reach of the memory the bounds say by how much.
+    If the memory is too small for the tolerance, the bounds are wider.
 
     Args:
-        d: dimensions asked for; beyond them the bounds hold too, but nothing is done for them.
+        d: largest dimension of interest; bounds beyond it hold, but may be wide.
         memory: bytes for dense matrices.
-        exact: find all eigenvalues by LAPACK whatever time it takes.
-    Raises:
-        UserError: where exact eigenvalues need more memory.
+        exact: find all eigenvalues by LAPACK, however long it takes.
+    Raises: `UserError` if exact eigenvalues need more memory.
     """
     m = gram.size
     cells = (m + gram.branching.shape[0]) * m
@@ -85,13 +92,12 @@ def eigenvalues(
 
 
 def w_error_of(mass: np.ndarray) -> np.ndarray:
-    """W-error at d = 0, 1, … of a diagonal Gram matrix: float64 [positive entries + 1]."""
-    sums = _sums(np.sort(mass[mass > 0])[::-1])
-    return np.asarray(np.sqrt(np.clip(1 - sums / sums[-1], 0.0, 1.0)))
+    """Returns W-error at d = 0, 1, … of a diagonal Gram matrix: float64 [positive entries + 1]."""
+    return np.append(1.0, spectral_metrics.w_error(np.sqrt(np.sort(mass[mass > 0])[::-1])))
 
 
 def _by_svd(gram: Gram) -> np.ndarray:
-    """All eigenvalues of the coupled block, to rounding of W and not of its square."""
+    """Returns all eigenvalues of the coupled block, with the accuracy of W and not of W²."""
     one_hot = np.diag(np.sqrt(gram.diagonal))
     stacked = np.concatenate([one_hot, gram.branching.toarray()])
     return np.asarray(np.linalg.svd(stacked, compute_uv=False) ** 2)
@@ -104,9 +110,9 @@ def _exact(gram: Gram, coupled: np.ndarray, method: str) -> Eigenvalues:
 
 
 def _by_axes(gram: Gram, d: int, memory: float, tolerance: float) -> Eigenvalues:
-    """Starts at the axes of the heaviest columns, and goes on by power steps where it must."""
+    """Takes the axes of the heaviest columns, then power steps if those are not enough."""
     m, trace = gram.size, gram.trace
-    # The projection, and LAPACK's copy of it where it makes one.
+    # Memory holds the projection and perhaps LAPACK's copy.
     p = int(min(m, np.sqrt(memory / 16), _OVERSAMPLING * d + _RANDOM_COLUMNS))
     theta = scipy.linalg.eigvalsh(gram.dense(p), overwrite_a=True, check_finite=False)[::-1]
     if p == m:
@@ -114,8 +120,9 @@ def _by_axes(gram: Gram, d: int, memory: float, tolerance: float) -> Eigenvalues
     own, norms, limits = gram.outside(p)
 
     def light(level: float) -> float:
-        """The least of tr(B·T⁻¹·Bᵀ) + tr(C + T − μ)₊ over diagonal T, C being diagonally
-        dominated by `limits`: column by column.
+        """Returns the minimum over diagonal T of tr(B·T⁻¹·Bᵀ) + tr(C + T − μ)₊.
+
+        `limits` dominates C, so the minimum is found column by column.
         """
         room = level - limits
         inside = room >= norms
@@ -131,14 +138,14 @@ def _by_axes(gram: Gram, d: int, memory: float, tolerance: float) -> Eigenvalues
         trace,
         f"{p:,} heaviest of {m:,} coupled tokens",
     )
-    tall = 3 * 8 * m * p  # a block, its image, and what QR or a product adds
-    if _worst(found, d) <= tolerance or tall > memory:
+    tall = 3 * 8 * m * p  # bytes of a block, its image, and the workspace of QR
+    if found.uncertainty(d) <= tolerance or tall > memory:
         return found
     return _by_steps(gram, d, p, tolerance, found)
 
 
 def _by_steps(gram: Gram, d: int, p: int, tolerance: float, start: Eigenvalues) -> Eigenvalues:
-    """Block power steps Q ← orth(G·Q) until the bounds are within tolerance."""
+    """Takes block power steps Q ← orth(G·Q) until the bounds are within the tolerance."""
     m = gram.size
     axes = p - _RANDOM_COLUMNS
     block = np.zeros((m, p), order="F")
@@ -152,16 +159,16 @@ def _by_steps(gram: Gram, d: int, p: int, tolerance: float, start: Eigenvalues) 
             image = gram.times(block)
             found = _better(found, _ritz(gram, block, image, step))
             progress.show(step)
-            if _worst(found, d) <= tolerance:
+            if found.uncertainty(d) <= tolerance:
                 break
     return found
 
 
 def _orthonormal(block: np.ndarray) -> np.ndarray:
-    """Orthonormal columns of the same span, in place of the block, which is in Fortran's order.
+    """Overwrites a block in Fortran order with orthonormal columns of the same span; returns it.
 
-    By Cholesky twice, which takes a fifth of the time of Householder's QR, and by QR where the
-    columns are too nearly dependent for that.
+    Two Cholesky factorisations take a fifth of the time of Householder's QR. Nearly dependent
+    columns need QR.
     """
     for _ in range(2):
         block /= np.maximum(np.linalg.norm(block, axis=0), np.finfo(float).tiny)
@@ -171,23 +178,23 @@ def _orthonormal(block: np.ndarray) -> np.ndarray:
         except scipy.linalg.LinAlgError:
             return np.asarray(scipy.linalg.qr(block, mode="economic", check_finite=False)[0])
         block = scipy.linalg.blas.dtrsm(1.0, factor, block, side=1, overwrite_b=True)
-    # The second factor is that of columns which the first has made orthonormal but for rounding.
+    # Unless rounding was large, the second factor is close to the identity.
     if np.max(np.abs(np.diag(factor) - 1)) > _ROUNDING:
         return np.asarray(scipy.linalg.qr(block, mode="economic", check_finite=False)[0])
     return np.asarray(block)
 
 
 def _ritz(gram: Gram, block: np.ndarray, image: np.ndarray, step: int) -> Eigenvalues:
-    """What the span of a block's orthonormal columns says, given G·block."""
+    """Returns the bounds from a block of orthonormal columns and G·block."""
     projected = block.T @ image
     projected = (projected + projected.T) / 2
     # ‖B‖_F²
     coupling = max(float(np.linalg.norm(image) ** 2 - np.linalg.norm(projected) ** 2), 0.0)
     theta = scipy.linalg.eigvalsh(projected, overwrite_a=True, check_finite=False)[::-1]
-    limit = _greatest_outside(gram, block)
+    limit = _largest_outside(gram, block)
 
     def outside(level: float) -> float:
-        """tr(B·T⁻¹·Bᵀ) for T = (μ − λ_max(C))·1, with which C + T − μ has no positive part."""
+        """Returns tr(B·T⁻¹·Bᵀ) for T = (μ − λ_max(C))·1, so C + T − μ has no positive part."""
         return coupling / (level - limit) if level > limit else np.inf
 
     n_values = gram.size + len(gram.alone)
@@ -199,11 +206,11 @@ def _ritz(gram: Gram, block: np.ndarray, image: np.ndarray, step: int) -> Eigenv
     return Eigenvalues(values, low, high, gram.trace, f"{size}, {step} block power steps")
 
 
-def _greatest_outside(gram: Gram, block: np.ndarray) -> float:
-    """An upper limit of the greatest eigenvalue of G on what is orthogonal to the block.
+def _largest_outside(gram: Gram, block: np.ndarray) -> float:
+    """Returns an upper bound of the largest eigenvalue of G on the block's orthogonal complement.
 
-    By Lanczos from a random start, plus the norm of the residual: it could be too small only where
-    the start has next to nothing of the eigenvector.
+    Adds the residual's norm to the Lanczos value. The bound holds unless the random start is almost
+    orthogonal to the eigenvector.
     """
 
     def outside(vector: np.ndarray) -> np.ndarray:
@@ -215,7 +222,7 @@ def _greatest_outside(gram: Gram, block: np.ndarray) -> float:
         basis[-1] /= lengths[-1]
         image = outside(gram.times(basis[-1][:, None])[:, 0])
         diagonal.append(float(basis[-1] @ image))
-        for vector in basis * 2:  # twice, as once leaves rounding errors that grow
+        for vector in basis * 2:  # once would leave growing rounding errors
             image -= (vector @ image) * vector
         basis.append(image)
         lengths.append(float(np.linalg.norm(image)))
@@ -226,16 +233,10 @@ def _greatest_outside(gram: Gram, block: np.ndarray) -> float:
 
 
 def _better(one: Eigenvalues, other: Eigenvalues) -> Eigenvalues:
-    """The tighter of both bounds at every d, and the values of the newer one."""
+    """Returns the tighter bounds of both at every d, with the values of the other."""
     low, high = np.maximum(one.low, other.low), np.minimum(one.high, other.high)
     values = np.concatenate([other.values, one.values[len(other.values) :]])
     return Eigenvalues(values, low, high, one.trace, other.method)
-
-
-def _worst(found: Eigenvalues, d: int) -> float:
-    """The greatest distance between the bounds of W-error at dimensions up to d."""
-    computed, least = found.w_error()
-    return float(np.max((computed - least)[: d + 1]))
 
 
 def _upper(
@@ -245,7 +246,7 @@ def _upper(
     trace: float,
     n_values: int | None = None,
 ) -> np.ndarray:
-    """The least over μ of d·μ + Σ(known − μ)₊ + remainder(μ), and at most the trace: [V′ + 1]."""
+    """Returns min over μ of d·μ + Σ(known − μ)₊ + remainder(μ), at most the trace: [V′ + 1]."""
     d = np.arange((n_values or len(values)) + 1)
     high = np.full(len(d), trace)
     places = np.unique(np.geomspace(1, len(values), _LEVELS).astype(int)) - 1
@@ -261,5 +262,5 @@ def _upper(
 
 
 def _sums(values: np.ndarray) -> np.ndarray:
-    """Of the first 0, 1, 2, … values."""
-    return np.concatenate([[0.0], np.cumsum(values)])
+    """Returns the sums of the first 0, 1, 2, … values."""
+    return np.append(0.0, np.cumsum(values))

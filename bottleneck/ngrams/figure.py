@@ -1,8 +1,8 @@
-"""Figure 7: W-error of n-gram matrices against d, with the null of each and the paper's curves.
+"""Figure 7: W-error of n-gram matrices against d, with their nulls and the paper's curves.
 
-Left: W-error (lines), where it lies (bands), its null (dashed) and what is left without chance
-(dotted). Right: how far the null is above the line, which is what the contexts share beyond the
-frequencies of single tokens, as far as W-error is known.
+Left: W-error (lines), its bounds (bands), its null (dashed) and its estimate from split halves
+(dotted). Right: the null minus W-error, within the tolerance. It shows what contexts share beyond
+the frequencies of single tokens.
 """
 
 from __future__ import annotations
@@ -16,10 +16,10 @@ from matplotlib.lines import Line2D
 from matplotlib.ticker import EngFormatter
 
 from bottleneck.drawing.style import DISTINCT, GREY, SMALL, WIDTH, Style, plain, styled
-from bottleneck.ngrams.spectra import Spectrum
+from bottleneck.ngrams.spectra import NgramSpectrum
 
-_LAST = 25_000  # d, where the paper's figure ends
-_POINTS = 1500  # drawn of a curve
+_LAST = 25_000  # the largest d of the paper's figure
+_POINTS = 1500  # of a curve
 
 Published = Mapping[tuple[str, str], Mapping[int, float]]  # (corpus, tokenizer) → d → W-error
 
@@ -28,8 +28,8 @@ _PAPER_MARKERS = {"The Pile": "o", "WikiText": "s", "IMDb": "^"}
 
 
 @styled
-def figure_7(spectra: Sequence[Spectrum], published: Published | None = None) -> Figure:
-    """Draws the curves of some spectra, and published ones beside them."""
+def figure_7(spectra: Sequence[NgramSpectrum], published: Published | None = None) -> Figure:
+    """Draws the curves of some spectra and, if given, published ones."""
     figure = Figure(figsize=(WIDTH, 5.0), layout="constrained")
     left, right = figure.subplots(1, 2, width_ratios=[3, 2])
     last = min(_LAST, max(len(one.w_error) for one in spectra) - 1)
@@ -54,15 +54,15 @@ def figure_7(spectra: Sequence[Spectrum], published: Published | None = None) ->
     handles.append(Line2D([], [], color=GREY, lw=1, ls=(0, (4, 2)), label="null: one-hot rows"))
     if any(one.halves is not None for one in spectra):
         handles.append(
-            Line2D([], [], color=GREY, lw=1.2, ls=(0, (1, 1)), label="without chance: split halves")
+            Line2D([], [], color=GREY, lw=1.2, ls=(0, (1, 1)), label="split halves: without noise")
         )
     left.axhline(0.5, color=GREY, lw=0.8, ls=(0, (1, 2)))
     left.set(xlim=(0, last), ylim=(0, 1), xlabel="dimensions d", ylabel="W-error(d)")
-    left.set_title("W-error, and what token frequencies alone give")
+    left.set_title("W-error, and the null from token frequencies")
     right.axhline(0, color=GREY, lw=0.8)
     right.set(xscale="log", xlim=(1, last), xlabel="dimensions d")
     right.set_ylabel("null − W-error")
-    right.set_title("what contexts share beyond frequencies")
+    right.set_title("structure beyond token frequencies")
     for panel in (left, right):
         panel.xaxis.set_major_formatter(EngFormatter(sep=""))
     figure.legend(handles=handles, loc="outside lower center", ncols=2)
@@ -70,13 +70,13 @@ def figure_7(spectra: Sequence[Spectrum], published: Published | None = None) ->
 
 
 def _places(last: int) -> np.ndarray:
-    """Dimensions to draw, int, from 0 to the last, denser at the beginning."""
+    """Returns the dimensions to draw, from 0 to the last, denser at the start."""
     spread = np.concatenate([np.geomspace(1, max(last, 1), _POINTS), np.linspace(0, last, _POINTS)])
     return np.unique(np.concatenate([spread.astype(int), [0]]))
 
 
 def _draw_published(axes: Axes, published: Published) -> None:
-    """Draws points of published curves in grey, with a legend of their own."""
+    """Draws published curves in grey, with a legend of their own."""
     handles = []
     for (corpus, tokenizer), curve in published.items():
         style = {

@@ -1,8 +1,8 @@
-"""The Gram matrix G = WᵀW of n-gram rows, cut into the blocks that its eigenvalues are found from.
+"""The Gram matrix G = WᵀW of n-gram rows, in blocks.
 
-Columns of which no row has more than one next token stand alone in G: such a column is an
-eigenvector, its diagonal the eigenvalue. The others, m in number, are coupled; they come heaviest
-first. G is never whole unless m is small: products of the sparse rows give it block by block.
+A column is alone if its rows have no other entry: it is an eigenvector of G, with its diagonal as
+the eigenvalue. The other m columns are coupled and sorted by descending weight. Products of sparse
+rows give G block by block, so G is never dense as a whole unless m is small.
 """
 
 from __future__ import annotations
@@ -22,11 +22,11 @@ _BLOCK_COLUMNS = 64  # of a dense matrix multiplied at a time
 
 @dataclass(frozen=True)
 class Gram:
-    """G = diag(diagonal) + branchingᵀ·branching over the coupled columns, and what stands alone."""
+    """G = diag(diagonal) + branchingᵀ·branching over the coupled columns; and the columns alone."""
 
-    alone: np.ndarray  # float64, the positive eigenvalues of columns that stand alone, descending
-    columns: np.ndarray  # int [m], the ids of the coupled columns, heaviest first
-    diagonal: np.ndarray  # float64 [m], of the rows with one next token
+    alone: np.ndarray  # float64, their positive eigenvalues, descending
+    columns: np.ndarray  # int [m], ids of the coupled columns, heaviest first
+    diagonal: np.ndarray  # float64 [m], from rows with one next token
     branching: scipy.sparse.csr_array  # float64 [rows, m]
 
     @classmethod
@@ -57,7 +57,7 @@ class Gram:
         return float(self.alone.sum() + self.diagonal.sum()) + squares
 
     def dense(self, k: int) -> np.ndarray:
-        """G over the k heaviest coupled columns: float64 [k, k], in Fortran's order."""
+        """Returns G over the k heaviest coupled columns: float64 [k, k], Fortran order."""
         heavy = self.branching[:, :k] if k < self.size else self.branching
         matrix = np.zeros((k, k), order="F")
         for start, stop, product in _products(heavy, k, f"WᵀW of {k:,} columns"):
@@ -66,9 +66,10 @@ class Gram:
         return matrix
 
     def outside(self, k: int) -> tuple[np.ndarray, np.ndarray, np.ndarray]:
-        """What lies outside the k heaviest columns, three float64 [m − k]: for every other column
-        its diagonal, the norm of its entries in the k rows, and the sum of all its other entries'
-        magnitudes with its diagonal (an upper limit of the eigenvalues of that block, row by row).
+        """Returns three facts of each column beyond the k heaviest, each float64 [m − k].
+
+        They are its diagonal, the norm of its entries in the k heaviest rows, and the sum of the
+        magnitudes of its other entries. The largest such sum bounds that block's eigenvalues.
         """
         norms, sums = np.zeros(self.size - k), np.zeros(self.size - k)
         own = np.zeros(self.size - k)
@@ -83,7 +84,7 @@ class Gram:
         return own + self.diagonal[k:], norms, sums + self.diagonal[k:]
 
     def times(self, vectors_mxp: np.ndarray) -> np.ndarray:
-        """G·vectors, float64 [m, p], in Fortran's order; some columns at a time."""
+        """Returns G·vectors, float64 [m, p], Fortran order; some columns at a time."""
         product = np.empty(vectors_mxp.shape, order="F")
         transposed = self.branching.T
         for start in range(0, vectors_mxp.shape[1], _BLOCK_COLUMNS):
@@ -99,9 +100,9 @@ def _products(
     what: str,
     left: scipy.sparse.csr_array | None = None,
 ) -> Iterator[tuple[int, int, scipy.sparse.csr_array]]:
-    """Rows start … stop − 1 of leftᵀ·right, sparse, for one piece of the rows after another."""
+    """Yields rows start … stop − 1 of leftᵀ·right, sparse, piece by piece."""
     left = right if left is None else left
-    # Terms of each row of the product: the lengths of all rows of W that the column occurs in.
+    # A row of the product has as many terms as the rows of W with that column have entries.
     lengths = np.diff(right.indptr).astype(np.float64)
     indicator = scipy.sparse.csr_array(
         (np.ones(left.nnz, np.int8), left.indices, left.indptr), shape=left.shape

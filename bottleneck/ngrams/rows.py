@@ -1,7 +1,7 @@
-"""From counts to the rows of W [C, V]: an estimate for each context, in some space and weight.
+"""The rows of W [C, V]: an estimate for each context, from counts.
 
-Most rows have a single next token. Of those only the squares count for W's singular values, so
-they are added up by column; the others, which branch, make a sparse matrix.
+Most rows have a single next token. They add only their squares to WᵀW, so these are summed by
+column. The other rows branch and make a sparse matrix.
 
 C: contexts that are rows of W; V: ids; N: windows of a context, c of them with a next token w;
 p_w: share of w among the next tokens of all rows; α: smoothing.
@@ -22,29 +22,30 @@ from bottleneck.ngrams.counts import Table
 Space = Literal["probability", "log", "pmi"]
 Weighting = Literal["equal", "frequency"]
 
-_BLOCK_PAIRS = 2**21  # read at a time: some 100 MB with all that is made of them
+_BLOCK_ENTRIES = 2**21  # squared at a time
 _ENTRY_BYTES = 12  # of the sparse matrix: a float64 and an int32
 
 
 @dataclass(frozen=True)
 class Estimate:
-    """What a row of W says of its context.
+    """The definition of an entry of W, and the choice of rows.
 
-    With α pseudo-counts in all, spread as p_w, the smoothed probability is (c + α·p_w)/(N + α).
+    α pseudo-counts, spread as p_w, give the smoothed probability P = (c + α·p_w)/(N + α).
+    An unseen token has P₀ = α·p_w/(N + α).
 
-    probability: it, less the part α·p_w/(N + α) that unseen tokens have too;
-    log: its logarithm, less that of the same part: log(1 + c/(α·p_w)), for α > 0;
-    pmi: the positive part of the logarithm of it over p_w.
-    What is subtracted has rank 1 (probability) or 2 (log, of which the softmax does not see one),
-    so that it moves a curve by at most that many dimensions.
+    - probability: P − P₀ = c/(N + α)
+    - log: log(P/P₀) = log(1 + c/(α·p_w)), for α > 0
+    - pmi: log(P/p_w) if positive, otherwise 0
+
+    Subtracting P₀ changes the rank by 1, log P₀ by 2, so it moves a curve by as many dimensions.
     """
 
     space: Space = "probability"
-    weighting: Weighting = "equal"  # "frequency": rows times √N, so that each window counts once
+    weighting: Weighting = "equal"  # "frequency": rows times √N, so windows weigh the same
     smoothing: float = 0.0  # α
-    min_count: int = 1  # contexts with fewer windows are left out
-    contexts: int | None = None  # how many of the others are drawn; None: all
-    seed: int = 0  # of the draw; with one seed a smaller draw is part of a larger one
+    min_count: int = 1  # leaves out contexts with fewer windows
+    contexts: int | None = None  # number of contexts to draw; None: all
+    seed: int = 0  # of the draw. For one seed, a larger draw contains a smaller one.
 
     def __post_init__(self) -> None:
         if not self.smoothing >= 0:
@@ -57,7 +58,7 @@ class Estimate:
             raise UserError(f"a draw of {self.contexts} contexts is not allowed; take at least 1")
 
     def entries(self, c: np.ndarray, total: np.ndarray, p: np.ndarray) -> np.ndarray:
-        """The entries of W before weighting; all arguments have an item for each pair."""
+        """Returns the entries of W before weighting; arguments have one item per pair."""
         if self.space == "probability":
             return c / (total + self.smoothing)
         if self.space == "log":
@@ -68,30 +69,30 @@ class Estimate:
 
 @dataclass(frozen=True)
 class Rows:
-    """W, as far as its singular values need it: WᵀW = diag(diagonal) + branchingᵀ·branching."""
+    """W up to a rotation of its rows: WᵀW = diag(diagonal) + branchingᵀ·branching."""
 
-    diagonal: np.ndarray  # float64 [V]: by column, the sum of squares of rows with one next token
-    branching: scipy.sparse.csr_array  # float64 [rows with more, V]
-    unigram: np.ndarray  # int64 [V]: windows of these contexts by their next token
+    diagonal: np.ndarray  # float64 [V], squares of rows with one next token
+    branching: scipy.sparse.csr_array  # float64 [other rows, V]
+    unigram: np.ndarray  # int64 [V], windows of these contexts by next token
     n_contexts: int  # C
 
     @property
     def squares(self) -> np.ndarray:
         """The diagonal of WᵀW, float64 [V].
 
-        It is also the spectrum of the null: if every entry of W had a row of its own, all rows were
-        one-hot and WᵀW this diagonal. By Schur and Horn W-error is nowhere above the null's.
+        It is also the spectrum of the null, in which every entry of W has a row of its own. By
+        Schur and Horn, W-error is at most that of the null.
         """
         total = self.diagonal.copy()
-        for start in range(0, self.branching.nnz, _BLOCK_PAIRS):
-            some = slice(start, start + _BLOCK_PAIRS)
+        for start in range(0, self.branching.nnz, _BLOCK_ENTRIES):
+            some = slice(start, start + _BLOCK_ENTRIES)
             data = self.branching.data[some]
             total += np.bincount(self.branching.indices[some], data * data, len(total))
         return total
 
     @property
     def one_hot_share(self) -> float:
-        """Of the rows, how many have a single next token."""
+        """Fraction of rows with a single next token."""
         return 1 - self.branching.shape[0] / self.n_contexts
 
 
@@ -101,19 +102,18 @@ def rows(
     *,
     folder: Path,
     memory: float = 1e9,
-    without_chance: bool = False,
+    unbiased: bool = False,
 ) -> Rows:
-    """The rows of an estimate.
+    """Returns the rows of an estimate.
 
     Args:
-        memory: bytes for the branching rows; where they need more they lie in a file of the folder.
-        without_chance: make WᵀW an unbiased estimate of what it is for the true probabilities, of
-            which c·c′/(N·(N − 1)) is one for two tokens and c·(c − 1)/(N·(N − 1)) for one with
-            itself; in the probability space, of contexts with two windows or more.
-    Raises:
-        UserError: where no context has min_count windows, or fewer than are to be drawn.
+        memory: bytes for the branching rows; larger ones go to files in the folder.
+        unbiased: make WᵀW an unbiased estimate of its value for the true probabilities. Two tokens
+            give c·c′/(N·(N − 1)), one token with itself c·(c − 1)/(N·(N − 1)). It needs the
+            probability space and contexts with at least two windows.
+    Raises: `UserError` if too few contexts have min_count windows.
     """
-    assert not without_chance or (
+    assert not unbiased or (
         estimate.space == "probability" and not estimate.smoothing and estimate.min_count >= 2
     ), estimate
     kept = _kept(table, estimate)
@@ -126,7 +126,7 @@ def rows(
     diagonal = np.zeros(vocab_size)
     p_V = unigram / unigram.sum()
     row = pair = 0
-    for first, starts, tokens, counts in table.blocks(_BLOCK_PAIRS):
+    for first, starts, tokens, counts in table.blocks():
         wanted = kept[first : first + len(starts)]
         lengths = np.diff(starts, append=len(tokens))
         totals = np.add.reduceat(counts, starts, dtype=np.int64)
@@ -136,7 +136,7 @@ def rows(
         p = p_V[w]
         weight = total if estimate.weighting == "frequency" else np.ones(len(total))
         entries = np.sqrt(weight) * estimate.entries(c, total, p)
-        if without_chance:
+        if unbiased:
             entries *= np.sqrt(total / (total - 1))
             diagonal -= np.bincount(w, entries**2 / c, vocab_size)
         alone = length == 1
@@ -147,7 +147,7 @@ def rows(
         ends[row + 1 : row + 1 + len(branches)] = pair + np.cumsum(branches)
         row, pair = row + len(branches), stop
     assert (row, pair) == (n_rows, n_pairs), (row, pair, n_rows, n_pairs)
-    # An index of 32 bits where it will do: scipy wants one type for both index arrays.
+    # scipy wants one type for both index arrays.
     if n_pairs < 2**31:
         ends = ends.astype(np.int32)
     else:
@@ -157,10 +157,10 @@ def rows(
 
 
 def _kept(table: Table, estimate: Estimate) -> np.ndarray:
-    """Which contexts are rows, bool [contexts of the table]."""
+    """Returns True for each context that is a row: bool [contexts of the table]."""
     kept = np.ones(table.n_contexts, bool)
     if estimate.min_count > 1:
-        for first, starts, _, counts in table.blocks(_BLOCK_PAIRS):
+        for first, starts, _, counts in table.blocks():
             totals = np.add.reduceat(counts, starts, dtype=np.int64)
             kept[first : first + len(starts)] = totals >= estimate.min_count
     n_kept = int(kept.sum())
@@ -173,7 +173,8 @@ def _kept(table: Table, estimate: Estimate) -> np.ndarray:
         return kept
     if estimate.contexts > n_kept:
         raise UserError(
-            f"{estimate.contexts:,} contexts cannot be drawn from the {n_kept:,} that are there"
+            f"{estimate.contexts:,} contexts cannot be drawn from the {n_kept:,} that exist; "
+            "take fewer"
         )
     order = np.random.default_rng(estimate.seed).permutation(np.flatnonzero(kept))
     kept[order[estimate.contexts :]] = False
@@ -181,10 +182,10 @@ def _kept(table: Table, estimate: Estimate) -> np.ndarray:
 
 
 def _census(table: Table, kept: np.ndarray) -> tuple[np.ndarray, int, int]:
-    """Next tokens of the kept contexts, int64 [V]; how many contexts branch; pairs of those."""
+    """Returns the kept contexts' next tokens, int64 [V], and their branching rows and pairs."""
     unigram = np.zeros(table.windows.vocab_size, np.int64)
     n_rows = n_pairs = 0
-    for first, starts, tokens, counts in table.blocks(_BLOCK_PAIRS):
+    for first, starts, tokens, counts in table.blocks():
         wanted = kept[first : first + len(starts)]
         lengths = np.diff(starts, append=len(tokens))
         in_row = np.repeat(wanted, lengths)

@@ -1,13 +1,12 @@
-"""How many dimensions a text's n-grams ask for: singular values, W-error, and its null.
+"""Singular values of the n-grams of a text, W-error, and its null.
 
-W has a row for each context of n − 1 tokens, the estimated distribution of the token after it.
-W-error(d) = √(Σ_{i>d} σᵢ² / Σσᵢ²) is the share of its norm that the best copy of rank d loses. The
-null is what that would be if every entry of W stood in a row of its own, so that all rows were
-one-hot: a curve of how often tokens occur, √(1 − share of the d heaviest in Σσ²), and nowhere below
-W-error. Where both are one, W-error tells nothing that token frequencies do not.
+A row of W is the estimated distribution of the token after a context of n − 1 tokens.
+W-error(d) = √(Σ_{i>d} σᵢ² / Σσᵢ²) is the relative error of the best approximation of rank d. The
+null gives every entry of W a row of its own: √(1 − share of the d heaviest tokens in Σσ²). It
+depends on token frequencies alone and is at least W-error. If W-error equals it, contexts share
+nothing beyond those frequencies.
 
-Source: Godey et al. 2024, section 5.3 and figure 7. The counting is in `ngram_counts`, the rows in
-`ngram_rows`, the eigenvalues with their bounds in `ngram_eigenvalues`.
+Source: Godey et al. 2024, section 5.3 and figure 7.
 """
 
 from __future__ import annotations
@@ -32,36 +31,36 @@ from bottleneck.ngrams.windows import Tokens, Windows, largest_id
 from bottleneck.storage.arrays import read_arrays, write_arrays
 
 MEMORY = 3.5e9  # bytes, beside the libraries: 4 GB with them
-_ARRAYS = ("singular_values", "w_error", "w_error_least", "null", "coverage")
-DIMENSIONS = 4000  # up to which W-error is found within the tolerance
+_ARRAYS = ("singular_values", "w_error", "w_error_least", "null")
+DIMENSIONS = 4000  # the largest d at which W-error is within the tolerance
 
 
 @dataclass(frozen=True)
-class Spectrum:
-    """The singular values of W and its W-error, beside the null; V′ columns have an entry."""
+class NgramSpectrum:
+    """The singular values of W, its W-error at d = 0, 1, …, and the null.
 
-    singular_values: np.ndarray  # float64 [V′], descending; those beyond `dimensions` are rough
-    w_error: np.ndarray  # float64 [V′ + 1], at d = 0, 1, …
-    w_error_least: np.ndarray  # float64 [V′ + 1]: it is not below this; the same where exact
-    null: np.ndarray  # float64 [V′ + 1], at d = 0, 1, …, of one-hot rows
-    # The same by plain counts, √(1 − share of the d most frequent next tokens): the null where each
-    # context has one window.
-    coverage: np.ndarray  # float64 [tokens that occur + 1]
-    facts: Mapping[str, Any]  # what W is made of, as plain values
-    halves: Halves | None = None  # the W-error without chance, where it was asked for
+    V′: columns with an entry.
+    """
+
+    singular_values: np.ndarray  # float64 [V′], descending; rough beyond `dimensions`
+    w_error: np.ndarray  # float64 [V′ + 1], exact or an upper bound
+    w_error_least: np.ndarray  # float64 [V′ + 1], exact or a lower bound
+    null: np.ndarray  # float64 [V′ + 1]
+    facts: Mapping[str, Any]  # settings and sizes
+    halves: Halves | None = None  # for split halves
 
     @property
     def is_known(self) -> np.ndarray:
-        """Where W-error is within the tolerance of what it is, bool [V′ + 1]."""
+        """True at each d with W-error within the tolerance, bool [V′ + 1]."""
         return self.w_error - self.w_error_least <= TOLERANCE
 
     def dimensions(self, level: float) -> int:
-        """The least d at which W-error is at most a level."""
+        """Returns the smallest d with W-error at most `level`."""
         return int(np.argmax(self.w_error <= level))
 
     @property
     def label(self) -> str:
-        """What it is, in a few words."""
+        """A short description."""
         facts = self.facts
         words = [f"{facts['n']}-grams", f"{facts['contexts']:,} contexts"]
         if facts["min_count"] > 1:
@@ -75,25 +74,22 @@ class Spectrum:
         return ", ".join(words)
 
     def save(self, path: Path) -> None:
-        """Writes an .npz that is there whole or not at all."""
+        """Writes an .npz file, whole or not at all."""
         arrays: dict[str, Any] = {"facts": json.dumps(dict(self.facts))}
         for name in _ARRAYS:
             arrays[name] = getattr(self, name)
         if self.halves is not None:
             arrays["halves_w_error"] = self.halves.w_error
-            arrays["halves_null"] = self.halves.null
             arrays["halves_contexts"] = np.array(self.halves.n_contexts)
         write_arrays(path, arrays)
 
     @classmethod
-    def load(cls, path: Path) -> Spectrum:
-        """What `save` wrote; `UserError` where the file is not that any more."""
+    def load(cls, path: Path) -> NgramSpectrum:
+        """Reads the file that `save` wrote; raises `UserError` if it is damaged."""
         arrays = read_arrays(path, "delete it, and it is computed again")
         halves = None
         if "halves_w_error" in arrays:
-            keys = ("halves_w_error", "halves_null", "halves_contexts")
-            w_error, null, n_contexts = (arrays[key] for key in keys)
-            halves = Halves(w_error, null, int(n_contexts))
+            halves = Halves(arrays["halves_w_error"], int(arrays["halves_contexts"]))
         facts = json.loads(str(arrays["facts"]))
         return cls(**{name: arrays[name] for name in _ARRAYS}, facts=facts, halves=halves)
 
@@ -111,24 +107,22 @@ def spectrum(
     exact: bool = False,
     split_half: bool = False,
     **estimate: Any,
-) -> Spectrum:
-    """The singular values of the n-gram matrix of a text, its W-error, and the null curve.
+) -> NgramSpectrum:
+    """Returns the singular values of a text's n-gram matrix, its W-error, and the null.
 
     Args:
-        tokens: ids, one-dimensional: an array, a memory map or a token cache's sequence.
+        tokens: ids, one-dimensional: an array, a memory map or the sequence of a token cache.
         n: 2 to 7 tokens, a context and the token after it.
-        vocab_size: every id is below it; None: one more than the greatest id.
-        end_of_text: the id that ends documents, which no window goes beyond.
-        sample: how many windows are drawn; None: all are counted.
+        vocab_size: V; None: one more than the largest id.
+        end_of_text: the id that ends documents; it may only end a window.
+        sample: number of windows to draw; None: all.
         seed: of the draws.
-        dimensions: d up to which W-error is found to 1e-3 of its value.
-        memory: bytes, beside the libraries; what does not fit goes to a temporary folder.
-        exact: find all eigenvalues, whatever time it takes.
-        split_half: find the W-error without chance as well.
-        estimate: the fields of `ngram_rows.Estimate`: space, weighting, smoothing, min_count,
-            contexts.
-    Raises:
-        UserError: where there is no window, W is 0, or an argument is not allowed.
+        dimensions: largest d with W-error to an absolute 1e-3.
+        memory: bytes, beside the libraries; the rest goes to a temporary folder.
+        exact: find all eigenvalues, however long it takes.
+        split_half: also find W-error from split halves, without the noise of counts.
+        estimate: fields of `Estimate`: space, weighting, smoothing, min_count, contexts.
+    Raises: `UserError` if there is no window, W is 0, or an argument is not allowed.
     """
     size = largest_id(tokens) + 1 if vocab_size is None else vocab_size
     windows = Windows(n, size, end_of_text, sample, seed)
@@ -138,9 +132,7 @@ def spectrum(
     with tempfile.TemporaryDirectory(prefix="ngrams-") as folder:
         table = count(tokens, windows, Path(folder), memory=memory / 2)
         return spectrum_of(
-            table,
-            how,
-            Path(folder),
+            *(table, how, Path(folder)),
             dimensions=dimensions,
             memory=memory,
             exact=exact,
@@ -157,20 +149,17 @@ def spectrum_of(
     memory: float = MEMORY,
     exact: bool = False,
     split_half: bool = False,
-) -> Spectrum:
-    """The spectrum of one estimate from counts; `folder` takes what memory does not hold."""
+) -> NgramSpectrum:
+    """Returns the spectrum of one estimate from counts; `folder` takes arrays beyond the memory."""
     made = rows(table, estimate, memory=memory / 4, folder=folder)
     gram = Gram.of(made)
     if not gram.trace > 0:
-        raise UserError("every entry of W is 0: the contexts say nothing in this space")
-    # Beside the dense matrices there are the sparse rows, three times at most.
+        raise UserError(f"every entry of W is 0 in the {estimate.space} space; take another")
+    # The sparse rows take memory up to three times, beside dense matrices.
     sparse = 3 * 12 * made.branching.nnz
     room = max(memory - sparse, memory / 4)
     found = eigenvalues(gram, dimensions, memory=room, exact=exact)
-    computed, least = found.w_error()
-    halves = None
-    if split_half:
-        halves = compare_halves(table, estimate, folder, memory=room)
+    halves = compare_halves(table, estimate, folder, memory=room) if split_half else None
     facts = {
         **dataclasses.asdict(estimate),
         **{f"windows_{k}" if k == "seed" else k: v for k, v in vars(table.windows).items()},
@@ -181,9 +170,8 @@ def spectrum_of(
         "norm": float(np.sqrt(found.trace)),
         "dimensions": dimensions,
         "method": found.method,
-        "w_error_within": float(np.max((computed - least)[: dimensions + 1])),
+        "w_error_within": found.uncertainty(dimensions),
         "tolerance": TOLERANCE,
     }
     values = np.sqrt(np.maximum(found.values, 0.0))
-    null, coverage = w_error_of(made.squares), w_error_of(made.unigram)
-    return Spectrum(values, computed, least, null, coverage, facts, halves)
+    return NgramSpectrum(values, *found.w_error(), w_error_of(made.squares), facts, halves)

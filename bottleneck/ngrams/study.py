@@ -1,7 +1,7 @@
-"""A folder of n-gram spectra: counts, one .npz for each curve, a manifest and figure 7.
+"""A folder of n-gram spectra: counts, one .npz file per curve, a manifest and figure 7.
 
-What is there already is not computed again, so a study that was stopped goes on, and one that asks
-for more curves of the same text counts nothing twice.
+Finished counts and curves are kept, so a stopped study resumes, and one with more curves of the
+same text reuses its counts.
 """
 
 from __future__ import annotations
@@ -20,7 +20,7 @@ from bottleneck.ngrams.counts import Table, count, plan
 from bottleneck.ngrams.figure import Published, figure_7
 from bottleneck.ngrams.halves import check_comparable
 from bottleneck.ngrams.rows import Estimate
-from bottleneck.ngrams.spectra import Spectrum, spectrum_of
+from bottleneck.ngrams.spectra import NgramSpectrum, spectrum_of
 from bottleneck.ngrams.windows import Tokens, Windows
 from bottleneck.signals import removed
 from bottleneck.storage import json_files
@@ -32,8 +32,8 @@ _SHOWN = (512, 1000, 2000, 4000)  # dimensions in the printed table
 
 
 @dataclass(frozen=True)
-class Study:
-    """The curves asked for: one for each estimate of each set of windows."""
+class NgramStudy:
+    """A request of curves: one for each estimate of each set of windows."""
 
     windows: Sequence[Windows]
     estimates: Sequence[Estimate]
@@ -47,14 +47,14 @@ class Study:
             check_comparable(estimate)
 
 
-def carry_out(study: Study, tokens: Tokens, identity: str, folder: Path) -> list[Spectrum]:
-    """All curves of a study, computed or found in the folder, with its manifest.
+def carry_out(
+    study: NgramStudy, tokens: Tokens, identity: str, folder: Path
+) -> list[NgramSpectrum]:
+    """Returns all curves of a study; computes those missing in the folder and writes its manifest.
 
     Args:
-        identity: of the tokens, such as their hash; a folder of others is refused.
-    Raises:
-        UserError: if another process has the folder, it is another text's or cannot be written, or
-            there is no window.
+        identity: of the tokens, such as their hash; a folder of other tokens is refused.
+    Raises: `UserError` if there is no window, or the folder is in use, refused or not writable.
     """
     curves, table_of = folder / "curves", folder / "counts"
     spectra, names = [], []
@@ -76,13 +76,15 @@ def carry_out(study: Study, tokens: Tokens, identity: str, folder: Path) -> list
     return spectra
 
 
-def draw(spectra: Sequence[Spectrum], folder: Path, published: Published | None = None) -> Path:
+def draw(
+    spectra: Sequence[NgramSpectrum], folder: Path, published: Published | None = None
+) -> Path:
     """Writes figure 7 of some spectra, with published curves if given; returns its path."""
     return save(figure_7(spectra, published), folder / FIGURE)
 
 
-def summary(spectra: Sequence[Spectrum]) -> str:
-    """A table: W-error and its null at some dimensions, and where W-error is halved."""
+def summary(spectra: Sequence[NgramSpectrum]) -> str:
+    """Returns a table of W-error and its null at some dimensions, and the d that halves W-error."""
     lines = [f"{'':44}" + "".join(f"{f'd = {d:,}':>18}" for d in _SHOWN) + f"{'halved at':>12}"]
     for one in spectra:
         cells = "".join(_cell(one, d) for d in _SHOWN)
@@ -93,14 +95,16 @@ def summary(spectra: Sequence[Spectrum]) -> str:
     return "\n".join([*lines, f"W-error (its null: one-hot rows), {known}"])
 
 
-def _cell(one: Spectrum, d: int) -> str:
+def _cell(one: NgramSpectrum, d: int) -> str:
     if d >= len(one.w_error):
         return f"{'–':>18}"
     found = f"{'' if one.is_known[d] else '≤ '}{one.w_error[d]:.3f}"
     return f"{found} ({one.null[d]:.3f})".rjust(18)
 
 
-def _counted(study: Study, tokens: Tokens, windows: Windows, identity: str, folder: Path) -> Table:
+def _counted(
+    study: NgramStudy, tokens: Tokens, windows: Windows, identity: str, folder: Path
+) -> Table:
     memory = study.memory / 2
     _say(f"counting: {plan(len(tokens), windows, memory).sentence}")
     place = folder / _slug(windows)
@@ -114,8 +118,8 @@ def _counted(study: Study, tokens: Tokens, windows: Windows, identity: str, fold
 
 
 def _computed(
-    study: Study, table: Table, estimate: Estimate, scratch: Path, asked: dict[str, Any]
-) -> Spectrum:
+    study: NgramStudy, table: Table, estimate: Estimate, scratch: Path, asked: dict[str, Any]
+) -> NgramSpectrum:
     _say(
         f"{table.windows.n}-grams, {estimate.space}: singular values within "
         f"{study.memory / 1e9:.1f} GB of memory"
@@ -123,9 +127,7 @@ def _computed(
     scratch.mkdir(exist_ok=True)
     with removed(scratch):
         found = spectrum_of(
-            table,
-            estimate,
-            scratch,
+            *(table, estimate, scratch),
             dimensions=study.dimensions,
             memory=study.memory,
             exact=study.exact,
@@ -135,8 +137,10 @@ def _computed(
     return dataclasses.replace(found, facts={**found.facts, "asked": asked})
 
 
-def _asked(study: Study, windows: Windows, estimate: Estimate, identity: str) -> dict[str, Any]:
-    """All that a curve depends on, as JSON gives it back."""
+def _asked(
+    study: NgramStudy, windows: Windows, estimate: Estimate, identity: str
+) -> dict[str, Any]:
+    """Returns the settings that determine a curve, as JSON has them."""
     return {
         "windows": dataclasses.asdict(windows),
         "estimate": dataclasses.asdict(estimate),
@@ -147,14 +151,14 @@ def _asked(study: Study, windows: Windows, estimate: Estimate, identity: str) ->
     }
 
 
-def _found(path: Path, asked: dict[str, Any]) -> Spectrum | None:
-    """The curve in a file, where it is what is asked for."""
-    found = Spectrum.load(path) if path.exists() else None
+def _found(path: Path, asked: dict[str, Any]) -> NgramSpectrum | None:
+    """Returns the curve in a file, if it has the settings asked for."""
+    found = NgramSpectrum.load(path) if path.exists() else None
     return found if found is not None and found.facts.get("asked") == asked else None
 
 
 def _write_manifest(
-    path: Path, spectra: Sequence[Spectrum], names: Sequence[str], identity: str
+    path: Path, spectra: Sequence[NgramSpectrum], names: Sequence[str], identity: str
 ) -> None:
     facts = {name: dict(one.facts) for name, one in zip(names, spectra, strict=True)}
     contents = {"bottleneck": __version__, "tokens": identity, "curves": facts}
@@ -167,7 +171,7 @@ def _slug(windows: Windows) -> str:
 
 
 def _name(windows: Windows, estimate: Estimate) -> str:
-    """A file name that says what is not as usual."""
+    """Returns a file name with the settings that differ from their defaults."""
     usual = Estimate("log", smoothing=1.0) if estimate.space == "log" else Estimate()
     words = [
         f"{key}-{value}"

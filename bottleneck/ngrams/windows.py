@@ -1,7 +1,7 @@
-"""The windows of a text as numbers: made, sorted, and equal ones added up.
+"""Windows of n tokens as sortable keys, and sorted records of their counts.
 
-A window is n tokens: a context of n − 1 and the token after it. Its key has 128 bits, two uint64,
-with the next token lowest, so that windows of one context are neighbours once they are sorted.
+A window is a context of n − 1 tokens and the token after it. Its key has 128 bits, two uint64. The
+next token has the lowest bits, so sorting puts the windows of one context together.
 
 V: ids of the vocabulary.
 """
@@ -16,14 +16,14 @@ import numpy as np
 
 from bottleneck.errors import UserError
 
-RECORD = np.dtype([("high", "<u8"), ("low", "<u8"), ("count", "<u4")])  # a key, and how often
+RECORD = np.dtype([("high", "<u8"), ("low", "<u8"), ("count", "<u4")])  # a key and its count
 _WORD = 64  # bits
-# Odd numbers without a pattern in their bits, for hashing by multiplication.
+# Odd, with irregular bits, for multiplicative hashing.
 _MIX_HIGH, _MIX = np.uint64(0x9E3779B97F4A7C15), np.uint64(0xD6E8FEB86659FD93)
 
 
 class Tokens(Protocol):
-    """A long one-dimensional array of ids, such as a memory map or a token cache's sequence."""
+    """A one-dimensional array of ids, such as a memory map or the sequence of a token cache."""
 
     def __len__(self) -> int: ...
 
@@ -32,12 +32,12 @@ class Tokens(Protocol):
 
 @dataclass(frozen=True)
 class Windows:
-    """Which windows of a text are counted."""
+    """The windows of a text to count."""
 
-    n: int  # tokens in each
-    vocab_size: int  # V: every id is below it
-    end_of_text: int | None = None  # windows that go on after this token are left out
-    sample: int | None = None  # how many are drawn, without replacement; None: all
+    n: int  # tokens of a window
+    vocab_size: int  # V; ids are below it
+    end_of_text: int | None = None  # may only end a window
+    sample: int | None = None  # windows to draw without replacement; None: all
     seed: int = 0  # of the draw
 
     def __post_init__(self) -> None:
@@ -54,12 +54,12 @@ class Windows:
 
     @property
     def bits(self) -> int:
-        """Bits that hold any id."""
+        """Bits of an id."""
         return max(int(self.vocab_size - 1).bit_length(), 1)
 
 
 def keys(tokens: Tokens, start: int, stop: int, windows: Windows) -> tuple[np.ndarray, np.ndarray]:
-    """Windows start … stop − 1 as numbers of 128 bits, the next token lowest: two uint64 arrays."""
+    """Returns the keys of windows start … stop − 1: their high and low words, uint64."""
     piece = np.asarray(tokens[start : stop + windows.n - 1])
     if int(piece.max()) >= windows.vocab_size or int(piece.min()) < 0:
         wrong = int(piece.max() if piece.max() >= windows.vocab_size else piece.min())
@@ -81,20 +81,20 @@ def keys(tokens: Tokens, start: int, stop: int, windows: Windows) -> tuple[np.nd
 def sorted_by_part(
     high: np.ndarray, low: np.ndarray, bits: int, parts: int
 ) -> tuple[np.ndarray, np.ndarray]:
-    """Keys sorted by part and key, equal ones added up: records, and where each part ends."""
-    shift = np.uint64(_WORD - parts.bit_length() + 1)
-    if parts == 1:
-        records = _added_up(high, low, np.ones(len(low), np.uint32), np.lexsort((low, high)))
-        return records, np.array([len(records)])
-    part = _part(high, low, bits, shift)
+    """Returns records of the distinct keys, sorted by part and key, and the end of each part."""
     ones = np.ones(len(low), np.uint32)
+    if parts == 1:
+        records = _added_up(high, low, ones, np.lexsort((low, high)))
+        return records, np.array([len(records)])
+    shift = np.uint64(_WORD - parts.bit_length() + 1)
+    part = _part(high, low, bits, shift)
     records = _added_up(high, low, ones, np.lexsort((low, high, part)))
     of_record = _part(records["high"], records["low"], bits, shift)
     return records, np.searchsorted(of_record, np.arange(parts, dtype=np.uint64), side="right")
 
 
 def _part(high: np.ndarray, low: np.ndarray, bits: int, shift: np.uint64) -> np.ndarray:
-    """The part that each key's context belongs to, uint64; it wraps around as it multiplies."""
+    """Returns the part of each key's context, uint64, by a hash that wraps around."""
     context = (high * _MIX_HIGH) ^ (low >> np.uint64(bits))
     context ^= context >> np.uint64(32)
     return np.asarray((context * _MIX) >> shift)
@@ -103,7 +103,7 @@ def _part(high: np.ndarray, low: np.ndarray, bits: int, shift: np.uint64) -> np.
 def _added_up(
     high: np.ndarray, low: np.ndarray, counts: np.ndarray, order: np.ndarray
 ) -> np.ndarray:
-    """One record for each distinct key, in the order given, which has equal keys together."""
+    """Returns one record per distinct key, in an order that has equal keys together."""
     high, low = high[order], low[order]
     first = np.flatnonzero(differs(high) | differs(low))
     records = np.empty(len(first), RECORD)
@@ -114,14 +114,14 @@ def _added_up(
 
 
 def differs(values: np.ndarray) -> np.ndarray:
-    """Whether each value differs from the one before it; the first does."""
+    """Returns True at each value that differs from the one before it, and at the first."""
     differs = np.ones(len(values), bool)
     np.not_equal(values[1:], values[:-1], out=differs[1:])
     return differs
 
 
 def merge_records(stored: np.ndarray, at_once: int) -> np.ndarray:
-    """Records, as of a file, sorted and added up, of which about so many are sorted at a time."""
+    """Returns stored records, sorted and with equal keys added up; sorts `at_once` at a time."""
     merged = np.zeros(0, RECORD)
     start = 0
     while start < len(stored):
@@ -134,7 +134,7 @@ def merge_records(stored: np.ndarray, at_once: int) -> np.ndarray:
 
 
 def largest_id(tokens: Tokens, at_once: int = 2**22) -> int:
-    """The greatest of the tokens; raises `UserError` where there is none."""
+    """Returns the largest token; raises `UserError` if there are no tokens."""
     if not len(tokens):
         raise UserError("the corpus has no tokens")
     starts: Sequence[int] = range(0, len(tokens), at_once)

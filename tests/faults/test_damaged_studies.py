@@ -11,7 +11,7 @@ from bottleneck.frozen.results import load_results
 from bottleneck.model.head import HeadFactors
 from bottleneck.ngrams import counts as ngram_counts
 from bottleneck.ngrams.counts import count
-from bottleneck.ngrams.spectra import Spectrum, spectrum
+from bottleneck.ngrams.spectra import NgramSpectrum, spectrum
 from bottleneck.ngrams.windows import Windows
 from bottleneck.paper.evals import loss_series, read_evals
 from bottleneck.pretrained.series_audit import Audit, left_out_steps
@@ -82,13 +82,13 @@ def test_a_damaged_curve_is_named(tmp_path, tokens):
     path = tmp_path / "curve.npz"
     found = spectrum(tokens, 3, dimensions=20)
     found.save(path)
-    np.testing.assert_array_equal(Spectrum.load(path).w_error, found.w_error)
+    np.testing.assert_array_equal(NgramSpectrum.load(path).w_error, found.w_error)
     flip(path, 400)
     with pytest.raises(UserError, match=r"curve\.npz is not a whole .*computed again"):
-        Spectrum.load(path)
+        NgramSpectrum.load(path)
     np.savez(path, w_error=found.w_error)
     with pytest.raises(UserError, match=r"curve\.npz has no array facts; it has w_error"):
-        Spectrum.load(path)
+        NgramSpectrum.load(path)
 
 
 @pytest.fixture

@@ -13,8 +13,7 @@ import sys
 
 import numpy as np
 
-from bottleneck.ngrams import spectra as ngrams
-from bottleneck import laws
+from bottleneck import laws, ngrams
 
 source = np.random.default_rng(0)
 tokens = (600 * source.random(100_000) ** 3).astype(np.int32)

@@ -21,6 +21,7 @@ from bottleneck.frozen.heads import BatchOrder, Heads, Training, schedule, start
 from bottleneck.frozen.optimum import convex_optimum
 from bottleneck.frozen.results import load_results
 from bottleneck.frozen.study import FrozenPlan, FrozenStudy
+from bottleneck.laws.rank import fit_rank
 from bottleneck.model.head import HeadFactors
 from bottleneck.probes import truncation
 from bottleneck.probes.gap import rank_sweep

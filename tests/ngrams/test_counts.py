@@ -174,7 +174,7 @@ def test_what_cannot_be_counted_is_one_line(tmp_path, tokens, fields, message):
 
 
 def test_too_little_memory_is_said():
-    with pytest.raises(UserError, match="too little to count windows in"):
+    with pytest.raises(UserError, match="too little to count windows; give more"):
         plan(10**6, Windows(3, 9), memory=1e4)
 
 

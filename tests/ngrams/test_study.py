@@ -16,8 +16,8 @@ from bottleneck.ngrams import spectra as ngrams
 from bottleneck.ngrams import study as ngram_study
 from bottleneck.ngrams.figure import figure_7
 from bottleneck.ngrams.rows import Estimate
-from bottleneck.ngrams.spectra import Spectrum, spectrum
-from bottleneck.ngrams.study import Study, carry_out, summary
+from bottleneck.ngrams.spectra import NgramSpectrum, spectrum
+from bottleneck.ngrams.study import NgramStudy, carry_out, summary
 from bottleneck.ngrams.windows import Windows
 from bottleneck.paper.curves import w_errors
 
@@ -30,7 +30,7 @@ def tokens() -> np.ndarray:
 
 def study_of(*estimates, n=(3,), **fields):
     windows = [Windows(size, 121) for size in n]
-    return Study(windows, estimates, dimensions=50, memory=1e9, **fields)
+    return NgramStudy(windows, estimates, dimensions=50, memory=1e9, **fields)
 
 
 def test_a_study_has_a_curve_for_each_estimate_and_each_n(tokens, tmp_path):
@@ -39,7 +39,7 @@ def test_a_study_has_a_curve_for_each_estimate_and_each_n(tokens, tmp_path):
     assert len(spectra) == 6 == len({one.label for one in spectra})
     manifest = json.loads((tmp_path / "manifest.json").read_text())
     for (name, facts), one in zip(manifest["curves"].items(), spectra, strict=True):
-        stored = Spectrum.load(tmp_path / "curves" / f"{name}.npz")
+        stored = NgramSpectrum.load(tmp_path / "curves" / f"{name}.npz")
         np.testing.assert_array_equal(stored.w_error, one.w_error)
         assert facts == one.facts == stored.facts
     alone = spectrum(tokens, 3, vocab_size=121, dimensions=50)
@@ -79,7 +79,7 @@ def test_the_summary_says_w_error_null_and_where_it_is_halved():
     facts = {"n": 5, "contexts": 12_345, "min_count": 2, "space": "pmi", "smoothing": 0.5}
     facts |= {"weighting": "frequency", "w_error_within": 3e-4, "dimensions": 3000}
     least = np.where(np.arange(5001) <= 3000, w_error, w_error - 0.01)
-    text = summary([Spectrum(w_error, w_error, least, null, null, facts)])
+    text = summary([NgramSpectrum(w_error, w_error, least, null, facts)])
     row = text.splitlines()[1]
     assert row.startswith("5-grams, 12,345 contexts, seen 2× or more, pmi, α = 0.5, by frequency")
     assert " 0.800 (0.900)" in row and "≤ 0.200 (0.600)" in row and row.endswith("2,500")
@@ -173,7 +173,7 @@ def test_ten_million_tokens_take_four_gigabytes_at_most(tmp_path):
     # In kilobytes, of the greatest of this process's children.
     assert resource.getrusage(resource.RUSAGE_CHILDREN).ru_maxrss < 4e6
     (path,) = (tmp_path / "out/curves").iterdir()
-    found = Spectrum.load(path)
+    found = NgramSpectrum.load(path)
     assert found.facts["n"] == 5 and found.facts["dimensions"] == 4000
     assert found.facts["columns"] > 16_000 and found.facts["windows"] == n - 4
     assert np.max((found.w_error - found.w_error_least)[:4001]) <= 1e-3
