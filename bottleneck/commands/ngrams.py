@@ -37,7 +37,6 @@ def main(argv: list[str]) -> int:
     if flags.end_of_text is not None and config is not None:
         raise UserError("--end_of_text is for --ids; with --config the tokenizer has its own")
 
-    # Imported here, as they take seconds that `--help` need not wait for.
     from bottleneck import ngrams
     from bottleneck.paper.curves import w_errors
 
