@@ -21,8 +21,9 @@ if TYPE_CHECKING:  # readers of run folders need not import jax
     from bottleneck.model.accounting import ParameterCount
 
 CONFIG = "config.json"
-METRICS = "metrics.jsonl"  # in a bucket, metrics-00000.jsonl and so on
-PROBE = "probes/{:08d}.npz"  # of a step
+METRICS = "metrics.jsonl"
+METRICS_PART = "metrics-{:05}.jsonl"  # by number; a bucket has these instead
+PROBE = "{:08d}.npz"  # by step, in probes/
 COMPLETE = "COMPLETE"
 
 # Settings that may change between restarts, because the run still computes the same.
@@ -101,15 +102,18 @@ def facts(
 
 def saved_steps(checkpoints: Path) -> list[int]:
     """Returns the steps with a checkpoint, damaged or not, ascending."""
-    if not checkpoints.is_dir():
-        return []
-    found = (p for p in checkpoints.iterdir() if re.fullmatch("0|[1-9][0-9]{0,17}", p.name))
+    steps = numbered(checkpoints, "{}")
+    if not is_remote(checkpoints):
+        return steps
     # A bucket cannot rename, so there a checkpoint has its name before it is complete.
-    return sorted(
-        int(path.name)
-        for path in found
-        if not is_remote(path) or (path / "commit_success.txt").exists()
-    )
+    return [step for step in steps if (checkpoints / f"{step}/commit_success.txt").exists()]
+
+
+def numbered(folder: Path, form: str) -> list[int]:
+    """Returns the numbers n whose `form.format(n)` is a name in the folder, ascending."""
+    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
+    numbers = {int(digits[0]) for name in names if (digits := re.search("[0-9]{1,18}", name))}
+    return sorted(number for number in numbers if form.format(number) in names)
 
 
 def write_text(path: Path, text: str) -> None:
@@ -117,19 +121,9 @@ def write_text(path: Path, text: str) -> None:
     write_whole(path, text.encode())
 
 
-def part_name(number: int) -> str:
-    """Returns the name of a part of the metrics, which a bucket has instead of metrics.jsonl."""
-    return f"metrics-{number:05}.jsonl"
-
-
 def metric_parts(workdir: Path) -> dict[int, Path]:
     """Returns the parts of a run's metrics by number, ascending; none outside buckets."""
-    found = {}
-    for path in workdir.iterdir() if workdir.is_dir() else ():
-        match = re.fullmatch(r"metrics-(\d{5,})\.jsonl", path.name)
-        if match and path.name == part_name(int(match[1])):
-            found[int(match[1])] = path
-    return dict(sorted(found.items()))
+    return {n: workdir / METRICS_PART.format(n) for n in numbered(workdir, METRICS_PART)}
 
 
 def metric_files(workdir: Path) -> list[Path]:

@@ -14,7 +14,7 @@ from contextlib import contextmanager
 from pathlib import Path
 
 from bottleneck.runs import metrics as metric_lines
-from bottleneck.runs.folder import METRICS, PROBE, metric_parts, part_name
+from bottleneck.runs.folder import METRICS, METRICS_PART, PROBE, metric_parts
 from bottleneck.runs.probe import Probe
 from bottleneck.runs.tensorboard import TensorBoard
 from bottleneck.storage.folders import is_remote, write_whole, writing
@@ -50,9 +50,9 @@ class MetricsWriter:
 
     def write_probe(self, step: int, tokens: int, probe: Probe) -> None:
         """Writes a probe's arrays, then its scalars, so a step with both lines is complete."""
-        path = self._workdir / PROBE.format(step)
-        path.parent.mkdir(exist_ok=True)
-        probe.save(path)
+        probes = self._workdir / "probes"
+        probes.mkdir(exist_ok=True)
+        probe.save(probes / PROBE.format(step))
         evaluation = {"tokens": tokens, "loss": probe.loss, "loss_se": probe.loss_se}
         self.write(step, "eval", evaluation)
         self.write(step, "probe", {"tokens": tokens, **probe.scalars()})
@@ -123,7 +123,7 @@ class MetricParts:
         if self._n_written == len(self._lines):
             return
         content = "".join(self._lines).encode()
-        write_whole(self._workdir / part_name(self._number), content)
+        write_whole(self._workdir / METRICS_PART.format(self._number), content)
         self._n_written = len(self._lines)
         if len(content) >= PART_BYTES:
             self._number, self._lines, self._n_written = self._number + 1, [], 0

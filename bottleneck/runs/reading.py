@@ -7,7 +7,6 @@ from __future__ import annotations
 
 import dataclasses
 import os
-import re
 import typing
 from collections.abc import Iterable
 from dataclasses import dataclass, field
@@ -21,7 +20,7 @@ import polars.selectors as cs
 from bottleneck.config import Config, parse
 from bottleneck.errors import UserError
 from bottleneck.runs import metrics as metric_lines
-from bottleneck.runs.folder import CONFIG, PROBE, is_complete, read_config, saved_steps
+from bottleneck.runs.folder import CONFIG, PROBE, is_complete, numbered, read_config, saved_steps
 from bottleneck.runs.probe import Probe
 from bottleneck.runs.seals import damage
 from bottleneck.sections import flatten
@@ -83,7 +82,7 @@ class Run:
     @property
     def probe_steps(self) -> list[int]:
         """Steps with a probe, ascending."""
-        return _numbered((self.path / PROBE).parent, Path(PROBE).name)
+        return numbered(self.path / "probes", PROBE)
 
     def split(self, name: str) -> pl.DataFrame:
         """Returns the rows of a split ("train", "eval", "probe", "time") and its own columns."""
@@ -104,7 +103,7 @@ class Run:
         Raises: `UserError` if the step was not probed or the file is damaged.
         """
         step = self._known(step, self.probe_steps, "probe")
-        return Probe.load(self.path / PROBE.format(step))
+        return Probe.load(self.path / "probes" / PROBE.format(step))
 
     def params(self, step: int | None = None) -> dict[str, Any]:
         """Returns the parameters at a step (None: the last), from a checkpoint of any mesh.
@@ -306,10 +305,3 @@ def _read_metrics(workdir: Path, *, may_be_empty: bool) -> pl.DataFrame:
     measured = cs.numeric() - cs.by_name("step", "tokens", require_all=False)
     table = pl.DataFrame(list(rows.values()), infer_schema_length=None)
     return table.with_columns(measured.cast(pl.Float64)).sort("step", "split")
-
-
-def _numbered(folder: Path, form: str) -> list[int]:
-    """Returns the numbers among the names in a folder; drafts have other names."""
-    names = {path.name for path in folder.iterdir()} if folder.is_dir() else set()
-    numbers = {int(digits[0]) for name in names if (digits := re.match("[0-9]{1,18}", name))}
-    return sorted(number for number in numbers if form.format(number) in names)

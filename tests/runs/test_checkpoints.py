@@ -156,9 +156,10 @@ def test_a_seal_that_names_files_outside_of_its_folder_is_not_followed(copy, nam
     secret.write_text("of another")
     name = name.replace("/SECRET", str(secret))
     reseal(copy / "2" / "meta", {name: dataclasses.asdict(checksums.info_of_file(secret))})
-    read, info = [], checksums.info_of_file
-    monkeypatch.setattr(checksums, "info_of_file", lambda path: read.append(path) or info(path))
-    problem = seals.damage(copy / "2" / "meta")
+    read = []
+    with monkeypatch.context() as patch:
+        patch.setattr(checksums, "info_of_file", read.append)
+        problem = seals.damage(copy / "2" / "meta")
     assert f"seal.json cannot be read: it names {name!r}, which is not in its folder" in problem
     assert read == []
     assert restored(copy) == 1
