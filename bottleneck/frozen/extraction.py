@@ -201,9 +201,7 @@ def anisotropy_by_layer(features: FeatureSet, part: Part) -> tuple[np.ndarray, n
     Both are float64 [n_layers + 1]. The centred one takes pairs within an extraction batch, less
     the batch's mean.
     """
-    sums = features.layer_sums(part).sum(axis=0)
-    units = geometry.UnitSum(sums[:, :-3], sums[:, -3])
-    return np.asarray(geometry.anisotropy_of(units), np.float64), sums[:, -2] / sums[:, -1]
+    return geometry.layer_anisotropy(features.layer_sums(part).sum(axis=0))
 
 
 def write_probe(features: FeatureSet) -> None:

@@ -1,8 +1,7 @@
-"""Upper bounds on what truncating a head to rank r can cost.
+"""Upper bounds on the cost of truncating a head to rank r, in nats. Float64.
 
-The loss of weights W on an example is L(W, x, q) = logsumexp(W x) − q·W x, in nats: x is the hidden
-state, q the distribution of its target. W* minimises the mean loss ℓ over the examples; C is the
-second moment of x. All arithmetic is float64. r: rank kept; D: hidden width.
+The loss of weights W is L(W, x, q) = logsumexp(W x) − q·W x. x: hidden state; q: distribution of
+its target. W*: minimum of the mean loss; C: second moment of x; r: rank kept; D: hidden width.
 """
 
 from __future__ import annotations
@@ -13,23 +12,26 @@ from bottleneck.probes.spectral_metrics import tails
 
 
 def lipschitz_bound(change_norm: np.ndarray, input_norm: np.ndarray) -> np.ndarray:
-    """√2·‖ΔW‖_F·‖x‖ ≥ |L(W) − L(W*)| for any two weights, as the gradient p − q is at most √2 long.
+    """Returns √2·‖ΔW‖_F·‖x‖ ≥ |L(W) − L(W*)|, nats; the gradient p − q has norm at most √2.
 
-    With a truncation to rank r, ‖ΔW‖_F = √Σ_{i>r} σ_i², it is theorem 5.3 of Godey et al. 2024 with
-    the constant that its O(·) leaves out.
+    For truncation to rank r, ‖ΔW‖_F = √Σ_{i>r} σ_i². Source: Godey et al. 2024, theorem 5.3, with
+    the constant that its O(·) omits.
     """
     return np.sqrt(2) * np.asarray(change_norm) * np.asarray(input_norm)
 
 
 def plain_bound(singular_values: np.ndarray, mean_input_norm: float) -> np.ndarray:
-    """The most that cutting W* to rank r by its SVD can cost, r = 1 … D: see `lipschitz_bound`."""
+    """Returns a bound on the cost of truncating W* by its SVD: float64 [D] nats, r = 1 … D.
+
+    Source: `lipschitz_bound`.
+    """
     return lipschitz_bound(np.sqrt(tails(singular_values)), np.asarray(mean_input_norm))
 
 
 def whitened_bound(whitened_singular_values: np.ndarray) -> np.ndarray:
-    """The most that cutting W* C^{1/2} to rank r by its SVD can cost: ¼·Σ_{i>r} σ_i², r = 1 … D.
+    """Returns a bound on the cost of truncating W* C^{1/2}: ¼·Σ_{i>r} σ_i², nats, r = 1 … D.
 
     Args:
-        whitened_singular_values: σ_i(W* C^{1/2}), of the matrix that is cut, best a centred one.
+        whitened_singular_values: [D], σ_i(W* C^{1/2}); a centred W* gives the smaller bound.
     """
     return tails(whitened_singular_values) / 4

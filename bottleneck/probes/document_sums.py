@@ -1,4 +1,4 @@
-"""Means over tokens, with standard errors that know that tokens come in documents. numpy alone.
+"""Means over tokens, with standard errors clustered by document. Uses only numpy.
 
 N: tokens; g: documents; n: quantities; S: resamples.
 """
@@ -12,30 +12,28 @@ import numpy as np
 
 @dataclass(frozen=True)
 class DocumentSums:
-    """Sums over the tokens of each of g documents; tokens of one document depend on one another.
-
-    totals: float64 [g, n]; n_tokens: int [g].
-    """
+    """Sums over the tokens of each document: totals, float64 [g, n], and n_tokens, int [g]."""
 
     totals: np.ndarray
     n_tokens: np.ndarray
 
     @classmethod
     def of(cls, values: np.ndarray, documents: np.ndarray) -> DocumentSums:
-        """Of values [N, n] whose tokens belong to documents [N]."""
+        """Returns the sums of values [N, n] by the documents [N] of their tokens."""
         _, numbers, n_tokens = np.unique(documents, return_inverse=True, return_counts=True)
         totals = np.zeros((len(n_tokens), values.shape[1]))
         np.add.at(totals, numbers, values)
         return cls(totals, n_tokens)
 
     def means(self) -> np.ndarray:
-        """float64 [n], over tokens."""
+        """Returns means over tokens, float64 [n]."""
         return self.totals.sum(axis=0) / self.n_tokens.sum()
 
     def standard_errors(self) -> np.ndarray:
-        """float64 [n], of the means: √(g/(g−1)·Σ_d (Σ_{i∈d} (x_i − x̄))²)/N; NaN for one document.
+        """Returns standard errors of the means, float64 [n]; NaN for a single document.
 
-        Source: Liang and Zeger 1986, documents being the clusters.
+        They are √(g/(g−1)·Σ_d (Σ_{i∈d} (x_i − x̄))²)/N. Source: Liang and Zeger 1986, with documents
+        as clusters.
         """
         n_documents = len(self.n_tokens)
         if n_documents < 2:

@@ -1,8 +1,7 @@
-"""What each rank of a head costs: mean losses, their gap to the whole head, and the gap's anatomy.
+"""The cost of truncating a head to each rank: mean losses, gaps, and the parts of a gap.
 
-B: sequences; L: tokens; D: hidden width; n: ranks; g: documents; Δ: logits of the head cut to a
-rank, less those of the whole; p: probabilities of the whole head. Losses of single tokens come from
-`token_sweep`; here they are put together, in float64 on the host.
+B: sequences; L: tokens; D: hidden width; n: ranks; g: documents. `token_sweep` computes the losses
+of single tokens; this module averages them in float64 on the host.
 """
 
 from __future__ import annotations
@@ -32,14 +31,14 @@ _token_sweep = jax.jit(token_sweep, static_argnames="ranks")
 
 @dataclass(frozen=True)
 class RankSweep:
-    """Mean losses over tokens that count, nats per token; arrays are float64.
+    """Mean losses over tokens of weight 1, nats per token; arrays are float64.
 
     ranks: int [n], ascending; the last is D.
-    loss: [n], of the head truncated to each rank.
-    gaps: [n] each, the loss less the whole head's, and how it comes about.
-    full_loss, full_loss_se: of the whole head, clustered by document.
-    document_losses, document_tokens: [g], sums of the whole head's losses and counts of tokens in
-        each document, so that runs can be compared pair by pair.
+    loss: [n], with the head truncated to each rank.
+    gaps: [n] each, the loss minus the whole head's, and its parts.
+
+    full_loss, full_loss_se: loss of the whole head; standard error clustered by document.
+    document_losses, document_tokens: [g], the whole head's summed losses and the number of tokens.
     """
 
     ranks: np.ndarray
@@ -61,17 +60,20 @@ def rank_sweep(
     weights_BxL: np.ndarray | None = None,
     documents_BxL: np.ndarray | None = None,
 ) -> RankSweep:
-    """The loss of a head cut to each rank, over these tokens, on any device or mesh.
+    """Returns the mean losses of a head truncated to each rank, on any device or mesh.
 
-    Compiled once for a shape and its ranks, so that a series of checkpoints costs one compilation.
+    It compiles once per shape and ranks, so a series of checkpoints costs one compilation.
 
     Args:
         factors: the head.
-        ranks: 1 to D; D is added where it is missing.
-        weights_BxL: 0 for a token that does not count, else 1; None where all do.
-        documents_BxL: which document each token is of; None takes each sequence for one.
+        hidden_BxLxD: hidden states that the head reads, after the final norm.
+        targets_BxL: the next token of each.
+        ranks: 1 to D; D is added if it is missing.
+        truncation: of W ("plain"), of W − 1·w̄ᵀ ("centred"), or of W·C^½ ("whitened").
+        weights_BxL: 1 for a token that counts, otherwise 0; None counts all.
+        documents_BxL: document number of each token; None makes each sequence a document.
     Raises:
-        ValueError: where a rank is not between 1 and D, or the truncation is not one of the three.
+        ValueError: a rank is not between 1 and D, or the truncation is unknown.
     """
     width = hidden_BxLxD.shape[-1]
     if truncation not in typing.get_args(Kind):
@@ -111,10 +113,10 @@ def summarise(
     ranks: Sequence[int],
     predictions: Predictions,
 ) -> RankSweep:
-    """Means and errors from the losses [B, L, n] of `token_sweep`, whose last rank is D.
+    """Returns means and errors of the losses [B, L, n] of `token_sweep`, whose last rank is D.
 
     Args:
-        weights, documents, classes: [B, L]; `classes` as `frequency_classes` gives them.
+        weights, documents, classes: [B, L]; `classes` comes from `frequency_classes`.
     """
     counts = weights.reshape(-1) > 0
 
@@ -144,13 +146,12 @@ def summarise(
 
 
 def frequency_classes(tokens: np.ndarray, counts: np.ndarray) -> np.ndarray:
-    """Which of `FREQUENCY_CLASSES` each token is of: an index, in the shape of `tokens`.
+    """Returns the index in `FREQUENCY_CLASSES` of each token, in the shape of `tokens`.
 
-    Tokens are ordered by their counts, and cut where a third and two thirds of all occurrences are
-    reached, so that each class has about a third of a text.
+    Each class has about a third of all occurrences; the rarest tokens come first.
 
     Args:
-        counts: [vocab_size] occurrences in a text, best the one that a model was trained on.
+        counts: [vocab_size] occurrences in a text, best the training text.
     """
     order = np.argsort(counts, kind="stable")
     before = np.cumsum(counts[order]) - counts[order]

@@ -1,7 +1,7 @@
-"""How hidden states lie in their space: anisotropy, moments, isotropy, from sums over tokens.
+"""Geometry of hidden states: anisotropy, moments and isotropy, from sums over tokens.
 
-N: tokens; D: hidden width; C: E[h hᵀ]. Sums are float32 whatever the hidden states, and add up over
-batches.
+N: tokens; D: hidden width; C: E[h hᵀ]. Sums are float32 for any dtype of hidden states, and add up
+over batches. Weights are 1 for a token that counts, otherwise 0.
 """
 
 from __future__ import annotations
@@ -14,19 +14,14 @@ import numpy as np
 
 
 class UnitSum(NamedTuple):
-    """Of unit vectors h/‖h‖: their sum [..., D] and how many there are [...]."""
+    """The sum [..., D] of unit vectors h/‖h‖ and their number [...]."""
 
-    total: jax.Array
-    number: jax.Array
+    total: jax.Array | np.ndarray
+    number: jax.Array | np.ndarray
 
 
 def unit_sum(hidden: jax.Array, weights: jax.Array) -> UnitSum:
-    """The sums over all tokens that count.
-
-    Args:
-        hidden: [..., D] hidden states; rows of zeros leave no trace in the total.
-        weights: [...], 0 for a token that does not count, else 1.
-    """
+    """Returns the unit sum of hidden states [..., D] with weights [...]; zero rows add nothing."""
     hidden = hidden.astype(jnp.float32).reshape(-1, hidden.shape[-1])
     weights = weights.reshape(-1)
     norms = jnp.linalg.norm(hidden, axis=-1)
@@ -36,7 +31,7 @@ def unit_sum(hidden: jax.Array, weights: jax.Array) -> UnitSum:
 
 
 def anisotropy_of(sums: UnitSum) -> jax.Array:
-    """Mean cosine similarity over all pairs of distinct tokens, float32 in [−1/(N−1), 1].
+    """Returns the mean cosine similarity over pairs of distinct tokens, float32 in [−1/(N−1), 1].
 
     Uses Σ_{i≠j} u_i·u_j = ‖Σ_i u_i‖² − N, so it costs O(N·D), not O(N²·D).
 
@@ -47,50 +42,53 @@ def anisotropy_of(sums: UnitSum) -> jax.Array:
 
 
 def anisotropy(hidden: jax.Array, weights: jax.Array | None = None) -> jax.Array:
-    """`anisotropy_of` hidden states [..., D]; all count where there are no weights [...]."""
+    """Returns the mean cosine similarity of hidden states [..., D]; see `anisotropy_of`.
+
+    Args:
+        weights: [...]; None counts all tokens.
+    """
     weights = jnp.ones(hidden.shape[:-1]) if weights is None else weights
     return anisotropy_of(unit_sum(hidden, weights))
 
 
-class PairSum(NamedTuple):
-    """Of all pairs of distinct tokens of a batch: the sum of their cosines, and their number."""
-
-    cosines: jax.Array
-    number: jax.Array
-
-
-def centred_pairs(hidden: jax.Array, weights: jax.Array) -> PairSum:
-    """Of hidden states [..., D] less their mean over the batch; `weights` as for `unit_sum`."""
-    sums = unit_sum(hidden.astype(jnp.float32) - mean(hidden, weights), weights)
-    pairs = sums.number * (sums.number - 1)
-    return PairSum(jnp.sum(sums.total**2) - sums.number, pairs)
-
-
 def layer_sums(hidden: jax.Array, weights: jax.Array | np.ndarray) -> jax.Array:
-    """float32 [D + 3]: a batch's `unit_sum` and `centred_pairs` in one array, which adds up.
+    """Returns one layer's sums over a batch, float32 [D + 3]; they add up over batches.
 
-    Σ h/‖h‖ [D], the number of tokens, the sum of the cosines of pairs, the number of pairs.
+    They are Σ h/‖h‖ [D] and the number of tokens, then the sum of cosines over pairs of centred
+    states and the number of pairs. Centred states have the mean over the batch subtracted.
     """
     weights = jnp.asarray(weights)
-    units, pairs = unit_sum(hidden, weights), centred_pairs(hidden, weights)
-    return jnp.concatenate([units.total, jnp.stack([units.number, pairs.cosines, pairs.number])])
+    units = unit_sum(hidden, weights)
+    centred = unit_sum(hidden.astype(jnp.float32) - mean(hidden, weights), weights)
+    cosines = jnp.sum(centred.total**2) - centred.number
+    pairs = units.number * (units.number - 1)
+    return jnp.concatenate([units.total, jnp.stack([units.number, cosines, pairs])])
+
+
+def layer_anisotropy(sums: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
+    """Returns anisotropy and centred anisotropy, float64 [layers], from `layer_sums` [layers, D+3].
+
+    The second is over pairs within a batch.
+    """
+    raw = anisotropy_of(UnitSum(sums[:, :-3], sums[:, -3]))
+    return np.asarray(raw, np.float64), sums[:, -2].astype(np.float64) / sums[:, -1]
 
 
 def mean(hidden: jax.Array, weights: jax.Array) -> jax.Array:
-    """Σ w h / Σ w, float32 [D], of hidden states [..., D]; zeros where no token counts."""
+    """Returns Σ w h / Σ w, float32 [D], for hidden states [..., D]; zeros if no token counts."""
     hidden = hidden.astype(jnp.float32).reshape(-1, hidden.shape[-1])
     total = jnp.einsum("nd,n->d", hidden, weights.reshape(-1), precision=jax.lax.Precision.HIGHEST)
     return total / jnp.maximum(jnp.sum(weights), 1.0)
 
 
 def mean_norm(hidden: jax.Array, weights: jax.Array) -> jax.Array:
-    """Σ w ‖h‖ / Σ w, float32 scalar, of hidden states [..., D]."""
+    """Returns Σ w ‖h‖ / Σ w, float32 scalar, for hidden states [..., D]."""
     norms = jnp.linalg.norm(hidden.astype(jnp.float32), axis=-1)
     return jnp.sum(weights * norms) / jnp.sum(weights)
 
 
 def second_moment(hidden: jax.Array, weights: jax.Array) -> jax.Array:
-    """C = Σ w h hᵀ / Σ w, float32 [D, D]."""
+    """Returns C = Σ w h hᵀ / Σ w, float32 [D, D], for hidden states [..., D]."""
     hidden = hidden.astype(jnp.float32).reshape(-1, hidden.shape[-1])
     weighted = hidden * weights.reshape(-1, 1)
     gram = jnp.matmul(weighted.T, hidden, precision=jax.lax.Precision.HIGHEST)
@@ -98,15 +96,17 @@ def second_moment(hidden: jax.Array, weights: jax.Array) -> jax.Array:
 
 
 def covariance(second_moment: np.ndarray, mean: np.ndarray) -> np.ndarray:
-    """C − h̄ h̄ᵀ, float64 [D, D], on the host."""
+    """Returns C − h̄ h̄ᵀ, float64 [D, D], on the host."""
     mean = np.asarray(mean, np.float64)
     return np.asarray(second_moment, np.float64) - np.outer(mean, mean)
 
 
 def iso_score(covariance: np.ndarray) -> float:
-    """IsoScore: about the share of dimensions that are used evenly, 0 (one of them) to 1 (all).
+    """Returns the IsoScore: roughly the fraction of dimensions used evenly, 0 (one) to 1 (all).
 
-    Source: Rudman et al. 2022, section 4, from the eigenvalues of the covariance.
+    Args:
+        covariance: [D, D], of hidden states.
+    Source: Rudman et al. 2022, section 4.
     """
     variances = np.linalg.eigvalsh(covariance)
     n = len(variances)

@@ -1,8 +1,7 @@
-"""The probes of a run: the head's spectrum, the loss at every rank, the geometry of hidden states.
+"""The probe of a run: the head's spectrum, the loss at every rank, the geometry of hidden states.
 
-D: hidden width. Always on the same held-out tokens. What devices compute stands in
-`probe_programs`; what it means, in `bottleneck.probes`; here both are brought together: the head's
-core to the host for its SVD in float64, and the maps that come of it back to the devices.
+It always uses the same validation tokens. `programs` runs on the devices. The host takes the SVD of
+the head's core in float64 and sends the resulting maps back. D: hidden width.
 """
 
 from __future__ import annotations
@@ -26,7 +25,7 @@ from bottleneck.runs.probe import Probe
 
 
 class Prober:
-    """Measures a model on the same held-out tokens each time."""
+    """Measures a model on the same validation tokens each time."""
 
     def __init__(
         self,
@@ -38,7 +37,7 @@ class Prober:
         """Puts the tokens on the mesh.
 
         Args:
-            held_out: as `data.batches.held_out` gives it.
+            held_out: arrays from `data.batches.held_out`.
             token_counts: [vocab_size] occurrences in the training text.
         """
         self._config = config
@@ -57,17 +56,17 @@ class Prober:
         }
 
     def compile(self, params: Any) -> None:
-        """Compiles the programs ahead of the first probe, for abstract parameters."""
+        """Compiles the programs for abstract parameters, before the first probe."""
         self._programs.compile(params)
 
     def measure(self, params: Params) -> Probe:
-        """Returns everything that is measured at this moment of training."""
+        """Returns the probe of a model with these parameters."""
         reading = self._programs.read(params, self._tokens)
         core = spectrum.HeadCore(reading.head)
         moment = np.asarray(reading.second_moment, np.float64)
         plain = truncation.plain(core.raw)
         whitened = truncation.whitened(core.raw, moment)
-        # All are under way before the first is waited for, so that none waits for the host.
+        # All programs start before the host waits for the first.
         inverse = np.float32(gradient.inverse_map(plain))
         survival = self._programs.survive(params, reading.hidden, self._tokens, inverse)
         found = [self._sweep(params, reading.hidden, cut) for cut in (plain, whitened)]
@@ -87,11 +86,11 @@ class Prober:
 
     def _of_hidden_states(self, reading: Reading, moment: np.ndarray) -> dict[str, Any]:
         """The fields of `Probe` that describe hidden states."""
-        pairs = reading.layers.centred
+        raw, centred = geometry.layer_anisotropy(np.asarray(reading.layers))
         eigenvalues = np.linalg.eigvalsh(moment)
         return {
-            "anisotropy": np.asarray(geometry.anisotropy_of(reading.layers.units), np.float64),
-            "anisotropy_centred": np.asarray(pairs.cosines, np.float64) / np.asarray(pairs.number),
+            "anisotropy": raw,
+            "anisotropy_centred": centred,
             "anisotropy_without_bias": float(geometry.anisotropy_of(reading.without_bias)),
             "iso_score": geometry.iso_score(geometry.covariance(moment, np.asarray(reading.mean))),
             "hidden_top_share": float(eigenvalues[-1] / eigenvalues.sum()),
@@ -121,8 +120,8 @@ def head_fields(
     """Returns the fields of `Probe` that describe the head alone.
 
     Args:
-        plain: the plain truncation of `core.raw`, whose singular values are known already.
-        ranks: those of the probe, ascending.
+        plain: the plain truncation of `core.raw`; its singular values are used again.
+        ranks: ranks of the probe, ascending.
     """
     raw = core.resolved(plain.singular_values)
     values, centred = raw.values, core.spectrum(centred=True).values

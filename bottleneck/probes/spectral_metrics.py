@@ -1,6 +1,6 @@
-"""What is made of singular values, or of eigenvalues: entropies, ranks, errors. float64, host.
+"""Entropies, ranks and errors of singular values, in float64 on the host.
 
-σ: singular values, descending, D of them, zeros included; p: what they are normalised to. D ≥ 2.
+σ: D ≥ 2 singular values, descending, zeros included; p: σ or σ² normalised to sum 1.
 """
 
 from __future__ import annotations
@@ -9,41 +9,40 @@ import numpy as np
 
 
 def singular_entropy(singular_values: np.ndarray) -> float:
-    """KL(p‖u) = log D + Σ p log p in nats, p ∝ σ², u uniform over D: 0 if flat, log D if one.
+    """Returns KL(p‖u) = log D + Σ p log p, nats, p ∝ σ², u uniform: 0 if flat, log D at rank 1.
 
-    Source: Godey et al. 2024, section 5.1, where the normalisation is left open; that it is of
-    squares follows from the paper's own figures 4 and 5.
+    Source: Godey et al. 2024, section 5.1. It leaves the normalisation open; its figures 4 and 5
+    imply squares.
     """
     return _kl_from_uniform(singular_values**2)
 
 
 def linear_singular_entropy(singular_values: np.ndarray) -> float:
-    """The same with p ∝ σ."""
+    """Returns the singular entropy with p ∝ σ, nats."""
     return _kl_from_uniform(singular_values)
 
 
 def effective_rank(singular_values: np.ndarray) -> float:
-    """exp of the entropy of p ∝ σ, between 1 and D. Source: Roy and Vetterli 2007."""
+    """Returns exp of the entropy of p ∝ σ, 1 to D. Source: Roy and Vetterli 2007."""
     return len(singular_values) * float(np.exp(-_kl_from_uniform(singular_values)))
 
 
 def stable_rank(singular_values: np.ndarray) -> float:
-    """Σσ² / σ₀², between 1 and D."""
+    """Returns Σσ² / σ₀², 1 to D. Source: Rudelson and Vershynin 2007."""
     return float(np.sum(singular_values**2) / singular_values[0] ** 2)
 
 
 def participation_ratio(singular_values: np.ndarray) -> float:
-    """(Σσ²)² / Σσ⁴, between 1 and D: how many directions of equal size would spread as wide."""
+    """Returns (Σσ²)² / Σσ⁴, 1 to D: the number of equal directions with the same spread."""
     squares = singular_values**2
     return float(np.sum(squares) ** 2 / np.sum(squares**2))
 
 
 def tail_exponent(singular_values: np.ndarray) -> float:
-    """a of σ_i ∝ i^−a, i from 1, by least squares in log-log over the middle of the spectrum.
+    """Returns a of σ_i ∝ i^−a, i from 1, by least squares in log-log over the middle.
 
-    Of the R values that are not zero, the middle is R/8 < i ≤ 3R/4, evenly weighted in log i:
-    before it stand a few outliers, after it a spectrum of random entries falls off whatever the
-    head has learned. NaN where the middle has fewer than three.
+    With R nonzero values the middle is R/8 < i ≤ 3R/4, evenly weighted in log i. Before it are a
+    few outliers; after it even random matrices fall off. NaN if it has fewer than three values.
     """
     singular_values = singular_values[singular_values > 0]
     index = np.arange(1, len(singular_values) + 1)
@@ -56,13 +55,16 @@ def tail_exponent(singular_values: np.ndarray) -> float:
 
 
 def tails(singular_values: np.ndarray) -> np.ndarray:
-    """Σ_{j>i} σ_j² at index i: float64 [D], the last 0. Summed from the small end."""
+    """Returns Σ_{j>i} σ_j² at index i, float64 [D]; the last is 0. It sums from the small end."""
     squares = np.asarray(singular_values, np.float64) ** 2
     return np.append(np.cumsum(squares[:0:-1])[::-1], 0.0)
 
 
 def w_error(singular_values: np.ndarray) -> np.ndarray:
-    """√(Σ_{j>i} σ_j² / Σσ²) at index i: float64 [D], the error of the best copy of rank i + 1."""
+    """Returns √(Σ_{j>i} σ_j² / Σσ²) at index i, float64 [D]: the relative error at rank i + 1.
+
+    Source: Godey et al. 2024, section 5.3, for its W-error; Eckart and Young 1936.
+    """
     return np.sqrt(tails(singular_values) / np.sum(singular_values**2))
 
 

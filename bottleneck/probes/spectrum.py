@@ -1,8 +1,8 @@
 """Singular values of the head, without an SVD on the device and without moving the head.
 
-V: rows of the head, v of them real; D: hidden width; R: rank; W = A @ B, A [V, R] or [V, D],
-B [R, D] or absent. The device reduces A to a few R×R arrays by Cholesky-QR;
-the host finishes in float64. What is made of singular values stands in `spectral_metrics`.
+The device reduces A to a few R×R arrays by Cholesky-QR; the host finishes in float64.
+V: rows of the head, v of them real; D: hidden width; R: rank; W = A @ B, A [V, R], B [R, D]. A full
+head has A [V, D] and no B.
 """
 
 from __future__ import annotations
@@ -22,13 +22,15 @@ from bottleneck.model.head import HeadFactors
 from bottleneck.probes.vocabulary import EXACT, Axes, RowBlocks, on_mesh, real_rows, widest_row_axes
 
 _EPSILON = float(jnp.finfo(jnp.float32).eps)
-_BLOCK_ROWS = 1536  # a block, its product and their Gram matrix stay in a core's cache at D = 512
-_SUBSET_ROWS = 3  # times R: rows of a block at least, for a block is also the sample
+# A block, its product and their Gram matrix fit into a core's cache at D = 512.
+_BLOCK_ROWS = 1536
+_SUBSET_ROWS = 3  # times R; a block is also the sample and needs at least as many rows
+
 _SAMPLE_PASSES = 3  # each takes a condition number κ to about κ/100
 _MAX_PASSES = 7
 _ILL_CONDITIONED = 4.0  # ‖G‖·‖G⁻¹‖/R, Frobenius norms; 1 for the identity
-_PRODUCT_NOISE = 3e-5
-_RESOLUTION = 6e-4
+_PRODUCT_NOISE = 3e-5  # relative rounding error above which products are split into leading bits
+_RESOLUTION = 6e-4  # in units of the root mean square row norm
 
 _Product = Callable[[jax.Array, jax.Array], jax.Array]
 
@@ -38,14 +40,14 @@ _matmul = functools.partial(jnp.matmul, precision=EXACT)
 @jax.tree_util.register_dataclass
 @dataclass(frozen=True)
 class ReducedHead:
-    """What is left of a head on the way to its spectrum; float32, replicated.
+    """The device's reduction of a head; float32, replicated.
 
-    With X the preconditioner and A_c the rows of A less their mean: gram = (A_c X)ᵀ (A_c X).
+    X is the preconditioner and A_c the rows of A minus their mean: gram = (A_c X)ᵀ (A_c X).
 
     gram: [R, R], of condition number near 1.
     preconditioner: [R, R], upper triangular.
     mean: [R], √v times the mean row, so that AᵀA = A_cᵀA_c + mean·meanᵀ.
-    basis: [R, D] or None, n_rows: as in the head's factors.
+    basis, n_rows: [R, D] or None, and v, as in the head's factors.
     """
 
     gram: jax.Array
@@ -59,10 +61,10 @@ class ReducedHead:
 class HeadSpectrum:
     """Singular values of a head.
 
-    values: float64 [min(v, D)], descending; from a factored head's rank on, zeros.
-    first_bounded_index: from here on a value is not the singular value, but a bound that it does
-        not exceed: float32 cannot resolve it beside the largest. The number of values if all are
-        exact (to about 1e-5 relative).
+    values: float64 [min(v, D)], descending; zeros beyond a factored head's rank.
+
+    first_bounded_index: values from this index on are only upper bounds. Float32 cannot resolve
+        them beside the largest. Earlier ones are exact to about 1e-5 relative.
     """
 
     values: np.ndarray
@@ -70,25 +72,30 @@ class HeadSpectrum:
 
 
 def head_spectrum(factors: HeadFactors, *, centred: bool = False) -> np.ndarray:
-    """Returns float64 [min(n_rows, D)] singular values, descending; see `HeadSpectrum`."""
+    """Returns the singular values of a head: float64 [min(v, D)], descending.
+
+    Args:
+        centred: of W − 1·w̄ᵀ, whose softmax is that of W, instead of W.
+    """
     return read_core(factors).spectrum(centred=centred).values
 
 
 def read_core(factors: HeadFactors) -> HeadCore:
-    """The core of a head, on any device or mesh."""
+    """Returns the core of a head on any device or mesh."""
     return HeadCore(_reduce_head(factors))
 
 
 def reduce_head(factors: HeadFactors) -> ReducedHead:
-    """The head's factor that the host needs, of size R×R: the device's part of the work.
+    """Returns the R×R factor that the host needs: the device's part of the work.
 
-    Preconditioned Cholesky-QR (Fukaya et al. 2020, shifted CholeskyQR3; Garrison & Ipsen 2024, with
-    a preconditioner from a few rows). A Gram matrix squares the condition number, so float32 loses
-    small singular values in it. But any triangular X that makes A X nearly orthonormal makes the
-    Gram matrix of A X harmless, and X itself, however it was rounded, is undone on the host.
+    A Gram matrix squares the condition number, so float32 loses small singular values in it. A
+    triangular X that makes A X nearly orthonormal avoids that. The host undoes X exactly, however
+    it was rounded.
 
     Args:
-        factors: the head; on a mesh its rows are dealt out to as many devices as divide them.
+        factors: the head; a mesh splits its rows over as many devices as divide them.
+    Source: Fukaya et al. 2020 (shifted CholeskyQR3); Garrison and Ipsen 2024 (a preconditioner from
+        a few rows).
     """
     axes = widest_row_axes(factors.rows.shape[0])
     reduce_rows = on_mesh(
@@ -104,11 +111,11 @@ _reduce_head = jax.jit(reduce_head)
 
 
 class HeadCore:
-    """What a head looks like from the hidden states: float64 arrays with its WᵀW, on the host.
+    """Small float64 arrays on the host with the same WᵀW as the head.
 
-    raw: [R+1, D] with the WᵀW of W as it is.
-    centred: [R, D] with that of W − 1·w̄ᵀ, whose softmax is that of W.
-    resolution: about the smallest singular value that float32 can tell from zero.
+    raw: [R+1, D], for W.
+    centred: [R, D], for W − 1·w̄ᵀ, whose softmax is that of W.
+    resolution: roughly the smallest singular value that float32 resolves.
     """
 
     def __init__(self, reduced: ReducedHead):
@@ -121,17 +128,16 @@ class HeadCore:
         self.raw = whole if basis is None else whole @ basis
         self.rank = len(rows)
         self.n_rows = reduced.n_rows
-        # Rounding of each row's products shifts a singular value by about that over √v, for the
-        # errors of the rows are independent.
+        # Rounding errors of the rows are independent, so their effect falls with √v.
         size = np.linalg.norm(rows) / np.sqrt(self.n_rows)
         self.resolution = _RESOLUTION * size * (1.0 if basis is None else np.linalg.norm(basis, 2))
 
     def spectrum(self, *, centred: bool = False) -> HeadSpectrum:
-        """The singular values, by a float64 SVD: the other part of the work."""
+        """Returns the singular values, by a float64 SVD: the host's part of the work."""
         return self.resolved(np.linalg.svd(self.centred if centred else self.raw, compute_uv=False))
 
     def resolved(self, found: np.ndarray) -> HeadSpectrum:
-        """The spectrum, from singular values of `raw` or `centred` that are known already."""
+        """Returns the spectrum from known singular values of `raw` or `centred`."""
         values = np.zeros(min(self.n_rows, self.raw.shape[1]))
         rank = min(self.rank, len(values))
         found = found[:rank]
@@ -141,7 +147,7 @@ class HeadCore:
 
 
 def _square_root(gram: np.ndarray) -> np.ndarray:
-    """An array S with SᵀS = gram, positive semi-definite up to rounding."""
+    """Returns S with SᵀS = gram, which is positive semi-definite up to rounding."""
     try:
         return np.linalg.cholesky(gram).T
     except np.linalg.LinAlgError:  # singular: columns of the head that are zero, or equal
@@ -159,11 +165,10 @@ class _State(NamedTuple):
 def _reduce_rows(
     rows: jax.Array, *, n_rows: int, axes: Axes
 ) -> tuple[jax.Array, jax.Array, jax.Array]:
-    """gram, preconditioner and mean of `ReducedHead`, from this device's rows.
+    """Returns gram, preconditioner and mean of `ReducedHead`, from this device's rows.
 
-    Any X serves that makes the rows nearly orthonormal, and a few rows, evenly taken, suffice to
-    find one: the first passes see only those. One pass over all rows follows, and more where that
-    finds them far from orthonormal still: where a few other rows are far longer than the rest.
+    The first passes look for X in a few evenly spaced rows only. One pass over all rows follows.
+    More follow if the result is still far from orthonormal, because a few rows are very long.
     """
     width = rows.shape[1]
     blocks = RowBlocks(
@@ -183,7 +188,7 @@ def _reduce_rows(
     def one_pass(state: _State) -> _State:
         is_sample = state.n_passes < _SAMPLE_PASSES
         preconditioner = _matmul(state.preconditioner, state.inverse_root)
-        # What rounding in a row's product with X adds up to over the rows, beside the result.
+        # Relative rounding error of the rows' products with X.
         noise = row_norm * jnp.max(jnp.linalg.norm(preconditioner, axis=0)) * _EPSILON
 
         def add_block(index: jax.Array, total: jax.Array) -> jax.Array:
@@ -217,19 +222,19 @@ def _reduce_rows(
 
 
 def _triangular_product(matmul: _Product, left: jax.Array, right: jax.Array) -> jax.Array:
-    """left @ right, where right is upper triangular."""
+    """Returns left @ right for an upper triangular right."""
 
     def by_panels(left: jax.Array, right: jax.Array) -> jax.Array:
-        # Half of the products are with zeros.
+        # Skips products with zeros, which are half of all.
         panels = [matmul(left[:, :b], right[:b, a:b]) for a, b in _panels(right.shape[1])]
         return jnp.concatenate(panels, axis=1)
 
-    # Elsewhere than on a CPU time is short, and compiling many products is what takes long.
+    # Accelerators are fast at this, but slow to compile many products.
     return jax.lax.platform_dependent(left, right, cpu=by_panels, default=matmul)
 
 
 def _gram(array: jax.Array) -> jax.Array:
-    """arrayᵀ @ array; of what stands above the diagonal, the mirror of the rest, some is zero."""
+    """Returns arrayᵀ @ array; only the lower triangle is complete."""
 
     def by_panels(array: jax.Array) -> jax.Array:
         width = array.shape[1]
@@ -245,32 +250,32 @@ def _gram(array: jax.Array) -> jax.Array:
 
 
 def _panels(width: int) -> list[tuple[int, int]]:
-    """First and last-but-one column of each of a few panels, on a CPU."""
+    """Returns the column ranges (start, stop) of a few panels."""
     edges = np.linspace(0, width, 1 + max(1, min(4, width // 128))).astype(int).tolist()
     return list(itertools.pairwise(edges))
 
 
 def _split_matmul(left: jax.Array, right: jax.Array) -> jax.Array:
-    """left @ right where terms cancel: the leading bits of both, which are most of it, exactly."""
-    bits = (24 - (left.shape[1] - 1).bit_length()) // 2  # so many products fit into 24 bits
+    """Returns left @ right for terms that cancel: products of leading bits are exact."""
+    bits = (24 - (left.shape[1] - 1).bit_length()) // 2  # the sum of products fits into 24 bits
     parts = (_coarse(left, 1, bits), _coarse(right, 0, bits))
-    # Fused into the products, the splitting takes a TPU's compiler a minute.
+    # Without a barrier a TPU's compiler takes a minute to fuse the splitting into the products.
     coarse_left, coarse_right = jax.lax.optimization_barrier(parts)
     rest = _matmul(left - coarse_left, right) + _matmul(coarse_left, right - coarse_right)
     return _matmul(coarse_left, coarse_right) + rest
 
 
 def _coarse(array: jax.Array, axis: int, bits: int) -> jax.Array:
-    """The array as integers of so many bits and a sign, times one power of two along the axis."""
+    """Returns the array rounded to integers of `bits` bits times a power of two along the axis."""
     _, exponent = jnp.frexp(jnp.max(jnp.abs(array), axis=axis, keepdims=True))
     return jnp.ldexp(jnp.round(jnp.ldexp(array, bits - exponent)), exponent - bits)
 
 
 def _inverse_root(gram: jax.Array) -> jax.Array:
-    """Upper triangular S⁻¹, SᵀS = gram scaled to a unit diagonal, shifted, and scaled back.
+    """Returns upper triangular S⁻¹ with SᵀS = gram, scaled to a unit diagonal and shifted.
 
-    The shift exceeds what rounding can do to the eigenvalues of an R×R Gram matrix, so that
-    Cholesky does not fail; directions under it come closer to the others with every pass.
+    The shift exceeds the rounding errors of the eigenvalues, so Cholesky does not fail. Directions
+    below the shift grow with every pass.
     """
     diagonal = jnp.diagonal(gram)
     scale = jnp.where(diagonal > 0, jax.lax.rsqrt(jnp.where(diagonal > 0, diagonal, 1.0)), 1.0)

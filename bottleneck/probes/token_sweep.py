@@ -1,13 +1,13 @@
-"""What each rank of a head costs, all ranks in one pass, with what theory predicts beside it.
+"""The loss of every token at every rank of a head, in one pass, and the terms that predict the gap.
 
-Logits are added up block of ranks by block of ranks, so that n ranks cost one product with the head
-and n log-sum-exps. They exist for a tile of rows and tokens at a time, which stays in a core's
-cache; log-sum-exps run along. Every device does so with its own rows and tokens, and of a head
-whose columns are split it gathers a block of rows when that block's turn has come, never the whole.
+Logits accumulate by blocks of ranks, so n ranks cost one product with the head and n log-sum-exps.
+Only a tile of rows and tokens exists at a time, and it fits into a core's cache. Every device takes
+its own rows and tokens. If columns are split, it gathers one block of rows at a time.
 
-B: sequences; L: tokens; D: hidden width; V: rows of the head; K: columns of its rows, D or R;
-n: ranks; t: tokens of a tile. z, p: logits and probabilities of the whole head; z_r, p_r: of the
-head cut to rank r; Δ = z_r − z; y: the target.
+B: sequences; L: tokens; D: hidden width; V: rows of the head; K: columns of its rows, D or R.
+
+n: ranks; t: tokens of a tile; z, p: logits and probabilities of the whole head; z_r, p_r: those at
+rank r; Δ = z_r − z; y: the target.
 """
 
 from __future__ import annotations
@@ -24,20 +24,21 @@ from bottleneck.model.head import HeadFactors
 from bottleneck.parallel.mesh import partition_spec
 from bottleneck.probes.vocabulary import EXACT, Axes, RowBlocks, mesh_axes, on_mesh, real_rows
 
-_TILE_ROWS, _TILE_TOKENS = 512, 256  # half a MiB: in a core's cache, and work for more than one
-_TINY = 1e-30  # in place of a sum of weights that is zero
-_PADDING = -1e30  # the logit of a row that does not count: its probability is 0 to the last bit
+_TILE_ROWS, _TILE_TOKENS = 512, 256  # half a MiB: fits a core's cache and keeps several cores busy
+
+_TINY = 1e-30  # replaces a zero sum of weights
+_PADDING = -1e30  # logit of a padded row: its probability is exactly 0
 
 _matmul = functools.partial(jnp.matmul, precision=EXACT)
 
 
 class Predictions(NamedTuple):
-    """How the gap of every token at every rank comes about: float32 [B, L, n], nats.
+    """Terms that explain the gap of every token at every rank: float32 [B, L, n], nats.
 
     first_order: E_p[Δ] − Δ[y], the gap to first order in Δ.
-    second_order: ½·Var_p(Δ), what the second order adds.
+    second_order: ½·Var_p(Δ), the second-order term.
     kl: KL(p‖p_r) = lse(z_r) − lse(z) − E_p[Δ].
-    agreement: 1 where the whole head's most likely token is the cut head's too, else 0.
+    agreement: 1 if both heads have the same most likely token, otherwise 0.
     """
 
     first_order: jax.Array
@@ -56,20 +57,22 @@ def token_sweep(
     ranks: Sequence[int],
     predict: bool = True,
 ) -> tuple[jax.Array, Predictions | None]:
-    """Cross-entropy of every token at every rank, float32 [B, L, n] nats, and its `Predictions`.
+    """Returns the cross-entropy of every token at every rank, float32 [B, L, n] nats.
+
+    Returns its `Predictions` too, or None.
 
     Args:
         factors: the head.
-        encode_DxD, decode_DxD: of a `truncation.Truncation`, float32.
-        ranks: ascending; the last is D, whose head is the whole.
-        predict: without, the pass takes about half the time and there are no predictions.
+        encode_DxD, decode_DxD: float32 maps of a `truncation.Truncation`.
+        ranks: ascending; the last is D, the whole head.
+        predict: False omits the predictions and takes about half the time.
     """
-    # A factored head has few columns; they are whole on every device.
+    # A factored head has few columns, so every device holds them all.
     columns = "embed" if factors.is_full else "rank"
     sweep = on_mesh(
         functools.partial(
             _sweep_shard,
-            # A head of rank R has no more than R columns; greater ranks add nothing to its logits.
+            # A head of rank R has R columns; greater ranks add nothing to its logits.
             edges=tuple(min(rank, factors.rank) for rank in ranks),
             n_rows=factors.n_rows,
             vocab_axes=mesh_axes("vocab"),
@@ -92,7 +95,7 @@ def token_sweep(
 
 
 class _Running(NamedTuple):
-    """Over the rows so far, for a tile's tokens: float32 [n, t]. Sums are relative to exp(top)."""
+    """Sums over the rows so far for a tile: float32 [n, t], relative to exp(top)."""
 
     top: jax.Array  # max z_r
     total: jax.Array  # Σ exp(z_r)
@@ -100,11 +103,11 @@ class _Running(NamedTuple):
 
 
 class _RunningPredictions(NamedTuple):
-    """The same, for predictions; merged as by Chan et al. 1979, since Δ may be far from zero."""
+    """Moments of Δ over the rows so far, merged as in Chan et al. 1979: float32 [n, t]."""
 
     mean: jax.Array  # Σ exp(z)·Δ / Σ exp(z)
     squares: jax.Array  # Σ exp(z)·(Δ − mean)², relative to exp(top) of the whole head
-    favourite: jax.Array  # z_r of the token that is the whole head's most likely
+    favourite: jax.Array  # z_r of the whole head's most likely token
 
 
 _State = tuple[_Running, _RunningPredictions | None]
@@ -122,7 +125,7 @@ def _sweep_shard(
     column_axes: Axes,
     predict: bool,
 ) -> tuple[jax.Array, Predictions | None]:
-    """One device's tokens with its rows; others hold the other rows, and columns of the same."""
+    """Returns the sweep of one device's tokens; other devices hold other rows or columns."""
     n_tokens, width = targets_BxL.size, edges[-1]
     tile = min(n_tokens, _TILE_TOKENS)
 
@@ -137,7 +140,7 @@ def _sweep_shard(
 
     counts_V = real_rows(rows_VxK.shape[0], n_rows, vocab_axes)
     blocks = RowBlocks(rows_VxK, counts_V, _TILE_ROWS)
-    # No probability depends on the mean row, but sums of Δ and Δ² lose their digits to it.
+    # The mean row changes no probability, but sums of Δ and Δ² would lose digits to it.
     total_K = jnp.sum(jnp.where(counts_V[:, None], rows_VxK, 0), axis=0, dtype=jnp.float32)
     mean_K = jax.lax.psum(total_K, vocab_axes) / n_rows
     first_row = jax.lax.axis_index(vocab_axes) * rows_VxK.shape[0] if vocab_axes else 0
@@ -169,13 +172,13 @@ def _sweep_shard(
 def _nested_logits(
     columns_rxD: jax.Array, counts_rx1: jax.Array, codes_txD: jax.Array, edges: tuple[int, ...]
 ) -> list[jax.Array]:
-    """z_r for every rank: [r, t] each, of r rows."""
+    """Returns z_r for every rank: [r, t] each, of r rows."""
     logits: jax.Array = jnp.where(counts_rx1, 0.0, _PADDING)
     found, start = [], 0
     for stop in edges:
         if stop > start:
             logits += _matmul(columns_rxD[:, start:stop], codes_txD[:, start:stop].T)
-            # Else every use of z_r would add up all of its blocks again.
+            # Without a barrier every use of z_r would sum its blocks again.
             logits = jax.lax.optimization_barrier(logits)
         found.append(logits)
         start = stop
@@ -185,7 +188,7 @@ def _nested_logits(
 def _add(
     state: _State, logits: list[jax.Array], target_t: jax.Array, counts_r: jax.Array
 ) -> _State:
-    """The state with one more block of rows; targets are numbered from its first."""
+    """Returns the state with one more block of rows; targets count from its first row."""
     running, predictions = state
     whole = logits[-1]
     row_t = jnp.clip(target_t, 0, len(counts_r) - 1)
@@ -215,7 +218,7 @@ def _add(
 
 
 def _finish(states: _State, axes: Axes) -> tuple[jax.Array, Predictions | None]:
-    """Losses and predictions [tiles, n, t], of the rows of all devices of these mesh axes."""
+    """Returns losses and predictions [tiles, n, t] over the rows of all devices on these axes."""
     running, predictions = states
     top = jax.lax.pmax(running.top, axes)
     scale = jnp.exp(running.top - top)
@@ -243,16 +246,16 @@ def _stack(arrays: Any) -> jax.Array:
 
 
 def _pick(array_rxt: jax.Array, row_t: jax.Array) -> jax.Array:
-    """One row's entry for each token: [t]."""
+    """Returns one row's entry for each token: [t]."""
     return jnp.take_along_axis(array_rxt, row_t[None], axis=0)[0]
 
 
 def _first_row_of(array_rxt: jax.Array, value_t: jax.Array) -> jax.Array:
-    """The first row with that value for each token; argmax takes ten times as long on a CPU."""
+    """Returns the first row with that value for each token; argmax is ten times slower on CPUs."""
     rows = jax.lax.broadcasted_iota(jnp.int32, array_rxt.shape, 0)
     return jnp.min(jnp.where(array_rxt == value_t, rows, array_rxt.shape[0] - 1), axis=0)
 
 
 def _change(array: jax.Array) -> jax.Array:
-    """At each rank [tiles, n, t], less the whole head's."""
+    """Returns [tiles, n, t] minus the entry of the whole head."""
     return array - array[:, -1:]

@@ -1,8 +1,8 @@
-"""How a probe walks over the vocabulary: on each device its own rows, a block at a time.
+"""Loops over the vocabulary: each device takes its own rows, one block at a time.
 
-V: rows of the head, padded; the first `n_rows` of them are real. Probes are written for one
-device's rows and tokens; `on_mesh` runs them on all devices of the mesh in context, and the sums
-and maxima over the vocabulary, taken at the end of a walk, are the only words between devices.
+V: rows of the head, padded; the first `n_rows` are real. A probe handles one device's rows and
+tokens; `on_mesh` runs it on all devices. They communicate only at the end of a loop, by sums and
+maxima over the vocabulary.
 """
 
 from __future__ import annotations
@@ -18,20 +18,20 @@ from bottleneck.parallel.mesh import LOGICAL_AXES
 
 Axes = tuple[str, ...]
 
-# On a TPU a float32 product is rounded to bfloat16 unless told otherwise, on a GPU to TF32.
+# By default a TPU rounds float32 products to bfloat16, and a GPU to TF32.
 EXACT = jax.lax.Precision.HIGHEST
 
 
 def on_mesh(function: Callable[..., Any], *, in_specs: Any, out_specs: Any) -> Callable[..., Any]:
-    """The function, run on every device with its shard; unchanged where no mesh is in context."""
+    """Returns the function run on every device with its shard; unchanged without a mesh."""
     if jax.sharding.get_abstract_mesh().empty:
         return function
-    # What a device knows after a psum is the same everywhere, but loops hide that from the checker.
+    # Results of a psum are equal everywhere, but loops hide that from the checker.
     return jax.shard_map(function, in_specs=in_specs, out_specs=out_specs, check_vma=False)
 
 
 def mesh_axes(logical: str) -> Axes:
-    """Mesh axes over which this logical axis is split; () where no mesh is in context."""
+    """Returns the mesh axes that split this logical axis; () without a mesh in context."""
     if jax.sharding.get_abstract_mesh().empty:
         return ()
     axes = LOGICAL_AXES[logical]
@@ -39,7 +39,7 @@ def mesh_axes(logical: str) -> Axes:
 
 
 def widest_row_axes(n_rows: int) -> Axes:
-    """Mesh axes that can share out so many rows evenly: those of "vocab", then all that divide."""
+    """Returns mesh axes that divide `n_rows` evenly: those of "vocab", then any others."""
     sizes = jax.sharding.get_abstract_mesh().shape
     chosen = mesh_axes("vocab")
     for axis in sizes:
@@ -49,16 +49,16 @@ def widest_row_axes(n_rows: int) -> Axes:
 
 
 def real_rows(n_local: int, n_rows: int, axes: Axes) -> jax.Array:
-    """bool [n_local]: which of this device's rows of the head are real, not padding."""
+    """Returns bool [n_local]: True for this device's real rows, False for padding."""
     first = jax.lax.axis_index(axes) * n_local if axes else 0
     return first + jnp.arange(n_local) < n_rows
 
 
 class RowBlocks:
-    """This device's rows of the head and whether each counts, cut into blocks of one size.
+    """This device's rows of the head in blocks of one size, with a flag for rows that count.
 
-    Where the size does not divide, the last block reaches back over rows of the one before, which
-    then do not count in it.
+    If the size does not divide the rows, the last block overlaps the one before; repeated rows do
+    not count in it.
     """
 
     def __init__(self, rows: jax.Array, counts: jax.Array, size: int):
@@ -67,11 +67,11 @@ class RowBlocks:
         self.number = -(-rows.shape[0] // self.size)
 
     def start(self, index: jax.Array) -> jax.Array:
-        """The first row of a block, of this device's."""
+        """Returns the first row of a block."""
         return jnp.minimum(index * self.size, self.rows.shape[0] - self.size)
 
     def __call__(self, index: jax.Array) -> tuple[jax.Array, jax.Array]:
-        """float32 [size, columns] rows and bool [size, 1] whether each counts, of one block."""
+        """Returns a block: float32 [size, columns] rows and bool [size, 1], True if one counts."""
         start = self.start(index)
         block = jax.lax.dynamic_slice_in_dim(self.rows, start, self.size)
         counts = jax.lax.dynamic_slice_in_dim(self.counts, start, self.size)
@@ -79,7 +79,7 @@ class RowBlocks:
         return block.astype(jnp.float32), (counts & is_first_time)[:, None]
 
     def sample(self) -> tuple[jax.Array, jax.Array]:
-        """One block's worth of rows, evenly spaced, and whether each counts."""
+        """Returns one block of evenly spaced rows, with their flags."""
         step = max(1, self.rows.shape[0] // self.size)
         block, counts = self.rows[::step][: self.size], self.counts[::step][: self.size]
         return block.astype(jnp.float32), counts[:, None]

@@ -1,4 +1,4 @@
-"""How hidden states lie in their space, against closed forms and plain numpy."""
+"""The geometry of hidden states, against closed forms and plain numpy."""
 
 import jax.numpy as jnp
 import numpy as np
@@ -28,9 +28,9 @@ def test_means_and_cosines_of_the_tokens_that_count(states):
     counted = np.asarray(hidden, np.float64)[np.asarray(weights) > 0]
     np.testing.assert_allclose(geometry.mean(hidden, weights), counted.mean(axis=0), rtol=1e-5)
     assert geometry.anisotropy(hidden, weights) == pytest.approx(mean_cosine(counted), rel=1e-5)
-    pairs = geometry.centred_pairs(hidden, weights)
-    centred = mean_cosine(counted - counted.mean(axis=0))
-    assert pairs.cosines / pairs.number == pytest.approx(centred, rel=1e-4)
+    raw, centred = geometry.layer_anisotropy(np.asarray(geometry.layer_sums(hidden, weights))[None])
+    assert raw == pytest.approx(mean_cosine(counted), rel=1e-5)
+    assert centred == pytest.approx(mean_cosine(counted - counted.mean(axis=0)), rel=1e-4)
     moment = geometry.second_moment(hidden, weights)
     np.testing.assert_allclose(moment, counted.T @ counted / len(counted), rtol=1e-5, atol=1e-5)
     covariance = geometry.covariance(moment, geometry.mean(hidden, weights))
@@ -59,8 +59,7 @@ def test_one_array_has_the_sums_of_a_layer(states):
 
 def test_a_batch_in_which_nothing_counts_leaves_no_trace(states):
     hidden, weights = states
-    pairs = geometry.centred_pairs(hidden, 0 * weights)
-    assert pairs.cosines == 0 and pairs.number == 0
+    assert not np.any(geometry.layer_sums(hidden, 0 * weights))
 
 
 def test_anisotropy_of_known_arrangements():
