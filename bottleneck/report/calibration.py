@@ -1,8 +1,8 @@
-"""The positive control: heads trained on a language of known rank, beside what theory says of them.
+"""The positive control: heads trained on a language of known rank, against theory.
 
-Three numbers are known without any training: the entropy rate of the language, which no model can
-beat; the best loss of a head of rank R, which none of that rank can beat; and the rank ρ from which
-on the two are one. The sweep's measured losses must lie on the second, and turn flat at the third.
+Three numbers are known without training. No model beats the language's entropy rate. No head of
+rank R beats the best loss of that rank. From rank ρ on the two are equal. Measured losses must lie
+on the best loss and turn flat at ρ.
 
 V: tokens of the language; ρ: its rank; R: rank of a head; P, π: see `data.known_rank`.
 """
@@ -22,30 +22,36 @@ from bottleneck.data.known_rank import Language, make_language
 from bottleneck.drawing.style import GREY, SMALL, WIDTH, NothingToShow, styled
 from bottleneck.runs.reading import Run
 
-# How far above the floor training may end on a language that the head can represent.
+# Training may end this far above the floor on a language that the head can represent.
 SLACK = 0.01  # nats per token
 
 _RANDOM_STARTS = 3
-_AT_FLOOR = 1e-10  # nats: below this distance from the floor there is nothing left to gain
+_AT_FLOOR = 1e-10  # nats above the floor; below it the search stops
 
 
 @dataclass(frozen=True)
 class Calibration:
-    """The sweep on one language; n runs, by rank. All losses are in nats per token."""
+    """A sweep of n runs on one language, ordered by rank; losses in nats per token.
 
-    true_rank: int  # ρ
-    floor: float  # the entropy rate
-    ranks: np.ndarray  # int [n], R of each run
-    losses: np.ndarray  # float64 [n], held out
-    errors: np.ndarray  # float64 [n], their standard errors
-    best_ranks: np.ndarray  # int, every rank from the lowest to the highest of the sweep, and ρ
-    best: np.ndarray  # float64, the best loss of a head of each
+    true_rank, floor: ρ and the entropy rate.
+    ranks, losses, errors: [n] each, R of each run, validation losses, and standard errors.
+
+    best_ranks, best: all ranks that the sweep and ρ span, and the best loss of a head of each.
+    """
+
+    true_rank: int
+    floor: float
+    ranks: np.ndarray
+    losses: np.ndarray
+    errors: np.ndarray
+    best_ranks: np.ndarray
+    best: np.ndarray
 
     @property
     def critical_rank(self) -> int | None:
-        """The least R from which on every run is at the floor; None where the last is not.
+        """The lowest R from which every run is at the floor; None if the last run is not.
 
-        A run is at the floor where its loss is at most SLACK and two standard errors above it.
+        A run is at the floor if its loss is at most SLACK and two standard errors above it.
         """
         is_at_floor = self.losses <= self.floor + SLACK + 2 * self.errors
         above = self.ranks[~is_at_floor].max(initial=0)
@@ -53,7 +59,7 @@ class Calibration:
 
 
 def calibrate(runs: Sequence[Run]) -> list[Calibration]:
-    """A calibration for each language among the finished runs, by rank."""
+    """Returns a calibration for each language among the finished runs, by rank."""
     sweeps: dict[tuple[int, int, int], list[Run]] = {}
     for run in runs:
         data = run.config.data
@@ -77,12 +83,12 @@ def _calibration(key: tuple[int, int, int], runs: list[Run]) -> Calibration:
 
 
 def best_losses(language: Language, ranks: Sequence[int] | np.ndarray) -> np.ndarray:
-    """The least cross-entropy of any head of each rank on a language: float64, nats per token.
+    """Returns the least cross-entropy of any head of each rank: float64, nats per token.
 
-    min over U, W [V, R] of Σ_s π_s H(P_s, softmax(W u_s)). A hidden state for each last token is
-    enough: given W the best one depends on P_s alone, and no other context changes P_s. The problem
-    is not convex, so it is solved by L-BFGS from several starts: truncated SVDs of the logits, with
-    and without the weights π, and random ones. At R ≥ ρ the SVD itself is the solution.
+    It minimises Σ_s π_s H(P_s, softmax(W u_s)) over U, W [V, R]. One hidden state per last token
+    is enough, because P_s depends on that token alone. The problem is not convex. L-BFGS starts
+    from truncated SVDs of the logits, with and without weights π, and from random points. At R ≥ ρ
+    the SVD is the solution.
 
     Args:
         ranks: R, ascending.
@@ -96,17 +102,17 @@ def best_losses(language: Language, ranks: Sequence[int] | np.ndarray) -> np.nda
             if least < language.entropy_rate + _AT_FLOOR:
                 break
         best.append(least)
-    # A head of some rank is one of every higher rank too.
+    # A head of some rank is also a head of every higher rank.
     return np.minimum.accumulate(best)
 
 
 def _starts(language: Language, rank: int, rng: np.random.Generator) -> Iterator[np.ndarray]:
-    """Where to start from: U and W as [2, V, R]."""
+    """Returns starting points: U and W as [2, V, R]."""
     logits = np.log(language.transitions)
     logits -= logits.mean(axis=1, keepdims=True)
     for weights in (1.0, np.sqrt(language.stationary)[:, None]):
         right = np.linalg.svd(weights * logits)[2][:rank]
-        # Factored anew, since L-BFGS is slow where one factor is much larger than the other.
+        # Balanced factors: L-BFGS is slow if one is much larger than the other.
         left, values, right = np.linalg.svd(logits @ right.T @ right)
         root = np.sqrt(values[:rank])
         yield np.stack([left[:, :rank] * root, right[:rank].T * root])
@@ -115,10 +121,10 @@ def _starts(language: Language, rank: int, rng: np.random.Generator) -> Iterator
 
 
 def _descend(language: Language, start: np.ndarray) -> float:
-    """The loss at the local minimum that a start [2, V, R] leads to."""
+    """Returns the loss at the local minimum reached from a start [2, V, R]."""
 
     def loss_and_gradient(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        # Not with @: for such small products BLAS starts threads that cost more than they do.
+        # Not @: BLAS threads cost more than they gain for small products.
         left, right = flat.reshape(start.shape)
         logits = np.einsum("sr,tr->st", left, right)
         excess = softmax(logits, axis=1) - language.transitions
@@ -127,7 +133,7 @@ def _descend(language: Language, start: np.ndarray) -> float:
         of_right = np.einsum("st,sr->tr", of_logits, left)
         return language.cross_entropy(logits), np.stack([of_left, of_right]).ravel()
 
-    # A relative gain of 1e-12 a step, or a gradient of 1e-7, is the end.
+    # It stops at a relative gain of 1e-12 per step or a gradient of 1e-7.
     limits = {"maxiter": 5000, "ftol": 1e-12, "gtol": 1e-7}
     result = minimize(loss_and_gradient, start.ravel(), jac=True, method="L-BFGS-B", options=limits)
     return float(result.fun)
@@ -135,12 +141,10 @@ def _descend(language: Language, start: np.ndarray) -> float:
 
 @styled
 def calibration(runs: Sequence[Run]) -> Figure:
-    """Held-out loss against R, the entropy floor, and the best loss of any head of rank R."""
+    """Returns the figure of validation loss, entropy floor and best possible loss against R."""
     sweeps = [sweep for sweep in calibrate(runs) if len(set(sweep.ranks.tolist())) >= 2]
     if not sweeps:
-        raise NothingToShow(
-            "no two finished runs are of a language of known rank and differ in theirs"
-        )
+        raise NothingToShow("no two finished runs on a language of known rank differ in head rank")
     figure = Figure(figsize=(WIDTH, 4.0), layout="constrained")
     for panel, sweep in zip(figure.subplots(1, len(sweeps), squeeze=False)[0], sweeps, strict=True):
         panel.axvline(sweep.true_rank, color=GREY, lw=1, ls=":")
@@ -152,7 +156,7 @@ def calibration(runs: Sequence[Run]) -> Figure:
         )
         found = "not reached" if sweep.critical_rank is None else sweep.critical_rank
         panel.set_title(f"true rank {sweep.true_rank}, estimated from the losses: {found}")
-        panel.set(xlabel="rank R of the head", ylabel="held-out loss (nats/token)")
+        panel.set(xlabel="rank R of the head", ylabel="validation loss (nats/token)")
         panel.xaxis.set_major_locator(MaxNLocator(10, integer=True))
         panel.text(
             *(sweep.true_rank, 0.98, "ρ "),

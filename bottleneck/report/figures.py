@@ -1,8 +1,7 @@
-"""The figures of a report: one function each, from runs to a matplotlib figure.
+"""The figures of a report: functions from runs to a matplotlib Figure.
 
-A run that lacks what a figure shows is passed over; where that leaves nothing to draw, the function
-raises `NothingToShow`. How to read each figure stands beside it, in `report.EXHIBITS`.
-R: rank of the head; D: hidden width; σ: singular values of the head.
+Each skips runs that lack its data, and raises `NothingToShow` if no run is left. `exhibits` tells
+how to read each figure. R: rank of the head; D: hidden width; σ: singular values of the head.
 """
 
 from __future__ import annotations
@@ -32,15 +31,15 @@ from bottleneck.drawing.style import (
     styled,
     styles,
 )
-from bottleneck.report.gaps import SMALLEST_GAP
+from bottleneck.report.gaps import SMALLEST_GAP, label_gap_panel, probed
 from bottleneck.report.summary import same_but_for_rank, summary_table
 from bottleneck.runs.reading import Run
 
-_SMALLEST_RATIO = 1e-3  # of singular values; the colours of the heat map end here
+_SMALLEST_RATIO = 1e-3  # of singular values, the lower end of the heat map's colours
 
 
 class Overlay(Protocol):
-    """Published curves to draw beside those of runs, such as `bottleneck.paper.overlay`."""
+    """Published curves to draw with those of runs, such as `bottleneck.paper.overlay`."""
 
     def under(
         self,
@@ -50,17 +49,17 @@ class Overlay(Protocol):
         quantity: Literal["loss", "singular_entropy", "anisotropy"],
         x_from: float = 0.0,
     ) -> None:
-        """Draws curves of a quantity under those of runs; the loss against tokens."""
+        """Draws curves of a quantity under those of runs, the loss against tokens."""
 
     def over(self, panel: Axes, run: Run, mesh: QuadMesh) -> None:
-        """Draws dots of σᵢ/σ₀ on a heat map of them, in its colours."""
+        """Draws dots of σᵢ/σ₀ on a heat map, in its colours."""
 
 
 @styled
 def loss(runs: Sequence[Run], overlay: Overlay | None = None) -> Figure:
-    """Loss against training tokens; beside it, enlarged, the held-out loss of the second half.
+    """Returns the figure of loss (nats/token) against training tokens, second half enlarged.
 
-    Here and below, `overlay` adds published curves.
+    In all figures `overlay` adds published curves.
     """
     look = styles(runs)
     heldout = {run.name: run.series("eval", "tokens", "loss", "loss_se") for run in runs}
@@ -87,12 +86,12 @@ def loss(runs: Sequence[Run], overlay: Overlay | None = None) -> Figure:
             transform=panels[0].get_yaxis_transform(),
             **{"ha": "right", "va": "bottom", "color": GREY, "size": SMALL},
         )
-    # A head of N(0, 1) factors starts at hundreds of nats: such a start is cut off.
+    # A head of N(0, 1) factors starts at hundreds of nats, which are not shown.
     uniform = math.log(max(run.config.model.padded_vocab_size for run in runs))
     panels[0].set_ylim(top=min(panels[0].get_ylim()[1], 1.1 * uniform))
-    panels[0].set_title("the whole run: training (thin) and held-out")
+    panels[0].set_title("whole run: training (thin) and validation")
     if has_detail:
-        panels[1].set_title("second half: held-out ± SE")
+        panels[1].set_title("second half: validation ± SE")
     for panel, start in zip(panels, (0.0, halfway), strict=False):
         if overlay is not None:
             overlay.under(panel, runs, look, "loss", start)
@@ -105,7 +104,7 @@ def loss(runs: Sequence[Run], overlay: Overlay | None = None) -> Figure:
 
 @styled
 def spectrum(runs: Sequence[Run], overlay: Overlay | None = None) -> Figure:
-    """σᵢ/σ₀ over training as a heat map, a panel per run."""
+    """Returns heat maps of σᵢ/σ₀ over training, one panel per run."""
     shown = [run for run in runs if len(run.probe_steps) >= 2]
     if not shown:
         raise NothingToShow("no run has two probes with singular values yet")
@@ -153,7 +152,7 @@ def spectrum(runs: Sequence[Run], overlay: Overlay | None = None) -> Figure:
 
 
 def singular_value_ratios(run: Run) -> np.ndarray:
-    """σᵢ/σ₀ of every probe: float64 [D−1, probes], i = 1 … D−1; nan from the head's rank on."""
+    """Returns σᵢ/σ₀ of every probe: float64 [D−1, probes], i = 1 … D−1; NaN for i ≥ R."""
     values = np.stack([run.probe(step).singular_values for step in run.probe_steps], axis=1)
     ratios = np.full((run.config.model.d_model - 1, values.shape[1]), np.nan)
     ratios[: run.head_rank - 1] = values[1 : run.head_rank] / values[0]
@@ -162,7 +161,7 @@ def singular_value_ratios(run: Run) -> np.ndarray:
 
 @styled
 def singular_entropy(runs: Sequence[Run], overlay: Overlay | None = None) -> Figure:
-    """Singular entropy of the head over training, of W as it is and centred over the vocabulary."""
+    """Returns the figure of singular entropy (nats) over training, of W and of W centred."""
     look = styles(runs)
     shown = [run for run in runs if len(run.series("probe", "singular_entropy")[0])]
     if not shown:
@@ -193,38 +192,30 @@ def singular_entropy(runs: Sequence[Run], overlay: Overlay | None = None) -> Fig
 
 @styled
 def gap_by_rank(runs: Sequence[Run]) -> Figure:
-    """What truncating each trained head to rank r costs, plain and whitened, at the last probe."""
-    look = styles(runs)
-    shown = [run for run in runs if run.probe_steps]
-    if not shown:
-        raise NothingToShow("no run has been probed yet")
+    """Returns the figure of the gap (nats/token) against rank r, plain and whitened, last probe."""
+    look, shown = styles(runs), probed(runs)
     figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
     titles = {"plain": "truncated SVD of W", "whitened": r"truncated SVD of W C$^{1/2}$"}
     for panel, (kind, title) in zip(panels, titles.items(), strict=True):
-        for run in shown:
-            probe = run.probe()
+        for run, probe in shown:
             gaps = getattr(probe, kind)
-            cut = probe.ranks < run.head_rank  # the others take nothing away
+            cut = probe.ranks < run.head_rank  # greater ranks remove nothing
             points = (probe.ranks[cut], gaps.gap[cut], gaps.gap_se[cut])
             _gap_line(panel, *points, look[run.name])
-        panel.set(xscale="log", yscale="log", xlabel="rank r kept", title=title)
-        panel.set_ylabel("gap to the untruncated head (nats/token)")
-        log2_ticks(panel.xaxis, 1, max(run.head_rank for run in shown) - 1)
-        log10_ticks(panel.yaxis)
-        panel.label_outer()
-    legend(figure, {run.name: look[run.name] for run in shown})
+        label_gap_panel(panel, title, max(run.head_rank for run, _ in shown))
+    legend(figure, {run.name: look[run.name] for run, _ in shown})
     return figure
 
 
 @styled
 def loss_by_rank(runs: Sequence[Run]) -> Figure:
-    """Final held-out loss of each finished run against the rank of its head."""
+    """Returns the figure of final validation loss (nats/token) against R, for finished runs."""
     look = styles(runs)
     table = {row["run"]: row for row in summary_table(runs).iter_rows(named=True)}
     shown = [run for run in runs if run.is_complete and table[run.name]["loss"] is not None]
     if len({run.head_rank for run in shown}) < 2:
-        raise NothingToShow("it takes finished runs with at least two head ranks")
+        raise NothingToShow("it needs finished runs with at least two head ranks")
     shapes = {(run.head_rank, run.config.model.d_model) for run in shown}
     is_one_curve = all(same_but_for_rank(run, shown[0]) for run in shown)
     figure = Figure(figsize=(WIDTH, 4.0), layout="constrained")
@@ -232,7 +223,7 @@ def loss_by_rank(runs: Sequence[Run]) -> Figure:
     for run in shown:
         row, style = table[run.name], look[run.name]
         alike = [other for other in shown if same_but_for_rank(run, other)]
-        if run is alike[0]:  # one grey line an experiment, through the mean where seeds differ
+        if run is alike[0]:  # one grey line per experiment, through the mean over seeds
             ranks = sorted({other.head_rank for other in alike})
             losses = [[table[o.name]["loss"] for o in alike if o.head_rank == r] for r in ranks]
             panel.plot(ranks, [np.mean(at) for at in losses], color="#b8b8b8", lw=1, zorder=1)
@@ -245,7 +236,7 @@ def loss_by_rank(runs: Sequence[Run]) -> Figure:
             **{"xytext": (7, 5), "textcoords": "offset points", "color": style.ink, "size": SMALL},
         )
     panel.margins(0.08)
-    panel.set(xscale="log", xlabel="rank R of the head", ylabel="held-out loss (nats/token)")
+    panel.set(xscale="log", xlabel="rank R of the head", ylabel="validation loss (nats/token)")
     ranks = [run.head_rank for run in shown]
     log2_ticks(panel.xaxis, min(ranks), max(ranks))
     if len(shapes) < len(shown):
@@ -255,19 +246,16 @@ def loss_by_rank(runs: Sequence[Run]) -> Figure:
 
 @styled
 def anisotropy(runs: Sequence[Run], overlay: Overlay | None = None) -> Figure:
-    """Anisotropy of the hidden states: by layer at the last probe; of the last layer over steps."""
-    look = styles(runs)
-    shown = [run for run in runs if run.probe_steps]
-    if not shown:
-        raise NothingToShow("no run has been probed yet")
+    """Returns the figure of anisotropy by layer (last probe) and over training (last layer)."""
+    look, shown = styles(runs), probed(runs)
     figure = Figure(figsize=(WIDTH, 3.8), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
-    depths = {run.config.model.n_layers for run in shown}
+    depths = {run.config.model.n_layers for run, _ in shown}
     ends = []
-    for run in shown:
+    for run, probe in shown:
         style, n_layers = look[run.name], run.config.model.n_layers
         layers = np.arange(n_layers + 1) / (1 if len(depths) == 1 else n_layers)
-        _line(panels[0], layers, run.probe().anisotropy, style)
+        _line(panels[0], layers, probe.anisotropy, style)
         steps, last = run.series("probe", "step", f"anisotropy/{n_layers}")
         _line(panels[1], steps, last, style)
         ends += [(steps[-1], last[-1], run.name, style)] if len(steps) else []
@@ -280,7 +268,7 @@ def anisotropy(runs: Sequence[Run], overlay: Overlay | None = None) -> Figure:
     panels[1].set(xlabel="step", title="last layer, after the final norm")
     panels[1].xaxis.set_major_locator(MaxNLocator(5, integer=True))
     if overlay is not None:
-        overlay.under(panels[1], shown, look, "anisotropy")
+        overlay.under(panels[1], [run for run, _ in shown], look, "anisotropy")
     label_line_ends(panels[1], ends)
     return figure
 
@@ -290,7 +278,7 @@ def _line(panel: Axes, x: np.ndarray, y: np.ndarray, style: Style) -> None:
 
 
 def _errorbar(panel: Axes, points: Sequence[Any], style: Style) -> None:
-    """A line through points (x, y, standard error), with bars of one standard error."""
+    """Draws a line through points (x, y, standard error) with bars of one standard error."""
     x, y, error = points
     panel.errorbar(x, y, error, ms=3.5, elinewidth=0.9, **style.line)
 
@@ -298,7 +286,7 @@ def _errorbar(panel: Axes, points: Sequence[Any], style: Style) -> None:
 def _gap_line(
     panel: Axes, ranks: np.ndarray, gap: np.ndarray, error: np.ndarray, style: Style
 ) -> None:
-    """Gaps with bars of one standard error; an upper limit where a gap is within two of zero."""
+    """Draws gaps with bars of one standard error; upper limits for gaps within two of zero."""
     measured = gap > np.maximum(2 * error, SMALLEST_GAP)
     _errorbar(panel, (ranks[measured], gap[measured], error[measured]), style)
     limit = np.maximum(gap, 0) + 2 * error
@@ -309,5 +297,5 @@ def _gap_line(
 
 
 def _cell_edges(centres: np.ndarray) -> np.ndarray:
-    """Edges of cells around ascending centres: halfway between them, and at the first and last."""
+    """Returns edges of cells around ascending centres: midpoints, and both end centres."""
     return np.concatenate([centres[:1], (centres[1:] + centres[:-1]) / 2, centres[-1:]])

@@ -1,13 +1,10 @@
-"""The report of some runs: one self-contained HTML page, and its figures as PNG and SVG files."""
+"""The report of runs: one self-contained HTML page, and its figures as PNG and SVG files."""
 
 from __future__ import annotations
 
 import itertools
-from collections.abc import Callable, Sequence
-from dataclasses import dataclass
+from collections.abc import Sequence
 from pathlib import Path
-
-from matplotlib.figure import Figure
 
 from bottleneck.drawing.html import (
     SORTING_SCRIPT,
@@ -19,183 +16,33 @@ from bottleneck.drawing.html import (
     text,
 )
 from bottleneck.drawing.style import NothingToShow
-from bottleneck.frozen.figures import frozen_heads
 from bottleneck.pretrained.series_audit import left_out_steps
-from bottleneck.report import figures, gaps
-from bottleneck.report.calibration import SLACK, calibration
-from bottleneck.report.rank_law import rank_law
-from bottleneck.report.saturation import saturation_figure
+from bottleneck.report.exhibits import EXHIBITS
+from bottleneck.report.figures import Overlay
 from bottleneck.report.summary import MEASURES, summary_table
 from bottleneck.runs.folder import write_text
 from bottleneck.runs.reading import Run
 from bottleneck.sections import flatten
 from bottleneck.terminal import count
 
-_READ_OFF = (
-    "Read off the figures of Godey et al. (2024), for runs of the width of one of their models and "
-    "as far as these go."
-)
-_FEW_STEPS = 6  # are named one by one
+_READ_OFF = "Read off the figures of Godey et al. (2024), for runs as wide as one of their models."
+_FEW_STEPS = 6  # more are named as a range
 
 
-@dataclass(frozen=True)
-class Exhibit:
-    """A figure of the report: `sentence` says what it shows and how to read it."""
+def write_report(runs: Sequence[Run], folder: Path, *, overlay: Overlay | None = None) -> Path:
+    """Writes `report.html` and `figures/` into the folder and returns the page's path.
 
-    name: str  # of its files
-    title: str
-    sentence: str
-    draw: Callable[..., Figure]  # of runs; raises NothingToShow
-    of_paper: str = ""  # what is added where the paper's curves are asked for, if it has such ones
-
-
-EXHIBITS = (
-    Exhibit(
-        "loss",
-        "Loss against training tokens",
-        "Cross-entropy on the training batches (thin) and on the same held-out tokens each time "
-        "(thick, bars of one standard error); the dashed line is the entropy of single tokens in "
-        "the corpus, and a model below it uses the context.",
-        figures.loss,
-        "Broad and pale: Pythia on 50,000 tokens of the Pile, figure 1a.",
-    ),
-    Exhibit(
-        "saturation",
-        "Saturation: does the loss end above its own earlier level?",
-        "Held-out loss above its least, without the first tenth of the steps. A run saturates if "
-        "its last quarter lies above an earlier quarter by more than noise would have it once in "
-        "twenty (p: how often noise does). The bar at the end is the 95 % interval, over "
-        "documents, of the last loss over the least. A rise begins where a broken line breaks; "
-        "that of the loss is shown where there is one.",
-        saturation_figure,
-    ),
-    Exhibit(
-        "loss_by_rank",
-        "Final held-out loss against the rank of the head",
-        "Each point is a finished run, with one standard error, and a number beside it is its gap "
-        "to the full-rank run of the same experiment; where the curve is flat, rank costs nothing.",
-        figures.loss_by_rank,
-    ),
-    Exhibit(
-        "rank_law",
-        "A law of the loss against the rank of the head",
-        "Left: final held-out losses of runs that differ in the rank of their heads alone, one "
-        "colour a width, and L∞ + c·R^−p fitted to them by least squares. Right: the same less "
-        "L∞, where the law is a straight line of slope −p. Points that bend away from it say that "
-        "the law does not hold there.",
-        rank_law,
-    ),
-    Exhibit(
-        "calibration",
-        "Calibration: measured losses on a language whose rank is known",
-        "Final held-out losses (dots, bars of one standard error) beside what needs no training to "
-        "be known: the entropy rate, below which no model can be (dashed), the best loss that any "
-        "head of rank R can have (line), and the true rank ρ, from which on the two are one "
-        "(dotted). The estimated rank is the least from which on every loss is within "
-        f"{SLACK:g} nats and two standard errors of the entropy rate.",
-        calibration,
-    ),
-    Exhibit(
-        "gap_by_rank",
-        "Gap against the rank that a trained head is cut to",
-        "How much the held-out loss rises when the trained head W is replaced by its best rank-r "
-        "approximation, of W itself (left) and weighted by C, the second moment of the hidden "
-        "states (right). Bars are one standard error; a hollow triangle is an upper limit, two "
-        "standard errors up, where the gap cannot be told from zero.",
-        figures.gap_by_rank,
-    ),
-    Exhibit(
-        "gap_by_w_error",
-        "Gap against W-error",
-        "Every truncation of every head at its last probe: what it costs against the share of the "
-        "head's norm that it cuts off, √(Σσᵢ² beyond r / Σσᵢ²). On one line, the norm cut off says "
-        "all; where the curves part, the heads differ in what those directions were for. Gaps "
-        "within two standard errors of zero are left out.",
-        gaps.gap_by_w_error,
-    ),
-    Exhibit(
-        "theory",
-        "Theory against measurement",
-        "The gaps of the figure above beside the most that they can be (dashed) if W minimises the "
-        "loss on these tokens, which a trained head nearly does. Left: √Σσᵢ² of what is cut off, "
-        "as in theorem 5.3 of Godey et al. (2024), with its constant. Right: as the first-order "
-        "term vanishes at a minimum, a quarter of Σσᵢ² bounds the gap once W is weighted by C. "
-        "Crosses are the gap to second order in the change of the logits, Δ: the mean over tokens "
-        "of E_p[Δ] − Δ_target + ½·Var_p(Δ); where they leave the dots, a cut is no small change.",
-        gaps.against_bounds,
-    ),
-    Exhibit(
-        "anatomy",
-        "What the gap is made of",
-        "Left: how much of the gap falls on the rarest third of the text's tokens and on the most "
-        "frequent third, by their counts in the training text; dotted is an even share, and "
-        "below 0 % the cut makes those tokens more likely. Right: for how many tokens the "
-        "head cut to rank r still finds the same next token most likely.",
-        gaps.anatomy,
-    ),
-    Exhibit(
-        "frozen_heads",
-        "Heads of every rank on frozen features",
-        "Heads trained on the run's hidden states, all else frozen: held-out loss (left) and how "
-        "often the likeliest token is right (middle) against the head's rank, and the loss against "
-        "the share of its norm that the run's own head loses at that rank (right). Lines are "
-        "L∞ + c·r^−p; dotted is the run's own head, cut and not trained; dashed is the best head "
-        "of full rank, a convex problem, stopped where its held-out loss was least.",
-        frozen_heads,
-    ),
-    Exhibit(
-        "spectrum",
-        "Singular values of the head over training",
-        "The colour is σᵢ/σ₀, the i-th singular value over the largest, as training goes from left "
-        "to right: bright all the way down is a flat spectrum, and where a column turns dark a few "
-        "directions have taken over.",
-        figures.spectrum,
-        "Dots, in the same colours: Pythia, figure 4; one that can hardly be seen agrees.",
-    ),
-    Exhibit(
-        "singular_entropy",
-        "Singular entropy of the head over training",
-        "How far the spectrum is from flat: 0 when all singular values are equal, ln D when only "
-        "one is left. Dotted: the least that a head of that rank can have, ln(D/R). Centring takes "
-        "the mean row out of W, which no softmax can see.",
-        figures.singular_entropy,
-        "Broad and pale: Pythia, figure 5.",
-    ),
-    Exhibit(
-        "gradient_survival",
-        "How much of the gradient survives the head",
-        "The loss's gradient by the logits has V components, of which the hidden states are told "
-        "only those in the column space of W: the share of its norm that is left, over training. "
-        "Dotted: √(R/V), what a random subspace of that dimension would keep.",
-        gaps.gradient_survival,
-    ),
-    Exhibit(
-        "anisotropy",
-        "Anisotropy of the hidden states",
-        "Mean cosine similarity between hidden states of different tokens, by layer at the last "
-        "probe (left) and of the last layer over training (right): near 0 they point everywhere, "
-        "near 1 all the same way.",
-        figures.anisotropy,
-        "Broad and pale: Pythia, figure 3.",
-    ),
-)
-
-
-def write_report(
-    runs: Sequence[Run], folder: Path, *, overlay: figures.Overlay | None = None
-) -> Path:
-    """The path of the page that it writes: `report.html` in the folder, beside `figures/`.
-
-    The page needs nothing beside it and no network: its figures are inside it.
+    The page contains its figures and needs no other file and no network.
 
     Args:
-        overlay: the curves of Godey et al. 2024, to lay under those of runs of the same width.
+        overlay: curves of Godey et al. 2024 to draw under those of runs of the same width.
+    Raises: `UserError` if the folder cannot be written.
     """
     images = folder / "figures"
     images.mkdir(parents=True, exist_ok=True)
     shown, left_out = [], []
     for exhibit in EXHIBITS:
-        # What an earlier report left here must not be taken for a figure of this one.
+        # A figure of an earlier report must not remain beside this one.
         png, svg = (images / f"{exhibit.name}.{suffix}" for suffix in ("png", "svg"))
         png.unlink(missing_ok=True)
         svg.unlink(missing_ok=True)
@@ -207,9 +54,7 @@ def write_report(
             else:
                 figure = exhibit.draw(runs)
         except NothingToShow as reason:
-            left_out.append(
-                f"<p class=note>Left out: {text(exhibit.title)}, as {text(reason)}.</p>"
-            )
+            left_out.append(f"<p class=note>Left out: {text(exhibit.title)}: {text(reason)}.</p>")
             continue
         shown.append(
             f"<figure id={exhibit.name}><h2>{text(exhibit.title)}</h2>"
@@ -240,7 +85,7 @@ def _title(runs: Sequence[Run]) -> str:
 
 
 def _opening(runs: Sequence[Run]) -> str:
-    """One line on what was trained, and one for each run that is not finished."""
+    """Returns a line on all runs, and one for each run that is incomplete."""
     ranks = listed(sorted({run.head_rank for run in runs}))
     widths = listed(sorted({run.config.model.d_model for run in runs}))
     corpora = listed(sorted({run.config.data.corpus for run in runs}))
@@ -252,15 +97,12 @@ def _opening(runs: Sequence[Run]) -> str:
             if len(missing) <= _FEW_STEPS:
                 which = f"step {listed(missing)}"
             lines.append(
-                f"Left out of {run.name}: {which}, with the weights of other steps or with none "
-                "that can be read."
+                f"Left out of {run.name}: {which}, with weights of another step or unreadable ones."
             )
         if not run.is_complete:
             done, planned = run.metrics["step"][-1], run.config.train.steps
-            probes = "" if run.probe_steps else ", and has not been probed"
-            lines.append(
-                f"{run.name} is unfinished: it stands at step {done} of {planned}{probes}."
-            )
+            probes = "" if run.probe_steps else ", not probed yet"
+            lines.append(f"{run.name} is unfinished: step {done} of {planned}{probes}.")
     return "".join(f"<p>{text(line)}</p>" for line in lines)
 
 
@@ -281,12 +123,12 @@ def _definitions() -> str:
 
 
 def _differences(runs: Sequence[Run]) -> str:
-    """The config fields in which the runs differ, a row per run; nothing where there is one run."""
+    """Returns a table of the config fields that differ, a row per run; nothing for one run."""
     if len(runs) == 1:
         return ""
     differing = _differing_fields(runs)
     rows = [[run.name, *(str(flatten(run.config)[key]) for key in differing)] for run in runs]
-    answer = table(["run", *differing], rows) if differing else "<p>They have one config.</p>"
+    answer = table(["run", *differing], rows) if differing else "<p>Their configs are equal.</p>"
     return f"<section><h2>How the runs differ</h2>{answer}</section>"
 
 
@@ -304,18 +146,17 @@ def _shared_config(runs: Sequence[Run]) -> str:
 
 
 def _origin(runs: Sequence[Run]) -> str:
-    """Corpus, versions, mesh and revision, with the names of the runs that share them."""
+    """Returns a table of corpora, versions, meshes and revisions, with the runs of each."""
 
     def describe(run: Run) -> tuple[str, ...]:
         corpus = run.corpus
-        of_training = f"{count(corpus.train_tokens)} tokens to train on, "
-        if run.series_of:
-            of_training = ""
+        training = "" if run.series_of else f"{count(corpus.train_tokens)} training tokens, "
+        sizes = f"{training}{count(corpus.heldout_tokens)} validation tokens"
         return (
             f"checkpoints of {run.series_of}" if run.series_of else "trained here",
-            f"{run.config.data.corpus}: {of_training}{count(corpus.heldout_tokens)} held out; "
-            f"unigram entropy "
-            f"{corpus.unigram_entropy:.3f} nats/token; {corpus.bytes_per_token:.2f} bytes/token",
+            f"{run.config.data.corpus}: {sizes}; "
+            f"unigram entropy {corpus.unigram_entropy:.3f} nats/token; "
+            f"{corpus.bytes_per_token:.2f} bytes/token",
             ", ".join(f"{name} {version}" for name, version in run.versions.items()),
             " × ".join(f"{axis} {size}" for axis, size in run.mesh.items()),
             (run.git_revision or "unknown")[:12],

@@ -1,7 +1,7 @@
-"""Loss against the rank of a trained head, drawn with the law that it follows.
+"""The figure of final validation loss against head rank, with the fitted law.
 
-Of the final held-out losses of one experiment, whose runs differ in nothing but the rank of their
-heads: those of one width in a sweep. R: rank of the head, D for a full one; nats per token.
+An experiment is a set of runs that differ only in head rank, such as one width of a sweep.
+R: rank of the head, D for a full one; losses are in nats per token.
 """
 
 from __future__ import annotations
@@ -27,7 +27,7 @@ from bottleneck.runs.reading import Run
 
 @styled
 def rank_law(runs: Sequence[Run]) -> Figure:
-    """Final loss against R for each experiment with the fitted law; beside it, above its floor."""
+    """Returns the figure of final loss (nats/token) against R, with the law and above its floor."""
     losses = {row["run"]: row["loss"] for row in summary_table(runs).iter_rows(named=True)}
     finished = [run for run in runs if run.is_complete and losses[run.name] is not None]
     groups = [
@@ -37,8 +37,8 @@ def rank_law(runs: Sequence[Run]) -> Figure:
     ]
     if not groups:
         raise NothingToShow(
-            f"no experiment has finished runs with {LEAST_RANKS} ranks of the head, "
-            "which a law with three constants takes"
+            f"no experiment has finished runs with {LEAST_RANKS} head ranks, "
+            "which a law of three constants needs"
         )
     look = styles([group[-1] for group in groups])
     figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
@@ -62,9 +62,9 @@ def rank_law(runs: Sequence[Run]) -> Figure:
         above = measured - law.floor
         panels[1].plot(ranks[above > 0], above[above > 0], **points)
         panels[1].plot(fine, law(fine) - law.floor, **line)
-    panels[0].set(ylabel="held-out loss (nats/token)", title="loss, and L∞ + c·R$^{-p}$ fitted")
+    panels[0].set(ylabel="validation loss (nats/token)", title="loss, and L∞ + c·R$^{-p}$ fitted")
     panels[0].legend(fontsize=SMALL)
-    panels[1].set(ylabel="loss − L∞ (nats/token)", title="the same above its floor", yscale="log")
+    panels[1].set(ylabel="loss − L∞ (nats/token)", title="loss above its floor", yscale="log")
     for panel in panels:
         panel.set(xscale="log", xlabel="rank R of the head")
         log2_ticks(panel.xaxis, least, most)
@@ -73,7 +73,7 @@ def rank_law(runs: Sequence[Run]) -> Figure:
 
 
 def _experiments(runs: Sequence[Run]) -> list[list[Run]]:
-    """The runs in groups that differ in the rank of the head alone, each by ascending rank."""
+    """Returns groups of runs that differ only in head rank, each by ascending rank."""
     groups: list[list[Run]] = []
     for run in sorted(runs, key=lambda run: (run.config.model.d_model, run.head_rank)):
         for group in groups:
@@ -86,5 +86,5 @@ def _experiments(runs: Sequence[Run]) -> list[list[Run]]:
 
 
 def _same_training(one: Run, other: Run) -> bool:
-    """Whether two runs have one optimizer and one batch, as a curve through them supposes."""
+    """Returns True if two runs have the same optimizer and training config."""
     return (one.config.optimizer, one.config.train) == (other.config.optimizer, other.config.train)

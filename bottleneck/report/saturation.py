@@ -1,4 +1,4 @@
-"""The report's figure of saturation: which runs end above their least loss, and what rose when."""
+"""The figure of saturation: which runs end above their minimum loss, and when rises began."""
 
 from __future__ import annotations
 
@@ -34,7 +34,7 @@ _RISING = {"loss": DISTINCT[1], "singular entropy": DISTINCT[0], "anisotropy": D
 
 @styled
 def saturation_figure(runs: Sequence[Run]) -> Figure:
-    """Held-out loss above its least, with verdicts; beside it the onsets of what rises."""
+    """Returns the figure of validation loss above its minimum, with verdicts and onsets."""
     look = styles(runs)
     shown = []
     for run in runs:
@@ -43,8 +43,7 @@ def saturation_figure(runs: Sequence[Run]) -> Figure:
             shown.append((run, series, detect_saturation(series)))
     if not shown:
         raise NothingToShow(
-            f"no run has {FEWEST_CHECKPOINTS} held-out evaluations in the last nine tenths of its "
-            "steps"
+            f"no run has {FEWEST_CHECKPOINTS} validation losses in its last nine tenths"
         )
     onsets = {run.name: _onsets(run, series, found) for run, series, found in shown}
     rising = {name: begun for name, begun in onsets.items() if begun}
@@ -58,12 +57,12 @@ def saturation_figure(runs: Sequence[Run]) -> Figure:
         panels[0].plot(series.steps[late], above, ms=3, label=label, **style.line)
         if found.interval is not None:
             panels[0].vlines(found.final_step, *found.interval, color=style.colour)
-    # The fall that training begins with is out of scale beside a rise of a few per cent.
+    # The initial fall is out of scale beside a rise of a few per cent.
     highest = max(
         float(series.loss[len(series.loss) // 2 :].max() / found.best_loss - 1)
         for _, series, found in shown
     )
-    panels[0].set(xlabel="step", ylabel="held-out loss above its least")
+    panels[0].set(xlabel="step", ylabel="validation loss above its minimum")
     panels[0].set_ylim(top=min(panels[0].get_ylim()[1], max(1.5 * highest, 0.01)))
     panels[0].yaxis.set_major_formatter(PercentFormatter(1.0))
     figure.legend(handles=panels[0].get_lines()[: len(shown)], loc="outside lower left")
@@ -80,7 +79,7 @@ def _chance(found: Saturation) -> str:
 
 
 def _onsets(run: Run, series: LossSeries, found: Saturation) -> dict[str, Onset]:
-    """When loss, singular entropy and anisotropy begin to rise, those of them that do."""
+    """Returns onsets of the rises of loss, singular entropy and anisotropy, by name."""
     column = f"anisotropy/{run.config.model.n_layers}"
     rises = {
         "singular entropy": run.series("probe", "step", "singular_entropy"),
@@ -112,9 +111,7 @@ def _draw_onsets(panel: Axes, rising: dict[str, dict[str, Onset]], look: dict[st
     for name, colour in _RISING.items():
         panel.plot([], [], color=colour, marker="o", ls="", label=name)
     panel.legend()
-    panel.set(
-        title="where a rise begins (about 90 %)", xlabel="step", ylim=(len(rising) - 0.4, -0.6)
-    )
+    panel.set(title="start of a rise (about 90 %)", xlabel="step", ylim=(len(rising) - 0.4, -0.6))
     panel.set_yticks(range(len(rising)), labels=[*map(plain, rising)], size=SMALL)
     for label, name in zip(panel.get_yticklabels(), rising, strict=True):
         label.set_color(look[name].ink)

@@ -1,7 +1,7 @@
-"""The table of runs: what each measure is, in exact words, and its value for each run.
+"""The table of runs, and the definition of each column.
 
-`MEASURES` is the one place that says how a column is called, defined and written; the report and
-the terminal both read it. R: rank of the head; D: hidden width; σ: singular values of the head.
+`MEASURES` holds the name, definition and format of each column, for the report and the terminal.
+R: rank of the head; D: hidden width; σ: singular values of the head.
 """
 
 from __future__ import annotations
@@ -28,7 +28,7 @@ _SCHEMA = {
     "d_model": pl.Int64,
     "head_rank": pl.Int64,
     "n_params": pl.Int64,
-    "step": pl.Int64,  # of the last held-out evaluation
+    "step": pl.Int64,  # of the last validation loss
     "tokens": pl.Int64,  # trained on by then
     "loss": pl.Float64,
     "loss_se": pl.Float64,
@@ -51,15 +51,17 @@ class Measure:
     heading: str
     definition: str
     show: Callable[[dict[str, Any]], str]  # from a row of `summary_table`
-    in_terminal: bool = True  # which is narrower than a page
+    in_terminal: bool = True  # a terminal is narrower than a page
 
 
 def summary_table(runs: Sequence[Run]) -> pl.DataFrame:
-    """One row per run, in the order given, with the columns of `_SCHEMA`; null where not measured.
+    """Returns one row per run, in the order given; null marks what was not measured.
 
-    Losses and gaps are in nats per token, of the last held-out evaluation; spectrum and anisotropy
-    are the last probe's. `gap` is the run's loss less that of its full-rank reference (see
-    `full_rank_reference`), and `gap_se` its standard error, paired over documents.
+    `loss` is the last validation loss, nats per token; `loss_se` is its standard error.
+
+    `gap` is `loss` minus that of the `full_rank_reference`; `gap_se` is paired by document.
+
+    `relative_loss` is (L_final − L_min)/L_min. Spectrum and anisotropy are those of the last probe.
     """
     rows = []
     for run in runs:
@@ -76,7 +78,7 @@ def summary_table(runs: Sequence[Run]) -> pl.DataFrame:
                 key: probe.get(key) for key in ("singular_entropy", "effective_rank", "stable_rank")
             },
             "anisotropy": probe.get(f"anisotropy/{run.config.model.n_layers}"),
-            # The median, as the first steps after each start hold the compilation.
+            # The median, because compilation slows the first steps after each start.
             "tokens_per_second": float(np.median(speeds)) if len(speeds) else None,
         }
         steps, losses = run.series("eval", "step", "loss")
@@ -93,10 +95,10 @@ def summary_table(runs: Sequence[Run]) -> pl.DataFrame:
 
 
 def _gap_error(run: Run, reference: Run) -> float:
-    """Standard error of the difference of two runs' held-out losses, nats/token.
+    """Returns the standard error of the difference of two runs' validation losses, nats/token.
 
-    Document by document where both kept those losses, since what makes a document hard makes it
-    hard for both; else as if they had been measured on different texts, which is too large.
+    It is paired by document if both kept the losses of the same documents. Otherwise it treats the
+    texts as independent, which overestimates it.
     """
     ours, theirs = (r.probe() if r.probe_steps else None for r in (run, reference))
     if (
@@ -111,10 +113,9 @@ def _gap_error(run: Run, reference: Run) -> float:
 
 
 def full_rank_reference(run: Run, runs: Sequence[Run]) -> Run | None:
-    """The run that shows what a low rank costs `run`: the same experiment with a full-rank head.
+    """Returns the run of the same experiment with a full-rank head, or None.
 
-    None where `run` is itself full, or no such run is among `runs`. Seed and optimizer may differ;
-    where several will do, one with the same seed comes first.
+    A full-rank `run` has no reference. Seed and optimizer may differ; the same seed is preferred.
     """
     if run.is_full_rank:
         return None
@@ -123,9 +124,9 @@ def full_rank_reference(run: Run, runs: Sequence[Run]) -> Run | None:
 
 
 def same_but_for_rank(one: Run, other: Run) -> bool:
-    """Whether a difference in held-out loss between two runs can be put down to their heads' rank.
+    """Returns True if only head rank, seed or optimizer can explain a difference in loss.
 
-    It can where model (head apart), data, and training tokens at the last evaluation are the same.
+    Model apart from the head, data, and training tokens at the last evaluation must be the same.
     """
 
     def experiment(run: Run) -> tuple[Any, ...]:
@@ -144,7 +145,7 @@ def same_but_for_rank(one: Run, other: Run) -> bool:
 
 
 def with_error(value: float | None, error: float | None, sign: str = "") -> str:
-    """ "4.312 ± 0.011": the error to two digits, the value to as many; "–" where there is none."""
+    """Returns "4.312 ± 0.011": the error to two digits, the value to match; "–" for no value."""
     if value is None:
         return "–"
     if not error or not math.isfinite(error):
@@ -154,7 +155,7 @@ def with_error(value: float | None, error: float | None, sign: str = "") -> str:
 
 
 def print_summary(table: pl.DataFrame, console: Console | None = None) -> None:
-    """Prints what `summary_table` returned, in at most 80 columns for names of usual length."""
+    """Prints a `summary_table`, at most 80 columns wide for names of usual length."""
     shown = [measure for measure in MEASURES if measure.in_terminal]
     grid = Table(
         box=None, header_style="bold", pad_edge=False, padding=(0, 1), collapse_padding=True
@@ -167,12 +168,12 @@ def print_summary(table: pl.DataFrame, console: Console | None = None) -> None:
 
 
 def _last(run: Run, split: str) -> dict[str, Any]:
-    """The last line of a split, or nothing."""
+    """Returns the last row of a split; empty if it has no rows."""
     rows = run.split(split)
     return rows.row(-1, named=True) if rows.height else {}
 
 
-def _above_least(row: dict[str, Any]) -> str:
+def _above_minimum(row: dict[str, Any]) -> str:
     if row["relative_loss"] is None:
         return "–"
     notable = row["verdict"] not in (None, "does not saturate")
@@ -186,61 +187,60 @@ def _number(key: str, form: str) -> Callable[[dict[str, Any]], str]:
 MEASURES = (
     Measure(
         "run",
-        "The run's folder. A run without a COMPLETE file is marked unfinished; its numbers are "
-        "those of its last evaluation and probe so far.",
+        "The run's folder. An unfinished run has no COMPLETE file; its numbers are from its last "
+        "evaluation and probe so far.",
         lambda row: row["run"] + ("" if row["is_complete"] else " (unfinished)"),
     ),
     Measure(
         "rank\nR/D",
-        "R, the rank that the head W = A B can have at most, and D, the width of the hidden "
-        "states. R = D is a full-rank head.",
+        "R, the maximum rank of the head W = A B, and D, the width of the hidden states. R = D is "
+        "a full-rank head.",
         lambda row: f"{row['head_rank']}/{row['d_model']}",
     ),
     Measure(
         "parameters",
-        "N, all parameters, embedding and head included.",
+        "N, all parameters, including embedding and head.",
         lambda row: count(row["n_params"]),
         in_terminal=False,
     ),
     Measure(
         "tokens",
-        "T, tokens trained on by the time of the last held-out evaluation; a token seen in two "
-        "epochs counts twice.",
+        "T, training tokens at the last evaluation; a token seen in two epochs counts twice.",
         lambda row: count(row["tokens"]),
         in_terminal=False,
     ),
     Measure(
-        "held-out\nloss",
-        "Mean cross-entropy over the same held-out tokens each time, in nats/token "
-        "(1 nat = 1.4427 bits), ± the standard error of that mean.",
+        "validation\nloss",
+        "Mean cross-entropy over the same validation tokens each time, in nats/token "
+        "(1 nat = 1.4427 bits), ± its standard error.",
         lambda row: with_error(row["loss"], row["loss_se"]),
     ),
     Measure(
         "gap to\nfull",
-        "Held-out loss less that of the run with a full-rank head and otherwise the same model, "
-        "data and number of training tokens, in nats/token, ± the standard error of that difference"
-        ", both runs being measured on the same documents.",
+        "Validation loss minus that of the run with a full-rank head and otherwise the same model, "
+        "data and number of training tokens, in nats/token, ± the standard error of the "
+        "difference, paired by document.",
         lambda row: with_error(row["gap"], row["gap_se"], sign="+"),
     ),
     Measure(
-        "above\nits least",
-        "(L_final − L_min)/L_min of the held-out losses so far. “Saturates” stands by it where the "
-        "last quarter of them lies above an earlier one by more than noise would have it once in "
-        "twenty; fewer than eight are not judged.",
-        _above_least,
+        "above\nminimum",
+        "(L_final − L_min)/L_min of the validation losses so far. A run “saturates” if the last "
+        "quarter of them lies above an earlier quarter by more than noise reaches once in twenty. "
+        "Fewer than eight losses are not judged.",
+        _above_minimum,
         in_terminal=False,
     ),
     Measure(
         "singular\nentropy",
         "KL(p‖u) = ln D + Σ pᵢ ln pᵢ in nats, where pᵢ = σᵢ² / Σⱼ σⱼ² over the D singular values "
-        "of W and u is uniform. 0: all are equal; ln D: one is all there is. A head of rank R has "
+        "of W and u is uniform. 0: all are equal; ln D: only one is nonzero. A head of rank R has "
         "at least ln(D/R).",
         _number("singular_entropy", ".3f"),
     ),
     Measure(
         "effective\nrank",
-        "exp(−Σ pᵢ ln pᵢ) with pᵢ = σᵢ / Σⱼ σⱼ, which is not squared here (Roy and Vetterli 2007). "
-        "Between 1 and R.",
+        "exp(−Σ pᵢ ln pᵢ) with pᵢ = σᵢ / Σⱼ σⱼ, not squared (Roy and Vetterli 2007). Between 1 "
+        "and R.",
         _number("effective_rank", ".1f"),
     ),
     Measure(
@@ -251,13 +251,13 @@ MEASURES = (
     ),
     Measure(
         "anisotropy",
-        "Mean cosine similarity over all pairs of distinct hidden states, here of the last layer "
-        "after the final norm. 0: they point everywhere; 1: all point the same way.",
+        "Mean cosine similarity over all pairs of distinct hidden states of the last layer, after "
+        "the final norm. 0: directions are spread evenly; 1: all are the same.",
         _number("anisotropy", ".3f"),
     ),
     Measure(
         "tokens/s",
-        "Training tokens per second, the median over the logged steps.",
+        "Training tokens per second, median over logged steps.",
         lambda row: count(row["tokens_per_second"]),
         in_terminal=False,
     ),

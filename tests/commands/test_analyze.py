@@ -4,7 +4,7 @@ import pytest
 
 from bottleneck.commands.analyze import main
 from bottleneck.errors import UserError
-from bottleneck.report.page import EXHIBITS
+from bottleneck.report.exhibits import EXHIBITS
 
 
 @pytest.fixture(autouse=True)

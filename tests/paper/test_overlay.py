@@ -119,7 +119,7 @@ def test_dots_on_the_heat_map_have_its_colours(make_series):
 def test_the_report_says_what_is_the_papers_where_it_is_asked_for(
     make_series, tmp_path, monkeypatch
 ):
-    from bottleneck.report.page import EXHIBITS
+    from bottleneck.report.exhibits import EXHIBITS
 
     monkeypatch.setattr("bottleneck.report.page.EXHIBITS", EXHIBITS[:1])
     run = make_series()

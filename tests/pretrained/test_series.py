@@ -22,7 +22,8 @@ from bottleneck.data.tokens import prepare
 from bottleneck.errors import UserError
 from bottleneck.pretrained import series_source
 from bottleneck.pretrained.huggingface import save_pretrained
-from bottleneck.report.page import EXHIBITS, write_report
+from bottleneck.report.exhibits import EXHIBITS
+from bottleneck.report.page import write_report
 from bottleneck.training.loop import train
 
 STEPS = (0, 4, 8, 12, 16)

@@ -9,28 +9,31 @@ from matplotlib.colors import to_hex
 
 from bottleneck.drawing.style import NothingToShow, styles
 from bottleneck.report import figures
-from bottleneck.report.page import EXHIBITS
+from bottleneck.report.exhibits import EXHIBITS
 from bottleneck.runs import load, load_all
 
 # Every label that an axis may have: a quantity and its unit, or a count or ratio that has none.
 LABELS = {
     "loss": ({"training tokens"}, {"loss (nats/token)"}),
-    "saturation": ({"step"}, {"held-out loss above its least"}),
-    "loss_by_rank": ({"rank R of the head"}, {"held-out loss (nats/token)"}),
-    "calibration": ({"rank R of the head"}, {"held-out loss (nats/token)"}),
+    "saturation": ({"step"}, {"validation loss above its minimum"}),
+    "loss_by_rank": ({"rank R of the head"}, {"validation loss (nats/token)"}),
+    "calibration": ({"rank R of the head"}, {"validation loss (nats/token)"}),
     "gap_by_rank": ({"rank r kept"}, {"gap to the untruncated head (nats/token)"}),
     "theory": ({"rank r kept"}, {"gap to the untruncated head (nats/token)"}),
-    "rank_law": ({"rank R of the head"}, {"held-out loss (nats/token)", "loss − L∞ (nats/token)"}),
+    "rank_law": (
+        {"rank R of the head"},
+        {"validation loss (nats/token)", "loss − L∞ (nats/token)"},
+    ),
     "gap_by_w_error": (
-        {"W-error: share of the head's norm cut off"},
+        {"W-error: fraction of the head's norm removed"},
         {"gap to the untruncated head (nats/token)"},
     ),
     "frozen_heads": (
         {"rank r of the head", "W-error of the model's own head at r"},
         {"held-out loss (nats/token)", "next token right (%)"},
     ),
-    "anatomy": ({"rank r kept"}, {"share of the gap", "tokens"}),
-    "gradient_survival": ({"step"}, {"share of the gradient's norm"}),
+    "anatomy": ({"rank r kept"}, {"fraction of the gap", "tokens"}),
+    "gradient_survival": ({"step"}, {"fraction of the gradient's norm"}),
     "spectrum": ({"step"}, {"index i of σᵢ", "σᵢ / σ₀"}),
     "singular_entropy": ({"step"}, {"KL(p‖u) (nats)"}),
     "anisotropy": (

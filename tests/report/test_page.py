@@ -5,7 +5,8 @@ from html.parser import HTMLParser
 
 import pytest
 
-from bottleneck.report.page import EXHIBITS, write_report
+from bottleneck.report.exhibits import EXHIBITS
+from bottleneck.report.page import write_report
 from bottleneck.report.summary import MEASURES
 from bottleneck.runs import load
 
@@ -116,11 +117,9 @@ def test_report_of_one_unfinished_run_says_what_is_missing_and_why(
     comparing_figures, make_run, tmp_path
 ):
     _, text = read(write_report([load(make_run("begun", stop=0))], tmp_path / "report"))
-    assert "begun is unfinished: it stands at step 0 of 400." in text
-    assert "Left out: Singular values of the head over training, as no run has two probes" in text
-    assert (
-        "Left out: Final held-out loss against the rank of the head, as it takes finished" in text
-    )
+    assert "begun is unfinished: step 0 of 400." in text
+    assert "Left out: Singular values of the head over training: no run has two probes" in text
+    assert "Left out: Final validation loss against the rank of the head: it needs finished" in text
 
 
 def test_figures_of_an_earlier_report_do_not_stay(comparing_figures, make_run, tmp_path):

@@ -54,5 +54,5 @@ def test_a_run_that_does_not_saturate_has_no_onset_of_its_loss(make_run):
 
 
 def test_few_evaluations_are_nothing_to_show(make_run):
-    with pytest.raises(NothingToShow, match="no run has 8 held-out evaluations"):
+    with pytest.raises(NothingToShow, match="no run has 8 validation losses"):
         saturation_figure([runs.load(make_run(steps=300, probe_every=50))])
