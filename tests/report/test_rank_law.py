@@ -97,7 +97,7 @@ def test_each_width_with_enough_finished_ranks_has_its_law(sweep):
         if run.config.model.d_model == 32
     }
     np.testing.assert_array_equal(points[1], [losses[rank] for rank in points[0]])
-    with pytest.raises(NothingToShow, match="4 ranks"):
+    with pytest.raises(NothingToShow, match="4 head ranks"):
         rank_law(runs[:3])
 
 

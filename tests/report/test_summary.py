@@ -76,7 +76,7 @@ def test_a_loss_above_its_least_is_said_with_the_verdict(make_run):
     run = final_evaluation(folder, loss=1.1 * least, loss_se=0.02)
     (row,) = summary_table([run]).rows(named=True)
     assert row["relative_loss"] == pytest.approx(0.1, rel=1e-12)
-    (measure,) = (m for m in MEASURES if m.heading == "above\nits least")
+    (measure,) = (m for m in MEASURES if m.heading == "above\nminimum")
     # One evaluation above the rest is no saturation.
     assert (row["verdict"], measure.show(row)) == ("does not saturate", "10.00%")
     assert measure.show(row | {"verdict": "saturates"}) == "10.00%, saturates"
