@@ -215,5 +215,5 @@ def test_a_summary_of_evaluations_of_another_shape_is_one_line(tmp_path, content
 @pytest.mark.parametrize("value", ["38.06", None, 0, -1.0, float("nan"), float("inf"), [2.0]])
 def test_a_perplexity_that_is_none_is_named(value):
     rows = [{"step": 10, "lambada_openai/ppl": value}]
-    with pytest.raises(UserError, match=r"have .*/ppl=.* at step 10, which is no perpl"):
+    with pytest.raises(UserError, match=r"have .*/ppl=.* at step 10, which is not a perpl"):
         loss_series("160m", rows)
