@@ -38,7 +38,7 @@ class DataConfig(Section):
     language_seed: int = bounded(0, low=0)
     tokenizer: str | None = None  # path of a tokenizer.json; None trains a byte-level BPE
     tokenizer_vocab_size: int = bounded(8192, low=257)  # of the trained BPE
-    heldout_fraction: float = bounded(0.02, low=0.0, high=0.5)  # of the documents
+    validation_fraction: float = bounded(0.02, low=0.0, high=0.5)  # of the documents
     cache_dir: str = "~/.cache/bottleneck"  # holds tokenizers and tokens
 
     def check(self) -> None:

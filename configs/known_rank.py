@@ -23,7 +23,7 @@ def get_config(rank="8"):
     config.data.language_rank = int(rank)
     config.data.language_tokens = 128
     config.data.language_documents = 24_000
-    config.data.heldout_fraction = 0.1
+    config.data.validation_fraction = 0.1
 
     config.model.vocab_size = 128
     config.model.d_model = 32

@@ -30,7 +30,7 @@ def get_config():
     config.data.corpus = "text"
     config.data.paths = ("data/text",)
     config.data.tokenizer_vocab_size = 8192
-    config.data.heldout_fraction = 0.001
+    config.data.validation_fraction = 0.001
 
     config.model.vocab_size = 8192
     config.model.max_length = 512

@@ -11,7 +11,7 @@ def get_config():
 
     config.data.corpus = "stdlib"
     config.data.tokenizer_vocab_size = 4096
-    config.data.heldout_fraction = 0.05
+    config.data.validation_fraction = 0.05
 
     config.model.vocab_size = 4096
     config.model.d_model = 128

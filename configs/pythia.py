@@ -33,7 +33,7 @@ def get_config(size="160m"):
     config.data.corpus = "text"
     config.data.paths = ("data/pile/*.jsonl.zst",)
     config.data.tokenizer = "data/20B_tokenizer.json"  # GPT-NeoX-20B's
-    config.data.heldout_fraction = 0.0001
+    config.data.validation_fraction = 0.0001
 
     config.model.update(family.pythia(size))
     config.compute.dtype = "bfloat16"

@@ -7,7 +7,7 @@ Pythia-style models of 0.3 and 0.8 million parameters see 4.3 billion tokens, so
 what is optimal for them (Hoffmann et al. 2022). What to expect is not known, hence the sweep: small
 Pythias lose late in training, but trained with another batch or other kernels they do not
 (EleutherAI's Pythia v0 and small-batch runs), so saturation may belong to batch, weight decay and
-precision as much as to the width. Look for a held-out loss that rises while singular entropy jumps.
+precision as much as to the width. Look for a validation loss that rises while singular entropy jumps.
 The whole is 2.8e17 FLOPs.
 """
 
@@ -24,7 +24,7 @@ def get_config():
     config.data.corpus = "text"
     config.data.paths = ("data/text",)
     config.data.tokenizer_vocab_size = 4096
-    config.data.heldout_fraction = 0.001
+    config.data.validation_fraction = 0.001
 
     config.model.vocab_size = 4096
     config.model.n_layers = 6  # as Pythia-14m

@@ -180,7 +180,7 @@ def test_skipping_bad_batches_needs_room_for_two():
         {"probe__ranks": [1, 256]},
         {"model__vocab_size": 8192},
         {"optimizer__beta1": 1.0, "optimizer__beta2": 0.0},
-        {"data__heldout_fraction": 0.5},
+        {"data__validation_fraction": 0.5},
         {"data__corpus": "known_rank", "data__language_rank": 127},
     ],
 )

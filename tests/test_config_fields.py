@@ -97,7 +97,7 @@ ELSEWHERE = {
     "data.language_seed": 1,
     "data.tokenizer": "a",
     "data.tokenizer_vocab_size": 270,
-    "data.heldout_fraction": 0.25,
+    "data.validation_fraction": 0.25,
     "data.cache_dir": "a",
     "model.max_length": 64,  # with learned positions it is in the program
     "train.log_every": 3,

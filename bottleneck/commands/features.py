@@ -25,7 +25,7 @@ def main(argv: list[str]) -> int:
     )
     option(parser, "--revision", str, "revision on the hub, with --transformers")
     option(parser, "--tokens", whole(0), "training tokens; 0 for none", 1_000_000)
-    option(parser, "--heldout_tokens", whole(0), "validation tokens; 0 for none", 100_000)
+    option(parser, "--validation_tokens", whole(0), "validation tokens; 0 for none", 100_000)
     option(parser, "--layer", whole(0), "0 is the embedding (default: the last)")
     length = "tokens in a sequence (default: as in training; at most 1024 with --transformers)"
     option(parser, "--sequence_length", whole(1), length)
@@ -39,9 +39,9 @@ def main(argv: list[str]) -> int:
         help="of the stored hidden states (default: float32)",
     )
     flags, data = parse_command_with_data(parser, argv)
-    if not flags.tokens + flags.heldout_tokens:
+    if not flags.tokens + flags.validation_tokens:
         raise UserError(
-            "--tokens=0 and --heldout_tokens=0 leave nothing to write; give one of them"
+            "--tokens=0 and --validation_tokens=0 leave nothing to write; give one of them"
         )
     if flags.transformers and data is None:
         raise UserError("--transformers needs a corpus: give --config, such as configs/pythia.py")
@@ -72,7 +72,7 @@ def main(argv: list[str]) -> int:
         data = data or run.config.data
         trained_length = run.config.train.sequence_length
     request = features.Request(
-        tokens={"train": flags.tokens, "heldout": flags.heldout_tokens},
+        tokens={"train": flags.tokens, "validation": flags.validation_tokens},
         sequence_length=flags.sequence_length or trained_length,
         layer=source.n_layers if flags.layer is None else flags.layer,
         dtype=flags.dtype,

@@ -9,7 +9,7 @@ B: sequences in a batch; L: tokens in a sequence; V: tokens of the vocabulary.
 >>> with TemporaryDirectory() as folder:
 ...     cache = data.prepare(DataConfig(**corpus, language_documents=200, cache_dir=folder))
 ...     batches = data.Batches(cache, batch_size=4, sequence_length=16, seed=0)
-...     validation = data.held_out(cache, n_tokens=32, sequence_length=16)
+...     validation = data.validation_windows(cache, n_tokens=32, sequence_length=16)
 ...     batches.batch(step=7)["inputs"].shape, validation["targets"].shape
 ((4, 16), (2, 16))
 
@@ -32,6 +32,6 @@ __getattr__, __dir__, __all__ = attach(
         "tokenizer": [],
         "tokens": ["TokenCache", "open_cache", "prepare"],
         "shards": ["TokenSequence"],
-        "batches": ["Batches", "held_out"],
+        "batches": ["Batches", "validation_windows"],
     },
 )

@@ -94,8 +94,8 @@ class Batches:
         yield from steps.to_iter_dataset(options)
 
 
-def held_out(
-    cache: TokenCache, n_tokens: int, sequence_length: int, split: Split = "heldout"
+def validation_windows(
+    cache: TokenCache, n_tokens: int, sequence_length: int, split: Split = "validation"
 ) -> dict[str, np.ndarray]:
     """Returns fixed windows for evaluation, spread evenly over the validation or another split.
 
@@ -112,10 +112,10 @@ def held_out(
     tokens = cache.tokens(split)
     n_targets, length = len(tokens) - 1, sequence_length
     if n_targets < 1:
-        name = "validation" if split == "heldout" else "training"
+        name = "validation" if split == "validation" else "training"
         raise UserError(
-            f"the {name} split is empty; config.data.heldout_fraction must be "
-            f"{'larger' if split == 'heldout' else 'smaller'}"
+            f"the {name} split is empty; config.data.validation_fraction must be "
+            f"{'larger' if split == 'validation' else 'smaller'}"
         )
     n = min(max(n_tokens // length, 1), -(-n_targets // length))
     # If all windows are used, the last may be partial; otherwise only complete ones are.

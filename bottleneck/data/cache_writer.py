@@ -17,7 +17,7 @@ from tokenizers import Tokenizer
 
 from bottleneck.config import DataConfig
 from bottleneck.data import tokenizer as tokenization
-from bottleneck.data.corpus import Corpus, heldout_draw
+from bottleneck.data.corpus import Corpus, validation_draw
 from bottleneck.data.documents import Document
 from bottleneck.data.manifest import TOKENIZER, UNIGRAM_COUNTS, Manifest, SplitInfo
 from bottleneck.data.shards import ShardWriter, TokenSequence, token_dtype
@@ -49,7 +49,7 @@ def write_cache(folder: Path, config: DataConfig, corpus: Corpus, made_of: dict[
     empty = invalid = 0
     least_draw = 1.0
     with ExitStack() as stack:
-        splits = ("train", "heldout")
+        splits = ("train", "validation")
         writers = {s: stack.enter_context(closing(ShardWriter(folder, s, dtype))) for s in splits}
         found = stack.enter_context(closing(_shown(corpus, "tokenizing")))
         for document, tokens in _tokenized(found, tokenizer):
@@ -63,13 +63,13 @@ def write_cache(folder: Path, config: DataConfig, corpus: Corpus, made_of: dict[
                     f"{tokenizer.id_to_token(end_of_text)!r}, its end of text; it must be a "
                     f"special token, and not the one for unknown text"
                 )
-            draw = heldout_draw(document.text)
+            draw = validation_draw(document.text)
             least_draw = min(least_draw, draw)
-            split = "heldout" if draw < config.heldout_fraction else "train"
+            split = "validation" if draw < config.validation_fraction else "train"
             documents[split] += 1
             text_bytes[split] += len(document.text.encode())
             writers[split].append(np.append(tokens, np.uint32(end_of_text)))
-    _check_splits(documents, config.heldout_fraction, least_draw)
+    _check_splits(documents, config.validation_fraction, least_draw)
 
     train = TokenSequence(folder, writers["train"].shards, writers["train"].files, dtype)
     counts = io.BytesIO()  # np.save to a file hides why a write failed
@@ -108,7 +108,7 @@ def _tokenizer(config: DataConfig, corpus: Corpus) -> Tokenizer:
     if config.tokenizer is not None:
         return tokenization.load(Path(config.tokenizer).expanduser())
     texts = (document.text for document in _shown(corpus, "training the tokenizer"))
-    in_training = (text for text in texts if heldout_draw(text) >= config.heldout_fraction)
+    in_training = (text for text in texts if validation_draw(text) >= config.validation_fraction)
     return tokenization.train(in_training, config.tokenizer_vocab_size)
 
 
@@ -148,21 +148,21 @@ def _unigram_counts(tokens: TokenSequence, vocab_size: int) -> np.ndarray:
     return counts
 
 
-def _check_splits(documents: Counter[str], heldout_fraction: float, least_draw: float) -> None:
+def _check_splits(documents: Counter[str], validation_fraction: float, least_draw: float) -> None:
     """Raises `UserError` if a split that should have documents has none."""
     if documents.total() == 0:
         raise UserError("config.data: the corpus holds no text")
-    if documents["heldout"] or heldout_fraction == 0:
+    if documents["validation"] or validation_fraction == 0:
         if not documents["train"]:
             raise UserError(
-                f"config.data.heldout_fraction={heldout_fraction} takes all "
+                f"config.data.validation_fraction={validation_fraction} takes all "
                 f"{documents.total()} documents for validation; more documents are needed"
             )
         return
     enough = math.ceil(least_draw * 1e4 + 1) / 1e4
     advice = f"take at least {enough}" if enough <= 0.5 else "more documents are needed"
     raise UserError(
-        f"config.data.heldout_fraction={heldout_fraction} takes none of the "
+        f"config.data.validation_fraction={validation_fraction} takes none of the "
         f"{documents.total()} documents for validation; {advice}"
     )
 

@@ -66,10 +66,10 @@ def open_corpus(config: DataConfig) -> Corpus:
         raise folders.cannot_read(error.filename or "the corpus", error) from error
 
 
-def heldout_draw(text: str) -> float:
+def validation_draw(text: str) -> float:
     """Hashes a text to a number in [0, 1), uniform over texts.
 
-    A document is in the validation split if its number is below `DataConfig.heldout_fraction`.
+    A document is in the validation split if its number is below `DataConfig.validation_fraction`.
     """
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64

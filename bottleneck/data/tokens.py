@@ -33,7 +33,7 @@ from bottleneck.storage.folders import locked
 
 FORMAT = 3  # of the cache; a new number makes every old cache unused
 
-Split = Literal["train", "heldout"]
+Split = Literal["train", "validation"]
 
 
 @dataclass(frozen=True)
@@ -110,7 +110,7 @@ def prepare(config: DataConfig, *, rebuild: bool = False) -> TokenCache:
         "format": FORMAT,
         "corpus": corpus.description,
         "tokenizer": _tokenizer_identity(config, corpus),
-        "heldout_fraction": config.heldout_fraction,
+        "validation_fraction": config.validation_fraction,
     }
     path = Path(config.cache_dir).expanduser().absolute() / _name(corpus, config, made_of)
     is_found = path.exists() and not rebuild
@@ -132,7 +132,7 @@ def prepare(config: DataConfig, *, rebuild: bool = False) -> TokenCache:
     _check_corpus(cache, corpus)
     _say(
         f"tokens: {'found' if is_found else 'made'} {path}, "
-        f"{cache.n_tokens('train'):,} for training, {cache.n_tokens('heldout'):,} for validation"
+        f"{cache.n_tokens('train'):,} for training, {cache.n_tokens('validation'):,} for validation"
     )
     return cache
 

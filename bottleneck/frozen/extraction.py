@@ -16,7 +16,7 @@ import numpy as np
 from flax import nnx
 
 from bottleneck.config import DataConfig
-from bottleneck.data.batches import held_out
+from bottleneck.data.batches import validation_windows
 from bottleneck.data.tokens import TokenCache, prepare
 from bottleneck.errors import UserError
 from bottleneck.frozen.features import (
@@ -129,7 +129,7 @@ def _planned(
             f"{source.vocab_size:,}; take the model's own with --config.data.tokenizer"
         )
     windows = {
-        part: held_out(cache, n, request.sequence_length, part)
+        part: validation_windows(cache, n, request.sequence_length, part)
         for part, n in request.tokens.items()
         if n > 0
     }
@@ -213,7 +213,7 @@ def write_probe(features: FeatureSet) -> None:
     path = features.path / PROBE
     if path.exists():
         return
-    part: Part = "heldout" if features.manifest.tokens["heldout"] else "train"
+    part: Part = "validation" if features.manifest.tokens["validation"] else "train"
     width = features.manifest.d_model
     ranks = sorted({*(2**i for i in range(width.bit_length()) if 2**i < width), width})
     raw, centred = anisotropy_by_layer(features, part)

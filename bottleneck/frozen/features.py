@@ -1,6 +1,6 @@
 """A feature set on disk: hidden states of one layer, their targets, and the head that reads them.
 
-It is a folder with a manifest, the head, and the parts `train` and `heldout`. The writer appends
+It is a folder with a manifest, the head, and the parts `train` and `validation`. The writer appends
 hidden states batch by batch after everything else, so a killed one resumes at its last batch.
 N: tokens of a part; D: hidden width; V: vocabulary; R: rank of the head.
 """
@@ -27,8 +27,8 @@ from bottleneck.storage.checksums import FileInfo, check, damaged, listed, read_
 from bottleneck.storage.folders import as_path, free_bytes
 from bottleneck.storage.workspace import DONE, Workspace
 
-Part = Literal["train", "heldout"]
-PARTS: tuple[Part, ...] = ("train", "heldout")
+Part = Literal["train", "validation"]
+PARTS: tuple[Part, ...] = ("train", "validation")
 DTYPES = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),

@@ -50,7 +50,7 @@ _REMEDY = "delete it, and the same command makes it again"
 
 _STEPS_TOGETHER = 10  # in one call of the compiled program
 _EVALUATIONS = 20  # per training, about
-_HELDOUT_TOKENS = 2**17  # at most; they stay on the device
+_VALIDATION_TOKENS = 2**17  # at most; they stay on the device
 _BLOCK = 2**16  # tokens in memory at a time
 
 
@@ -115,9 +115,9 @@ class FrozenStudy:
         )
         self._workspace.check()
         self._train = features.part("train")
-        self._heldout = _first(features.part("heldout"), _HELDOUT_TOKENS)
-        self._heldout_hidden = jnp.asarray(self._heldout.hidden, jnp.float32)
-        self._heldout_targets = jnp.asarray(self._heldout.targets)
+        self._validation = _first(features.part("validation"), _VALIDATION_TOKENS)
+        self._validation_hidden = jnp.asarray(self._validation.hidden, jnp.float32)
+        self._validation_targets = jnp.asarray(self._validation.targets)
         moment = _second_moment(self._train.hidden)
         self._training = Training(
             plan.loss_chunk,
@@ -252,7 +252,7 @@ class FrozenStudy:
         ]
 
     def _evaluate(self, heads: Heads) -> tuple[jax.Array, jax.Array]:
-        return self._training.evaluate(heads, self._heldout_hidden, self._heldout_targets)
+        return self._training.evaluate(heads, self._validation_hidden, self._validation_targets)
 
     def _scores(self, head: HeadFactors) -> tuple[np.ndarray, np.ndarray]:
         """Returns one head's `Training.evaluate` on the validation tokens: two float64 [N]."""
@@ -290,7 +290,7 @@ class FrozenStudy:
             names.append(group.name)
             scores.append(self._scores(state.progress.best.one(0)))
         losses, rights = (np.stack(column, axis=1) for column in zip(*scores, strict=True))
-        documents = self._heldout.documents
+        documents = self._validation.documents
         of_loss, of_right = DocumentSums.of(losses, documents), DocumentSums.of(rights, documents)
         # Gaps to the best full-rank head are paired by token.
         gaps = DocumentSums.of(losses - losses[:, [2]], documents)
@@ -302,7 +302,7 @@ class FrozenStudy:
             "model": self.features.manifest.model,
             "d_model": self.features.manifest.d_model,
             "train_tokens": len(self._train.targets),
-            "heldout_tokens": len(self._heldout.targets),
+            "validation_tokens": len(self._validation.targets),
             **{name: float(of_loss.means()[i]) for i, name in enumerate(names[:3])},
             "optimum_objective": float(optimum["objective"]),
             "optimum_iterations": int(optimum["iterations"]),

@@ -24,7 +24,7 @@ from bottleneck.paper.values import FITTED, HOFFMANN
 from bottleneck.runs.folder import write_text
 from bottleneck.runs.reading import Run
 
-_PILE = "--config.data.paths=~/pile/*.jsonl.zst --config.data.heldout_fraction=0.1"
+_PILE = "--config.data.paths=~/pile/*.jsonl.zst --config.data.validation_fraction=0.1"
 _SERIES = (
     "python -m bottleneck series EleutherAI/pythia-160m --workdir=runs/pythia-160m "
     f"--config=configs/pythia.py:160m {_PILE} --config.data.tokenizer=None "

@@ -18,7 +18,7 @@ from jax.sharding import Mesh
 
 from bottleneck import config as config_lib
 from bottleneck.config import Config, DataConfig, ModelConfig, check_divides
-from bottleneck.data.batches import held_out
+from bottleneck.data.batches import validation_windows
 from bottleneck.data.tokenizer import vocab_size_in_file
 from bottleneck.data.tokens import TokenCache, prepare
 from bottleneck.errors import UserError
@@ -103,7 +103,7 @@ def _measured(config: Config, series: Series, steps: list[int], workdir: Path) -
     cache = prepare(config.data)
     _check_tokens(config, series, cache)
     run_folder.check_same_corpus(workdir, cache.digest)
-    windows = held_out(cache, config.probe.tokens, config.train.sequence_length)
+    windows = validation_windows(cache, config.probe.tokens, config.train.sequence_length)
     parameters = count_parameters(config.model)
     facts = run_folder.facts(dict(mesh.shape), parameters, cache)
     run_folder.write_config(workdir, config, facts | {"series": series.name})

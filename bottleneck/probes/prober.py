@@ -31,19 +31,19 @@ class Prober:
         self,
         config: Config,
         mesh: Mesh,
-        held_out: dict[str, np.ndarray],
+        validation_windows: dict[str, np.ndarray],
         token_counts: np.ndarray,
     ):
         """Puts the tokens on the mesh.
 
         Args:
-            held_out: arrays from `data.batches.held_out`.
+            validation_windows: arrays from `data.batches.validation_windows`.
             token_counts: [vocab_size] occurrences in the training text.
         """
         self._config = config
-        self._programs = ProbePrograms(config, mesh, len(held_out["inputs"]))
-        filling = self._programs.n_sequences - len(held_out["inputs"])
-        padded = {k: np.pad(v, ((0, filling), (0, 0))) for k, v in held_out.items()}
+        self._programs = ProbePrograms(config, mesh, len(validation_windows["inputs"]))
+        filling = self._programs.n_sequences - len(validation_windows["inputs"])
+        padded = {k: np.pad(v, ((0, filling), (0, 0))) for k, v in validation_windows.items()}
         self._weights, self._documents = padded["weights"], padded["documents"]
         self._classes = frequency_classes(padded["targets"], token_counts)
         self._tokens = {

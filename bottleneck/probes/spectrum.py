@@ -155,7 +155,7 @@ def _square_root(gram: np.ndarray) -> np.ndarray:
         return np.sqrt(np.maximum(eigenvalues, 0.0))[:, None] * vectors.T
 
 
-class _State(NamedTuple):
+class _Passes(NamedTuple):
     n_passes: jax.Array
     preconditioner: jax.Array
     gram: jax.Array
@@ -185,7 +185,7 @@ def _reduce_rows(
     mean, square = jax.lax.psum(sums, axes) / n_rows
     row_norm = jnp.sqrt(jnp.sum(jnp.maximum(square - mean**2, 0.0)))
 
-    def one_pass(state: _State) -> _State:
+    def one_pass(state: _Passes) -> _Passes:
         is_sample = state.n_passes < _SAMPLE_PASSES
         preconditioner = _matmul(state.preconditioner, state.inverse_root)
         # Relative rounding error of the rows' products with X.
@@ -206,9 +206,9 @@ def _reduce_rows(
         n_blocks = jnp.where(is_sample, 1, blocks.number)
         total = jax.lax.fori_loop(0, n_blocks, add_block, jnp.zeros((width, width)))
         gram = jax.lax.psum(jnp.tril(total) + jnp.tril(total, -1).T, axes)
-        return _State(state.n_passes + 1, preconditioner, gram, _inverse_root(gram))
+        return _Passes(state.n_passes + 1, preconditioner, gram, _inverse_root(gram))
 
-    def is_unfinished(state: _State) -> jax.Array:
+    def is_unfinished(state: _Passes) -> jax.Array:
         inverse = _matmul(state.inverse_root, state.inverse_root.T)
         condition = jnp.linalg.norm(state.gram) * jnp.linalg.norm(inverse) / width
         return (state.n_passes <= _SAMPLE_PASSES) | (
@@ -216,7 +216,7 @@ def _reduce_rows(
         )
 
     identity = jnp.eye(width)
-    start = _State(jnp.int32(0), identity, identity, identity)
+    start = _Passes(jnp.int32(0), identity, identity, identity)
     end = jax.lax.while_loop(is_unfinished, one_pass, start)
     return end.gram, end.preconditioner, mean * np.sqrt(n_rows)
 

@@ -62,9 +62,9 @@ def loss(runs: Sequence[Run], overlay: Overlay | None = None) -> Figure:
     In all figures `overlay` adds published curves.
     """
     look = styles(runs)
-    heldout = {run.name: run.series("eval", "tokens", "loss", "loss_se") for run in runs}
-    halfway = max(tokens.max(initial=0) for tokens, *_ in heldout.values()) / 2
-    late = {name: [c[points[0] >= halfway] for c in points] for name, points in heldout.items()}
+    validation = {run.name: run.series("eval", "tokens", "loss", "loss_se") for run in runs}
+    halfway = max(tokens.max(initial=0) for tokens, *_ in validation.values()) / 2
+    late = {name: [c[points[0] >= halfway] for c in points] for name, points in validation.items()}
     has_detail = any(len(tokens) >= 2 for tokens, *_ in late.values())
 
     figure = Figure(figsize=(WIDTH, 4.2), layout="constrained")
@@ -75,7 +75,7 @@ def loss(runs: Sequence[Run], overlay: Overlay | None = None) -> Figure:
         style = look[run.name]
         train_tokens, train_loss = run.series("train", "tokens", "loss")
         panels[0].plot(train_tokens, train_loss, color=style.colour, lw=0.8, alpha=0.5)
-        for panel, points in zip(panels, (heldout, late), strict=False):
+        for panel, points in zip(panels, (validation, late), strict=False):
             _errorbar(panel, points[run.name], style)
         tokens, losses = late[run.name][:2] if has_detail else (train_tokens, train_loss)
         ends += [(tokens[-1], losses[-1], run.name, style)] if len(tokens) else []

@@ -151,7 +151,7 @@ def _origin(runs: Sequence[Run]) -> str:
     def describe(run: Run) -> tuple[str, ...]:
         corpus = run.corpus
         training = "" if run.series_of else f"{count(corpus.train_tokens)} training tokens, "
-        sizes = f"{training}{count(corpus.heldout_tokens)} validation tokens"
+        sizes = f"{training}{count(corpus.validation_tokens)} validation tokens"
         return (
             f"checkpoints of {run.series_of}" if run.series_of else "trained here",
             f"{run.config.data.corpus}: {sizes}; "

@@ -93,7 +93,7 @@ def facts(
         "corpus": {
             "digest": cache.digest,
             "train_tokens": cache.n_tokens("train"),
-            "heldout_tokens": cache.n_tokens("heldout"),
+            "validation_tokens": cache.n_tokens("validation"),
             "unigram_entropy": cache.unigram_entropy,
             "bytes_per_token": cache.bytes_per_token,
         },

@@ -33,7 +33,7 @@ class CorpusFacts:
 
     digest: str  # the same for the same tokens
     train_tokens: int
-    heldout_tokens: int
+    validation_tokens: int
     unigram_entropy: float  # nats per token
     bytes_per_token: float
 

@@ -18,7 +18,7 @@ from jax.experimental import multihost_utils
 from jax.sharding import Mesh
 
 from bottleneck.config import Config, check_divides
-from bottleneck.data.batches import Batches, held_out
+from bottleneck.data.batches import Batches, validation_windows
 from bottleneck.data.tokens import TokenCache, prepare
 from bottleneck.model.accounting import count_parameters
 from bottleneck.parallel import preemption
@@ -96,7 +96,7 @@ def _train_from(
     )
     batches = Batches(cache, batch_size=batch_size, sequence_length=length, seed=config.seed)
     prober = Prober(
-        config, mesh, held_out(cache, config.probe.tokens, length), cache.unigram_counts()
+        config, mesh, validation_windows(cache, config.probe.tokens, length), cache.unigram_counts()
     )
     program = make_train_program(config, mesh)
     start = saved.latest_step()

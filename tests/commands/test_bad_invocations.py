@@ -28,7 +28,7 @@ NUMBERS = ["", "x", "nan", "-1", "1e400", "1" * 5000, "9" * 30, "0x10", "1.5.2",
 NUMERIC = {
     "compile": "num_slices",
     "evaluate": "steps limit batch_size",
-    "features": "step tokens heldout_tokens layer length batch",
+    "features": "step tokens validation_tokens layer length batch",
     "fit": "fit_from bootstrap",
     "frozen_heads": "ranks learning_rates steps search_steps batch_tokens logit_sd chunk seed",
     "import_hf": "step",

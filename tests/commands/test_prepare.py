@@ -19,7 +19,7 @@ def arguments(tmp_path) -> list[str]:
         f"--config.data.paths='{tmp_path}/corpus.jsonl',",
         f"--config.data.cache_dir={tmp_path}/cache",
         "--config.data.tokenizer_vocab_size=300",
-        "--config.data.heldout_fraction=0.1",
+        "--config.data.validation_fraction=0.1",
     ]
 
 

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from bottleneck.data.batches import Batches, held_out
+from bottleneck.data.batches import Batches, validation_windows
 from bottleneck.data.corpus import Fingerprint
 from bottleneck.data.manifest import Manifest, SplitInfo
 from bottleneck.data.shards import ShardWriter
@@ -18,10 +18,10 @@ from bottleneck.errors import UserError
 END = 7  # of text
 
 
-def write_cache(folder: Path, train: np.ndarray, heldout: np.ndarray) -> TokenCache:
+def write_cache(folder: Path, train: np.ndarray, validation: np.ndarray) -> TokenCache:
     """A cache of the given tokens."""
     splits, files = {}, {}
-    for split, tokens in (("train", train), ("heldout", heldout)):
+    for split, tokens in (("train", train), ("validation", validation)):
         writer = ShardWriter(folder, split, np.dtype("<u4"))
         writer.append(np.asarray(tokens, np.uint32))
         writer.close()
@@ -150,8 +150,8 @@ def test_a_split_of_one_window_is_repeated(tmp_path):
     assert order(batches, range(9)) == [0] * 9
 
 
-def test_a_small_heldout_split_is_taken_whole(cache):
-    found = held_out(cache, n_tokens=1000, sequence_length=10)
+def test_a_small_validation_split_is_taken_whole(cache):
+    found = validation_windows(cache, n_tokens=1000, sequence_length=10)
     assert found["weights"].sum() == 41  # 42 tokens
     is_real = found["weights"] == 1
     assert found["targets"][is_real].tolist() == list(range(5001, 5042))
@@ -161,22 +161,22 @@ def test_a_small_heldout_split_is_taken_whole(cache):
 
 
 @pytest.mark.parametrize("n_tokens", [10, 25, 39, 40])
-def test_of_a_large_heldout_split_whole_windows_are_taken(cache, n_tokens):
-    found = held_out(cache, n_tokens, sequence_length=10)
+def test_of_a_large_validation_split_whole_windows_are_taken(cache, n_tokens):
+    found = validation_windows(cache, n_tokens, sequence_length=10)
     assert found["inputs"].shape == (n_tokens // 10, 10) and (found["weights"] == 1).all()
     np.testing.assert_array_equal(found["targets"], found["inputs"] + 1)
 
 
-def test_heldout_windows_are_spread_evenly(tmp_path):
+def test_validation_windows_are_spread_evenly(tmp_path):
     cache = write_cache(tmp_path, np.arange(50), np.arange(10_001))
-    starts = held_out(cache, n_tokens=130, sequence_length=10)["inputs"][:, 0]
+    starts = validation_windows(cache, n_tokens=130, sequence_length=10)["inputs"][:, 0]
     assert len(starts) == 13 and starts[0] == 0
     # 1000 windows over 13: steps of 76 or 77 windows.
     assert set(np.diff(starts) // 10) == {76, 77} and starts[-1] + 770 >= 10_000
 
 
-def test_heldout_windows_are_the_same_each_time(cache):
-    first, second = (held_out(cache, 30, 10) for _ in range(2))
+def test_validation_windows_are_the_same_each_time(cache):
+    first, second = (validation_windows(cache, 30, 10) for _ in range(2))
     for name in first:
         np.testing.assert_array_equal(first[name], second[name])
 
@@ -190,7 +190,7 @@ def test_targets_know_their_document(tmp_path_factory, lengths, n_tokens, length
     tokens = np.concatenate([np.append(np.full(n, 100 + i), END) for i, n in enumerate(lengths)])
     owner = np.concatenate([np.full(n + 1, i) for i, n in enumerate(lengths)])
     cache = write_cache(tmp_path_factory.mktemp("cache"), np.arange(50), tokens)
-    found = held_out(cache, n_tokens, length)
+    found = validation_windows(cache, n_tokens, length)
     n_windows, n_full = len(found["inputs"]), (len(tokens) - 1) // length
     owners = []
     for i in range(n_windows):
@@ -204,6 +204,6 @@ def test_targets_know_their_document(tmp_path_factory, lengths, n_tokens, length
 
 
 @pytest.mark.parametrize("n", [0, 1])
-def test_an_empty_heldout_split_is_refused(tmp_path, n):
-    with pytest.raises(UserError, match="heldout_fraction must be larger"):
-        held_out(write_cache(tmp_path, np.arange(50), np.arange(n)), 10, 10)
+def test_an_empty_validation_split_is_refused(tmp_path, n):
+    with pytest.raises(UserError, match="validation_fraction must be larger"):
+        validation_windows(write_cache(tmp_path, np.arange(50), np.arange(n)), 10, 10)

@@ -13,7 +13,7 @@ import pytest
 
 from bottleneck.config import DataConfig
 from bottleneck.data import corpus as corpora
-from bottleneck.data.corpus import Corpus, heldout_draw, open_corpus
+from bottleneck.data.corpus import Corpus, open_corpus, validation_draw
 from bottleneck.errors import UserError
 
 
@@ -111,8 +111,8 @@ def test_a_changed_corpus_has_another_fingerprint(library, monkeypatch, change, 
 
 
 def test_the_split_depends_on_the_text_alone_and_keeps_its_fraction():
-    draws = [heldout_draw(f"document {i}") for i in range(20_000)]
-    assert draws == [heldout_draw(f"document {i}") for i in range(20_000)]
+    draws = [validation_draw(f"document {i}") for i in range(20_000)]
+    assert draws == [validation_draw(f"document {i}") for i in range(20_000)]
     # Each count is binomial; 5 standard deviations are 1 in 2 million.
     for fraction in (0.02, 0.1, 0.5):
         expected, deviation = fraction * 20_000, (fraction * (1 - fraction) * 20_000) ** 0.5
@@ -121,8 +121,8 @@ def test_the_split_depends_on_the_text_alone_and_keeps_its_fraction():
 
 def test_the_split_is_pinned():
     # Of every cache on disk: blake2b, 8 bytes, big-endian, over 2^64; computed with b2sum -l 64.
-    assert heldout_draw("") == 0xE4A6A0577479B2B4 / 2**64
-    assert heldout_draw("naïve") == 0xBEF26892EEEB4CDC / 2**64
+    assert validation_draw("") == 0xE4A6A0577479B2B4 / 2**64
+    assert validation_draw("naïve") == 0xBEF26892EEEB4CDC / 2**64
 
 
 WRITE_A_DATA_SET = """

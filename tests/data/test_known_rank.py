@@ -8,7 +8,7 @@ from scipy import stats
 
 from bottleneck.config import DataConfig, base, parse
 from bottleneck.data import known_rank
-from bottleneck.data.batches import Batches, held_out
+from bottleneck.data.batches import Batches, validation_windows
 from bottleneck.data.corpus import open_corpus
 from bottleneck.data.known_rank import make_language
 from bottleneck.data.tokens import prepare
@@ -25,7 +25,7 @@ def language_data(**fields) -> DataConfig:
 def cache(tmp_path_factory):
     folder = tmp_path_factory.mktemp("cache")
     return prepare(
-        language_data(language_documents=6000, heldout_fraction=0.25, cache_dir=str(folder))
+        language_data(language_documents=6000, validation_fraction=0.25, cache_dir=str(folder))
     )
 
 
@@ -99,7 +99,7 @@ def test_positions_grow_to_the_size_of_the_corpus_which_is_about_the_true_one():
     assert 0.3 < true_size / corpus.fingerprint.bytes < 3
 
 
-@pytest.mark.parametrize("split", ["train", "heldout"])
+@pytest.mark.parametrize("split", ["train", "validation"])
 def test_both_splits_are_the_chain(cache, split):
     """Pairs of tokens, end of text among them, as often as π P says, by a χ² test."""
     language = make_language(20, 3, seed=0)
@@ -126,7 +126,7 @@ def test_tokens_are_the_letters_of_the_documents(cache):
     assert [tokenizer.encode(d.text).ids for d in documents[:500]] == expected[:500]
     texts = [tokenizer.decode(ids) for ids in expected[:500]]
     assert texts == [d.text.split(" ")[1] for d in documents[:500]]
-    assert cache.n_tokens("train") + cache.n_tokens("heldout") == sum(map(len, expected)) + 6000
+    assert cache.n_tokens("train") + cache.n_tokens("validation") == sum(map(len, expected)) + 6000
     assert [s.documents for s in cache.manifest.splits.values()] == [
         pytest.approx(4500, abs=150),
         pytest.approx(1500, abs=150),
@@ -136,7 +136,7 @@ def test_tokens_are_the_letters_of_the_documents(cache):
 
 def test_held_out_loss_of_the_true_probabilities_is_the_floor(cache):
     language = make_language(20, 3, seed=0)
-    batch = held_out(cache, 2**14, 32)
+    batch = validation_windows(cache, 2**14, 32)
     surprise = -np.log(language.transitions)[batch["inputs"], batch["targets"]]
     error = surprise.std() / surprise.size**0.5
     assert surprise.mean() == pytest.approx(language.entropy_rate, abs=3 * error)
@@ -150,7 +150,7 @@ def test_batches_are_made_of_it(cache):
 
 
 def test_another_language_has_another_cache(tmp_path):
-    few = {"language_documents": 200, "heldout_fraction": 0.2, "cache_dir": str(tmp_path)}
+    few = {"language_documents": 200, "validation_fraction": 0.2, "cache_dir": str(tmp_path)}
     paths = {prepare(language_data(**few, language_rank=rank)).path for rank in (2, 3, 3)}
     assert len(paths) == 2
 

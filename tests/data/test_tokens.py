@@ -20,7 +20,7 @@ from tokenizers import Tokenizer, models, pre_tokenizers
 
 from bottleneck.config import DataConfig
 from bottleneck.data import cache_writer, shards
-from bottleneck.data.corpus import heldout_draw, open_corpus
+from bottleneck.data.corpus import open_corpus, validation_draw
 from bottleneck.data.tokens import TokenCache, open_cache, prepare
 from bottleneck.errors import UserError
 
@@ -43,7 +43,7 @@ def write_texts(folder: Path, texts: list[str]) -> Path:
 def config_of(path: Path, **fields) -> DataConfig:
     defaults = {
         "tokenizer_vocab_size": 300,
-        "heldout_fraction": 0.1,
+        "validation_fraction": 0.1,
         "cache_dir": str(path.parent / "cache"),
     }
     return DataConfig(corpus="text", paths=(str(path),), **(defaults | fields))
@@ -72,10 +72,10 @@ def test_a_cache_decodes_to_the_documents_of_each_split(config):
     cache = prepare(config)
     expected = collections.defaultdict(list)
     for document in open_corpus(config).documents():
-        split = "heldout" if heldout_draw(document.text) < 0.1 else "train"
+        split = "validation" if validation_draw(document.text) < 0.1 else "train"
         expected[split].append(document.text)
-    assert len(expected["heldout"]) > 5
-    for split in ("train", "heldout"):
+    assert len(expected["validation"]) > 5
+    for split in ("train", "validation"):
         assert texts_in(cache, split) == expected[split]
 
 
@@ -88,18 +88,20 @@ nasty = st.one_of(
 @given(texts=st.lists(nasty, max_size=12, unique=True))
 def test_any_documents_survive(tmp_path_factory, texts):
     folder = tmp_path_factory.mktemp("any")
-    config = config_of(write_texts(folder, [*texts, "there is always one"]), heldout_fraction=0.0)
+    config = config_of(
+        write_texts(folder, [*texts, "there is always one"]), validation_fraction=0.0
+    )
     cache = prepare(config)
     expected = [text.replace("\ud800", "\ufffd") for text in texts if text]
     assert texts_in(cache, "train") == [*expected, "there is always one"]
     assert cache.manifest.empty_documents == ("" in texts)
     assert cache.manifest.invalid_documents == ("\ud800" in texts)
-    assert cache.n_tokens("heldout") == len(cache.tokens("heldout")) == 0
+    assert cache.n_tokens("validation") == len(cache.tokens("validation")) == 0
 
 
 def test_the_manifest_counts_what_is_there(config):
     cache = prepare(config)
-    for split in ("train", "heldout"):
+    for split in ("train", "validation"):
         info, texts = cache.manifest.splits[split], texts_in(cache, split)
         assert (info.documents, info.tokens) == (len(texts), len(cache.tokens(split)))
         assert info.text_bytes == sum(len(text.encode()) for text in texts)
@@ -120,9 +122,9 @@ def test_the_unigram_entropy_is_that_of_the_training_tokens(config):
 
 def test_the_tokenizer_learns_from_training_documents_alone(tmp_path):
     # "zqzq" stands in held-out documents only, "abab" in training documents only.
-    texts = [f"zqzq {i}" for i in range(200) if heldout_draw(f"zqzq {i}") < 0.5]
-    texts += [f"abab {i}" for i in range(200) if heldout_draw(f"abab {i}") >= 0.5]
-    cache = prepare(config_of(write_texts(tmp_path, texts), heldout_fraction=0.5))
+    texts = [f"zqzq {i}" for i in range(200) if validation_draw(f"zqzq {i}") < 0.5]
+    texts += [f"abab {i}" for i in range(200) if validation_draw(f"abab {i}") >= 0.5]
+    cache = prepare(config_of(write_texts(tmp_path, texts), validation_fraction=0.5))
     vocabulary = cache.tokenizer().get_vocab()
     assert "abab" in vocabulary and "zq" not in vocabulary
 
@@ -134,7 +136,7 @@ def test_a_large_vocabulary_is_kept_in_four_bytes(tmp_path):
     tokenizer.save(str(tmp_path / "tokenizer.json"))
     path = write_texts(tmp_path, ["w69999 w1 w65536", "w0"])
     cache = prepare(
-        config_of(path, tokenizer=str(tmp_path / "tokenizer.json"), heldout_fraction=0.0)
+        config_of(path, tokenizer=str(tmp_path / "tokenizer.json"), validation_fraction=0.0)
     )
     assert cache.vocab_size == 70_001 and cache.end_of_text == 70_000
     assert cache.tokens("train")[:].tolist() == [69_999, 1, 65_536, 70_000, 0, 70_000]
@@ -148,7 +150,7 @@ def test_a_second_run_finds_the_cache_and_writes_nothing(config, capsys):
     second = prepare(config)
     expected = (
         f"tokens: found {first.path}, {first.n_tokens('train'):,} for training, "
-        f"{first.n_tokens('heldout'):,} for validation\n"
+        f"{first.n_tokens('validation'):,} for validation\n"
     )
     assert capsys.readouterr().err == expected
     assert second == first
@@ -162,7 +164,7 @@ def test_the_cache_does_not_depend_on_how_it_is_worked_through(config, tmp_path,
     monkeypatch.setattr(shards, "SHARD_TOKENS", 1000)
     parts = prepare(config_of(Path(config.paths[0]), cache_dir=str(tmp_path / "other")))
     assert len(parts.manifest.splits["train"].shards) > 3
-    for split in ("train", "heldout"):
+    for split in ("train", "validation"):
         np.testing.assert_array_equal(parts.tokens(split)[:], whole.tokens(split)[:])
     np.testing.assert_array_equal(parts.unigram_counts(), whole.unigram_counts())
 
@@ -183,7 +185,7 @@ def test_a_digest_is_of_the_tokens_and_not_of_their_checksums(config, monkeypatc
 
 
 @pytest.mark.parametrize(
-    "fields", [{"heldout_fraction": 0.2}, {"tokenizer_vocab_size": 310}, {"tokenizer": "given"}]
+    "fields", [{"validation_fraction": 0.2}, {"tokenizer_vocab_size": 310}, {"tokenizer": "given"}]
 )
 def test_whatever_changes_the_tokens_changes_the_folder(config, tmp_path, fields):
     first = prepare(config)
@@ -212,7 +214,7 @@ except UserError as error:
 def start_prepare(config: DataConfig, before: str = "") -> subprocess.Popen:
     fields = {
         name: getattr(config, name)
-        for name in ("corpus", "paths", "tokenizer_vocab_size", "heldout_fraction", "cache_dir")
+        for name in ("corpus", "paths", "tokenizer_vocab_size", "validation_fraction", "cache_dir")
     }
     command = [sys.executable, "-c", before + PREPARE, json.dumps(fields)]
     return subprocess.Popen(command, stderr=subprocess.PIPE, text=True)
@@ -286,7 +288,7 @@ def test_a_cache_dir_that_cannot_be_one_is_refused(config, tmp_path):
         prepare(config_of(Path(config.paths[0]), cache_dir=str(tmp_path / "file")))
 
 
-@pytest.mark.parametrize("name", ["train-00000.bin", "heldout-00000.bin"])
+@pytest.mark.parametrize("name", ["train-00000.bin", "validation-00000.bin"])
 @pytest.mark.parametrize("place", [0, 0.5, 1])
 def test_a_flipped_bit_is_found_by_verify(config, name, place):
     cache = prepare(config)
@@ -315,7 +317,7 @@ def test_a_flipped_bit_of_the_manifest_is_found_at_opening(config):
 
 
 @pytest.mark.parametrize(
-    "name", ["train-00000.bin", "heldout-00000.bin", "tokenizer.json", "unigram-counts.npy"]
+    "name", ["train-00000.bin", "validation-00000.bin", "tokenizer.json", "unigram-counts.npy"]
 )
 @pytest.mark.parametrize("damage", ["cut short", "longer", "missing"])
 def test_a_file_of_another_size_is_refused_at_opening(config, name, damage):
@@ -359,7 +361,7 @@ def test_a_changed_corpus_is_refused_until_it_is_rebuilt(config):
     with pytest.raises(UserError, match=r"had 1 files of .* bytes, now 1 of .* prepare --rebuild"):
         prepare(config)
     cache = prepare(config, rebuild=True)
-    assert "one more" in texts_in(cache, "train") + texts_in(cache, "heldout")
+    assert "one more" in texts_in(cache, "train") + texts_in(cache, "validation")
     path.write_text(path.read_text().replace("one more", "one less"))
     with pytest.raises(UserError, match="the contents, name or time of a file"):
         prepare(config)
@@ -375,16 +377,16 @@ def test_no_held_out_document_is_an_error_that_names_the_fraction_that_gives_one
     with pytest.raises(
         UserError, match=r"takes none of the 12 documents for validation"
     ) as refusal:
-        prepare(config_of(path, heldout_fraction=1e-6))
+        prepare(config_of(path, validation_fraction=1e-6))
     enough = float(str(refusal.value).rpartition(" ")[2])
-    cache = prepare(config_of(path, heldout_fraction=enough))
-    assert cache.manifest.splits["heldout"].documents == 1
+    cache = prepare(config_of(path, validation_fraction=enough))
+    assert cache.manifest.splits["validation"].documents == 1
 
 
 def test_a_corpus_that_is_all_held_out_is_refused(tmp_path):
-    text = next(t for t in map(str, range(100)) if heldout_draw(t) < 0.5)
+    text = next(t for t in map(str, range(100)) if validation_draw(t) < 0.5)
     with pytest.raises(UserError, match="takes all 1 documents for validation"):
-        prepare(config_of(write_texts(tmp_path, [text]), heldout_fraction=0.5))
+        prepare(config_of(write_texts(tmp_path, [text]), validation_fraction=0.5))
 
 
 MEASURE = """

@@ -23,7 +23,11 @@ from bottleneck.errors import UserError
 
 
 def config_of(*paths: Path | str, cache_dir: Path, **fields: Any) -> DataConfig:
-    defaults = {"tokenizer_vocab_size": 260, "heldout_fraction": 0.0, "cache_dir": str(cache_dir)}
+    defaults = {
+        "tokenizer_vocab_size": 260,
+        "validation_fraction": 0.0,
+        "cache_dir": str(cache_dir),
+    }
     return DataConfig(corpus="text", paths=tuple(map(str, paths)), **(defaults | fields))
 
 

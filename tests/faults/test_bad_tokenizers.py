@@ -45,7 +45,7 @@ def prepared(folder: Path, tokenizer: bytes, texts: list[str]) -> TokenCache | s
         corpus="text",
         paths=(str(folder / "corpus.jsonl"),),
         tokenizer=str(folder / "tokenizer.json"),
-        heldout_fraction=0.0,
+        validation_fraction=0.0,
         cache_dir=str(folder / "cache"),
     )
     try:

@@ -94,7 +94,7 @@ def test_a_damaged_curve_is_named(tmp_path, tokens):
 @pytest.fixture
 def features(tmp_path):
     rng = np.random.default_rng(0)
-    tokens = {"train": 60, "heldout": 20}
+    tokens = {"train": 60, "validation": 20}
     manifest = FeatureManifest("made up", 2, 2, 4, 9, 16, "float32", "abc", tokens, 0.0)
     head = HeadFactors(jnp.float32(rng.standard_normal((9, 4))), None)
     with filling(tmp_path / "set", manifest, head) as writer:
@@ -106,8 +106,8 @@ def features(tmp_path):
 
 def read_all(path):
     features = load(path)
-    parts = [features.part(name) for name in ("train", "heldout")]
-    sums = [features.layer_sums(name) for name in ("train", "heldout")]
+    parts = [features.part(name) for name in ("train", "validation")]
+    sums = [features.layer_sums(name) for name in ("train", "validation")]
     return parts, sums
 
 
@@ -116,7 +116,7 @@ def read_all(path):
     [
         *(
             f"{part}/{name}"
-            for part in ("train", "heldout")
+            for part in ("train", "validation")
             for name in ("hidden.bin", "layers.bin")
         ),
         *("train/tokens.npz", "head.npz", "manifest.json", "COMPLETE"),
@@ -148,10 +148,10 @@ def test_a_finished_set_is_not_sealed_again_as_it_is_now(features):
 
 
 def test_tokens_of_another_length_are_refused(features):
-    heldout = features.path / "heldout" / "tokens.npz"
-    heldout.write_bytes((features.path / "train" / "tokens.npz").read_bytes())
-    with pytest.raises(UserError, match=r"tokens\.npz does not have the 20 tokens of heldout"):
-        features.part("heldout")
+    validation = features.path / "validation" / "tokens.npz"
+    validation.write_bytes((features.path / "train" / "tokens.npz").read_bytes())
+    with pytest.raises(UserError, match=r"tokens\.npz does not have the 20 tokens of validation"):
+        features.part("validation")
 
 
 def test_damaged_results_of_frozen_heads_are_named(write_frozen_heads, tmp_path):

@@ -17,12 +17,12 @@ from hypothesis import strategies as st
 
 from bottleneck.config import DataConfig
 from bottleneck.data import manifest, shards
-from bottleneck.data.batches import Batches, held_out
+from bottleneck.data.batches import Batches, validation_windows
 from bottleneck.data.tokens import TokenCache, open_cache, prepare
 from bottleneck.errors import UserError
 from bottleneck.storage import json_files
 
-SPLITS = ("train", "heldout")
+SPLITS = ("train", "validation")
 BLOCK = 64  # bytes, 32 tokens
 
 
@@ -52,7 +52,7 @@ def small_blocks():
 @pytest.fixture(scope="module", params=["text", "known_rank"])
 def whole(request, tmp_path_factory, small_blocks) -> Whole:
     folder = tmp_path_factory.mktemp("whole")
-    fields: dict[str, Any] = {"cache_dir": str(folder / "cache"), "heldout_fraction": 0.2}
+    fields: dict[str, Any] = {"cache_dir": str(folder / "cache"), "validation_fraction": 0.2}
     if request.param == "text":
         rng = random.Random(0)
         texts = (" ".join(rng.choices("abcdefghij", k=40)) for _ in range(60))
@@ -229,14 +229,14 @@ def test_threads_that_read_at_once_get_the_tokens_or_the_error(copy, whole):
 
 def test_batches_read_ahead_end_with_the_error(copy):
     flip(copy / "train-00000.bin", 8 * 1000)
-    flip(copy / "heldout-00000.bin", 0)
+    flip(copy / "validation-00000.bin", 0)
     cache = open_cache(copy)
     batches = Batches(cache, batch_size=4, sequence_length=16, seed=0)
     with pytest.raises(UserError, match=r"train-00000\.bin is damaged") as refusal:
         list(batches.iterate(0, batches.n_windows))
     assert "\n" not in str(refusal.value)
-    with pytest.raises(UserError, match=r"heldout-00000\.bin is damaged"):
-        held_out(cache, 1000, 16)
+    with pytest.raises(UserError, match=r"validation-00000\.bin is damaged"):
+        validation_windows(cache, 1000, 16)
 
 
 def test_the_files_of_another_cache_are_not_taken_for_its_own(whole, copy, tmp_path):
@@ -263,7 +263,7 @@ def test_a_damaged_cache_is_mended_by_what_the_message_says(tmp_path):
         corpus="text",
         paths=(str(tmp_path / "a.txt"),),
         tokenizer_vocab_size=260,
-        heldout_fraction=0.0,
+        validation_fraction=0.0,
         cache_dir=str(tmp_path / "cache"),
     )
     cache = prepare(config)

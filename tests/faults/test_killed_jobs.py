@@ -189,12 +189,12 @@ def features(jobs, lab, undisturbed):
 
     program = lab.program(
         *("features", f"{undisturbed}", "--output={folder}", "--batch_size=1"),
-        *("--tokens=6000", "--heldout_tokens=2000"),
+        *("--tokens=6000", "--validation_tokens=2000"),
     )
     return make(
         *(jobs, "features", program, lab.folder / "features"),
         flag="--output",
-        watched=("manifest.json", "train/*", "heldout/*", "COMPLETE", "probe.json"),
+        watched=("manifest.json", "train/*", "validation/*", "COMPLETE", "probe.json"),
         lost=lost,
         growing=("*/hidden.bin", "*/layers.bin"),
         kept=("manifest.json", "head.npz", "probe.json"),

@@ -66,7 +66,7 @@ def fields(tmp_path) -> dict[str, Any]:
         "corpus": "text",
         "paths": [str(tmp_path / "corpus.jsonl")],
         "tokenizer": str(tmp_path / "tokenizer.json"),
-        "heldout_fraction": 0.1,
+        "validation_fraction": 0.1,
         "cache_dir": str(tmp_path / "disk" / "cache"),
     }
 

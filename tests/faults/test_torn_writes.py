@@ -61,7 +61,7 @@ def test_a_report_is_there_whole_or_not_at_all(tmp_path, undisturbed):
 
 def test_the_tokens_of_a_feature_set_are_there_whole_or_not_at_all(tmp_path):
     sizes = dict(n_layers=1, d_model=2, vocab_size=3, sequence_length=4, head_mismatch=0.0)
-    tokens = {"train": 1000, "heldout": 0}
+    tokens = {"train": 1000, "validation": 0}
     manifest = FeatureManifest("model", 1, dtype="float32", corpus="", tokens=tokens, **sizes)
     some = np.zeros(1000, np.int32)
     with (

@@ -11,7 +11,7 @@ from flax import nnx
 from bottleneck import runs
 from bottleneck.commands.features import main
 from bottleneck.config import base, parse
-from bottleneck.data.batches import held_out
+from bottleneck.data.batches import validation_windows
 from bottleneck.data.tokens import prepare
 from bottleneck.errors import UserError
 from bottleneck.frozen import extraction as features_lib
@@ -34,7 +34,7 @@ def workdir(tmp_path_factory):
     fields = base()
     fields.data.update(corpus="known_rank", language_rank=5, language_tokens=48)
     fields.data.update(language_documents=400, cache_dir=str(folder / "cache"))
-    fields.data.heldout_fraction = 0.2
+    fields.data.validation_fraction = 0.2
     fields.model.update(vocab_size=48, d_model=WIDTH, n_layers=LAYERS, n_heads=2, max_length=LENGTH)
     fields.train.update(steps=30, batch_size=8, sequence_length=LENGTH)
     fields.probe.update(every=30, tokens=1024)
@@ -43,7 +43,7 @@ def workdir(tmp_path_factory):
 
 
 def request(**changes):
-    fields = {"tokens": {"train": 600, "heldout": 1024}, "sequence_length": LENGTH}
+    fields = {"tokens": {"train": 600, "validation": 1024}, "sequence_length": LENGTH}
     fields |= {"layer": LAYERS, "dtype": "float32", "batch_size": 8}
     return Request(**(fields | changes))
 
@@ -82,9 +82,9 @@ def test_a_run_is_read_in_the_dtype_that_it_was_trained_in(workdir):
 
 @pytest.mark.parametrize("layer", range(LAYERS + 1))
 def test_features_are_the_models_hidden_states_and_targets(made, workdir, tmp_path, layer):
-    features = made(tmp_path / "set", layer=layer).part("heldout")
+    features = made(tmp_path / "set", layer=layer).part("validation")
     cache = prepare(runs.load(workdir).config.data)
-    windows = held_out(cache, 1024, LENGTH)
+    windows = validation_windows(cache, 1024, LENGTH)
     counts = windows["weights"] > 0
     np.testing.assert_array_equal(features.targets, windows["targets"][counts])
     np.testing.assert_array_equal(features.documents, windows["documents"][counts])
@@ -118,12 +118,12 @@ def test_probes_of_a_feature_set_are_those_of_the_run(made, workdir, tmp_path):
 
 
 def test_anisotropy_is_the_mean_cosine_of_all_pairs(made, tmp_path):
-    features = made(tmp_path / "set", tokens={"train": 0, "heldout": 96}, batch_size=4)
-    hidden = np.float64(features.part("heldout").hidden)
+    features = made(tmp_path / "set", tokens={"train": 0, "validation": 96}, batch_size=4)
+    hidden = np.float64(features.part("validation").hidden)
     units = hidden / np.linalg.norm(hidden, axis=1, keepdims=True)
     cosines = units @ units.T
     exact = cosines[~np.eye(len(units), dtype=bool)].mean()
-    raw, _ = anisotropy_by_layer(features, "heldout")
+    raw, _ = anisotropy_by_layer(features, "validation")
     assert len(raw) == LAYERS + 1
     assert raw[-1] == pytest.approx(exact, abs=1e-5)
     assert raw[0] != pytest.approx(exact, abs=1e-3)
@@ -134,8 +134,8 @@ def test_half_the_bytes_in_half_precision(made, dtype, tmp_path):
     whole, half = made(tmp_path / "a"), made(tmp_path / "b", dtype=dtype)
     assert half.manifest.bytes == whole.manifest.bytes // 2
     precision = float(jnp.finfo(DTYPES[dtype]).eps)
-    exact = np.asarray(whole.part("heldout").hidden)
-    found = np.asarray(half.part("heldout").hidden, np.float32)
+    exact = np.asarray(whole.part("validation").hidden)
+    found = np.asarray(half.part("validation").hidden, np.float32)
     np.testing.assert_allclose(found, exact, rtol=precision, atol=1e-6)
 
 
@@ -163,7 +163,7 @@ def test_goes_on_where_it_was_killed_and_reads_nothing_twice(made, torn, tmp_pat
         file.write(b"x" * torn)
     again = made(tmp_path / "set")
     assert len(reads) == 4 + 1 + (5 - 2) + 8  # 600 tokens are 5 batches, 1,024 are 8
-    for part in ("train", "heldout"):
+    for part in ("train", "validation"):
         for name in ("hidden.bin", "layers.bin"):
             assert (again.path / part / name).read_bytes() == (
                 whole.path / part / name
@@ -218,9 +218,9 @@ def test_a_disk_that_fills_up_keeps_what_is_written(made, tmp_path, monkeypatch)
 
 def test_a_truncated_file_is_damage_that_is_named(made, tmp_path):
     features = made(tmp_path / "set")
-    file = features.path / "heldout" / "hidden.bin"
+    file = features.path / "validation" / "hidden.bin"
     file.write_bytes(file.read_bytes()[:-4])
-    with pytest.raises(UserError, match=r"heldout/hidden\.bin is damaged: it has 65,532 bytes"):
+    with pytest.raises(UserError, match=r"validation/hidden\.bin is damaged: it has 65,532 bytes"):
         load(tmp_path / "set")
 
 
@@ -243,7 +243,7 @@ def test_heads_of_other_layers_and_heads_that_are_not_linear_are_refused(made, t
 
 
 def test_the_mismatch_of_a_head_is_measured(source, data, monkeypatch):
-    windows = held_out(prepare(data), 64, LENGTH)
+    windows = validation_windows(prepare(data), 64, LENGTH)
     assert features_lib._head_mismatch(source, windows) < 1e-4
     logits = RunSource.logits
     monkeypatch.setattr(RunSource, "logits", lambda self, x: 30 * np.tanh(logits(self, x) / 30))
@@ -263,10 +263,10 @@ def test_a_request_that_cannot_be_met_is_one_line(made, changes, message, tmp_pa
 
 
 def test_the_command_makes_a_set_and_says_its_size(workdir, tmp_path, capsys):
-    argv = [str(workdir), f"--output={tmp_path}/set", "--tokens=600", "--heldout_tokens=1,024"]
+    argv = [str(workdir), f"--output={tmp_path}/set", "--tokens=600", "--validation_tokens=1,024"]
     assert main(argv) == 0
     said = capsys.readouterr().out
-    assert "592 train, 1,024 heldout" in said and "GB in float32" in said
+    assert "592 train, 1,024 validation" in said and "GB in float32" in said
     assert (tmp_path / "set" / PROBE).is_file()
     assert (tmp_path / "set" / "features.png").stat().st_size > 10_000
     of_depth, of_rank = features_figure([tmp_path / "set"] * 2).axes
@@ -278,7 +278,7 @@ def test_the_command_makes_a_set_and_says_its_size(workdir, tmp_path, capsys):
     for wrong, message in (
         (["--transformers"], "needs a corpus"),
         (["--revision=x"], "--revision is for --transformers"),
-        (["--tokens=0", "--heldout_tokens=0"], "nothing to do"),
+        (["--tokens=0", "--validation_tokens=0"], "nothing to do"),
         (["--config.seed=1"], "--config.seed overrides a --config"),
     ):
         with pytest.raises(UserError, match=message):

@@ -49,7 +49,7 @@ def features(tmp_path_factory):
     true = rng.standard_normal((VOCAB, WIDTH)) * np.geomspace(1.5, 0.3, WIDTH)
     true += rng.standard_normal((VOCAB, 1)) * 0.3
     own = jnp.float32(true + 0.2 * rng.standard_normal(true.shape))
-    tokens = {"train": 60_000, "heldout": 10_000}
+    tokens = {"train": 60_000, "validation": 10_000}
     manifest = FeatureManifest("made up", 2, 2, WIDTH, VOCAB, 16, "float32", "abc", tokens, 0.0)
     folder = tmp_path_factory.mktemp("set")
     with filling(folder, manifest, HeadFactors(own, None)) as writer:
@@ -135,7 +135,7 @@ def _on_device(heads):
 
 @pytest.mark.parametrize("start", ["plain", "whitened"])
 def test_a_head_that_starts_from_the_models_own_is_its_truncation(start, features):
-    heldout = features.part("heldout")
+    validation = features.part("validation")
     hidden = np.float64(features.part("train").hidden)
     moment = hidden.T @ hidden / len(hidden)
     W = np.float64(features.head.rows)
@@ -148,22 +148,27 @@ def test_a_head_that_starts_from_the_models_own_is_its_truncation(start, feature
         sizes = (np.sqrt(np.mean(heads.rows[0] ** 2, 0)), np.sqrt(np.mean(heads.basis[0] ** 2, 1)))
         np.testing.assert_allclose(*sizes, rtol=1e-4)
     sweep = rank_sweep(
-        features.head, jnp.asarray(heldout.hidden)[None], jnp.asarray(heldout.targets)[None], (3,)
+        features.head,
+        jnp.asarray(validation.hidden)[None],
+        jnp.asarray(validation.targets)[None],
+        (3,),
     )
     if start == "plain":
         heads = starting_heads(start, 3, features.head, cut, 1, jax.random.key(0))
-        losses, _ = training(features).evaluate(heads, heldout.hidden, heldout.targets)
+        losses, _ = training(features).evaluate(heads, validation.hidden, validation.targets)
         assert np.mean(losses) == pytest.approx(sweep.loss[0], abs=1e-5)
 
 
 def test_evaluation_is_float64_cross_entropy_and_accuracy(features):
-    heldout = features.part("heldout")
+    validation = features.part("validation")
     heads = Heads(features.head.rows[None], jnp.eye(WIDTH)[None])
-    losses, rights = training(features).evaluate(heads, heldout.hidden, heldout.targets)
-    log_p = log_softmax(np.float64(heldout.hidden) @ np.float64(features.head.rows).T, axis=1)
-    exact = -log_p[np.arange(len(log_p)), heldout.targets]
+    losses, rights = training(features).evaluate(heads, validation.hidden, validation.targets)
+    log_p = log_softmax(np.float64(validation.hidden) @ np.float64(features.head.rows).T, axis=1)
+    exact = -log_p[np.arange(len(log_p)), validation.targets]
     np.testing.assert_allclose(losses[0], exact, atol=2e-5)
-    assert np.mean(rights) == pytest.approx(np.mean(log_p.argmax(1) == heldout.targets), abs=1e-3)
+    assert np.mean(rights) == pytest.approx(
+        np.mean(log_p.argmax(1) == validation.targets), abs=1e-3
+    )
 
 
 def test_every_token_is_seen_once_an_epoch_in_an_order_of_its_own():
@@ -302,7 +307,7 @@ def test_the_command_finds_the_study_done_and_draws_it(features, folder, capsys)
 
 
 def test_a_set_without_training_tokens_is_refused(features, tmp_path):
-    none = dataclasses.replace(features.manifest, tokens={"train": 0, "heldout": 10_000})
+    none = dataclasses.replace(features.manifest, tokens={"train": 0, "validation": 10_000})
     with pytest.raises(UserError, match="has no train tokens"):
         FrozenStudy(dataclasses.replace(features, manifest=none), PLAN, tmp_path / "study")
     assert load(features.path).manifest == features.manifest

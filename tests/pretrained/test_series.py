@@ -214,7 +214,7 @@ def test_a_run_folder_is_a_series_too(trained, tmp_path, monkeypatch):
     assert run.probe_steps == [8, 16]
     # Its tokenizer is made anew, of the same text.
     assert run.corpus == ours.corpus
-    other = [f"--workdir={tmp_path / 'other'}", "--config.data.heldout_fraction=0.3"]
+    other = [f"--workdir={tmp_path / 'other'}", "--config.data.validation_fraction=0.3"]
     with pytest.raises(UserError, match="trained its tokenizer on another corpus"):
         main([*flags, *other])
     with pytest.raises(UserError, match="holds a run that is not a series"):

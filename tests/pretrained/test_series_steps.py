@@ -285,8 +285,8 @@ def test_steps_are_chosen_by_name_or_by_their_distance(published, series, tmp_pa
             "holds a run with train.batch_size=4; now train.batch_size=8",
         ),
         (
-            ["--config.data.heldout_fraction=0.3"],
-            "data.heldout_fraction=0.2; now data.heldout_fraction=0.3",
+            ["--config.data.validation_fraction=0.3"],
+            "data.validation_fraction=0.2; now data.validation_fraction=0.3",
         ),
     ],
 )

@@ -37,7 +37,7 @@ MICRO_BATCHES = [slice(first, None, 3) for first in range(3)]  # of ten windows,
 RTOL, ATOL = 1e-4, 5e-6
 
 
-def held_out():
+def validation_windows():
     """Ten windows, which micro-batches of four do not divide; of two not all tokens count."""
     source = np.random.default_rng(0)
     windows = source.integers(0, VOCAB, (10, 17), dtype=np.int32)
@@ -90,7 +90,7 @@ def probed(request):
     params["final_norm"]["scale"] = np.linspace(0.3, 2, D, dtype=np.float32)
     params["final_norm"]["bias"] = np.float32(BIAS)
     mesh = make_mesh(config.compute.mesh, jax.devices()[:1])
-    tokens = held_out()
+    tokens = validation_windows()
     with jax.set_mesh(mesh):
         record = Prober(config, mesh, tokens, COUNTS).measure(params)
     model = nnx.merge(transformer.graph(config.model), params)

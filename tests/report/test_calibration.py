@@ -93,7 +93,7 @@ def test_critical_rank_asks_for_two_standard_errors_beyond_the_slack():
 
 @pytest.fixture
 def make_sweep(make_run):
-    """Runs on a language of known rank with the held-out losses given, by rank of the head."""
+    """Runs on a language of known rank with the validation losses given, by rank of the head."""
 
     def make(losses, rank=2):
         runs = []

@@ -93,7 +93,7 @@ def test_runs_that_differ_in_more_than_rank_have_no_gap(make_run, other):
 def test_runs_on_different_text_have_no_gap(make_run):
     low, folder = load(make_run("low", head_rank=8)), make_run("full")
     record = json.loads((folder / "config.json").read_text())
-    record["corpus"]["heldout_tokens"] += 1
+    record["corpus"]["validation_tokens"] += 1
     (folder / "config.json").write_text(json.dumps(record))
     assert full_rank_reference(low, [low, load(folder)]) is None
 

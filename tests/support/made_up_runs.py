@@ -54,7 +54,7 @@ def write_run(
         "corpus": {
             "digest": "0" * 64,
             "train_tokens": 4_812_340,
-            "heldout_tokens": 98_765,
+            "validation_tokens": 98_765,
             "unigram_entropy": 6.8412,
             "bytes_per_token": 3.41,
         },
@@ -76,10 +76,10 @@ def write_run(
                 | {"learning_rate": learning_rate, "tokens_per_second": speed, "mfu": 0.31}
             )
         if step % probe_every == 0 or step == last:
-            heldout = true_loss + 0.05 + 0.004 * rng.standard_normal()
-            eval_line = {"loss": heldout, "loss_se": 0.021}
+            validation = true_loss + 0.05 + 0.004 * rng.standard_normal()
+            eval_line = {"loss": validation, "loss_se": 0.021}
             lines.append({"step": step, "split": "eval", "tokens": tokens} | eval_line)
-            measured = _write_probe(folder, step, d_model, rank, n_layers, heldout, rng)
+            measured = _write_probe(folder, step, d_model, rank, n_layers, validation, rng)
             lines.append({"step": step, "split": "probe", "tokens": tokens} | measured)
     (folder / "metrics.jsonl").write_text("".join(json.dumps(line) + "\n" for line in lines))
     if stop is None:

@@ -21,7 +21,7 @@ TIMINGS = ("tokens_per_second", "mfu", "crc32")  # and all that ends with "secon
 SETTINGS = {
     "data.corpus": "text",
     "data.tokenizer_vocab_size": 300,
-    "data.heldout_fraction": 0.2,
+    "data.validation_fraction": 0.2,
     "model.vocab_size": 300,
     "model.d_model": 32,
     "model.n_layers": 2,

@@ -8,7 +8,7 @@ from small_runs import metrics, saved_steps, write_experiment
 
 from bottleneck import runs
 from bottleneck.commands.flags import load_config
-from bottleneck.data.batches import Batches, held_out
+from bottleneck.data.batches import Batches, validation_windows
 from bottleneck.data.tokens import prepare
 from bottleneck.model import transformer
 from bottleneck.training.loop import train
@@ -92,7 +92,7 @@ def test_a_step_trains_on_the_batch_of_its_number(run):
 
 def test_a_probe_measures_the_parameters_of_its_step_on_the_tokens_held_out(run):
     workdir, config, loss_of = run
-    tokens = held_out(prepare(config.data), 300, 32)
+    tokens = validation_windows(prepare(config.data), 300, 32)
     assert tokens["weights"].sum() == 9 * 32
     for step in (0, 10):
         loss = loss_of(runs.load(workdir).params(step), tokens)

@@ -63,7 +63,7 @@ def run(config):
     n_devices = math.prod(config.compute.mesh.sizes.values())
     mesh = make_mesh(config.compute.mesh, jax.devices()[:n_devices])
     program = make_train_program(config, mesh)
-    held_out = tokens(10**6, 8) | {
+    validation_windows = tokens(10**6, 8) | {
         "documents": np.repeat(np.arange(8, dtype=np.int32)[:, None], 16, 1)
     }
     with jax.set_mesh(mesh):
@@ -74,7 +74,7 @@ def run(config):
             batch = jax.device_put(tokens(step, 8), train_step.input_shardings[0][2])
             params, opt_state, metrics = train_step(params, opt_state, batch)
             losses.append(float(metrics["loss"]))
-        prober = Prober(config, mesh, held_out, token_counts=np.arange(VOCAB)[::-1])
+        prober = Prober(config, mesh, validation_windows, token_counts=np.arange(VOCAB)[::-1])
         prober.compile(program.abstract_state[0])
         record = prober.measure(params)
     return (
