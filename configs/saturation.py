@@ -7,7 +7,8 @@ Pythia-style models of 0.3 and 0.8 million parameters see 4.3 billion tokens, so
 what is optimal for them (Hoffmann et al. 2022). What to expect is not known, hence the sweep: small
 Pythias lose late in training, but trained with another batch or other kernels they do not
 (EleutherAI's Pythia v0 and small-batch runs), so saturation may belong to batch, weight decay and
-precision as much as to the width. Look for a validation loss that rises while singular entropy jumps.
+precision as much as to the width. Look for a validation loss that rises
+while singular entropy jumps.
 The whole is 2.8e17 FLOPs.
 """
 

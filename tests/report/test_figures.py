@@ -30,7 +30,7 @@ LABELS = {
     ),
     "frozen_heads": (
         {"rank r of the head", "W-error of the model's own head at r"},
-        {"held-out loss (nats/token)", "next token right (%)"},
+        {"validation loss (nats/token)", "next token right (%)"},
     ),
     "anatomy": ({"rank r kept"}, {"fraction of the gap", "tokens"}),
     "gradient_survival": ({"step"}, {"fraction of the gradient's norm"}),
