@@ -28,7 +28,7 @@ WORDS = {
     "is there": "exists",
     "are there": "exist",
     "so many": "n",
-    "validation": "validation",
+    "heldout": "validation",
     "for ever": "forever",
     "by the logits": "with respect to the logits",
 }
