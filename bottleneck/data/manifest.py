@@ -51,7 +51,9 @@ class Manifest:
         return hashlib.sha256("\n".join(files).encode()).hexdigest()
 
     def write(self, folder: Path) -> None:
-        json_files.write(folder / MANIFEST, dataclasses.asdict(self))
+        """Writes the manifest into a folder that has no name yet; raises `OSError`."""
+        record = json_files.dumps(dataclasses.asdict(self), indent=2)
+        (folder / MANIFEST).write_text(record + "\n", encoding="utf-8")
 
 
 def read_manifest(folder: Path) -> Manifest:
