@@ -175,23 +175,22 @@ class _BlockChecksums:
     """CRC-32 of every block of a stream that arrives in pieces of any size."""
 
     def __init__(self) -> None:
-        self._complete: list[int] = []
-        self._current = self._filled = 0
+        self._checksums: list[int] = []
+        self._filled = BLOCK_BYTES  # bytes of the last block
 
     def update(self, contents: bytes) -> None:
         rest = memoryview(contents)
         while len(rest):
-            piece = rest[: BLOCK_BYTES - self._filled]
-            self._current = zlib.crc32(piece, self._current)
-            self._filled += len(piece)
             if self._filled == BLOCK_BYTES:
-                self._complete.append(self._current)
-                self._current = self._filled = 0
+                self._checksums.append(0)
+                self._filled = 0
+            piece = rest[: BLOCK_BYTES - self._filled]
+            self._checksums[-1] = zlib.crc32(piece, self._checksums[-1])
+            self._filled += len(piece)
             rest = rest[len(piece) :]
 
     def table(self) -> bytes:
-        last = [self._current] if self._filled else []
-        return np.array(self._complete + last, _CHECKSUM).tobytes()
+        return np.array(self._checksums, _CHECKSUM).tobytes()
 
 
 def _table_of(shard: Path) -> Path:
