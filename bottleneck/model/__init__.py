@@ -15,10 +15,10 @@ B: sequences; L: tokens; D: hidden width; V: rows of the head; R: its rank; N: p
 >>> losses.shape, model.count_parameters(config).total
 ((2, 12), 41088)
 
-`init_params` and `graph` make a model, and `shardings` places it on a mesh. `pythia`, `gpt2` and
-`llama` give the fields of published sizes. `HeadFactors` is a head W = A @ B, of which
-`cross_entropy` and `token_losses` take the loss without ever holding all logits.
-`count_parameters` and `flops_per_token` count. `model.kernels` holds what depends on the platform.
+Make a model with `init_params` and `graph`, and place it on a mesh with `shardings`. Published
+sizes are fields of the config: `pythia`, `gpt2`, `llama`. A head W = A @ B is a `HeadFactors`. Its
+losses, `cross_entropy` and `token_losses`, never hold all logits. Costs are `count_parameters` and
+`flops_per_token`. Operations that depend on the platform live in `model.kernels`.
 """
 
 from bottleneck.lazy import attach

@@ -12,8 +12,8 @@ width and vocabulary).
 >>> parallel.slice_of("v5e:4x4").hosts
 4
 
-`make_mesh` arranges devices and `partition_spec` places arrays on them, by `LOGICAL_AXES`.
-`slice_of` and `flags_of` read the table of TPU slices, `CHIPS` that of chips.
+Arrange devices with `make_mesh`, and place arrays on them with `partition_spec`, by `LOGICAL_AXES`.
+Read the table of TPU slices with `slice_of` and `flags_of`; `CHIPS` is that of chips.
 """
 
 from bottleneck.lazy import attach

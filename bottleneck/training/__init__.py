@@ -13,9 +13,9 @@ B: sequences in a batch; L: tokens in a sequence.
 >>> params["head"]["rows"].shape
 (384, 8)
 
-`program.step(params, opt_state, batch)` makes one update. `train(config, workdir)` is the whole
-run: it prepares the tokens, resumes from the newest checkpoint, and probes and saves on the way.
-`make_optimizer` and `learning_rate_schedule` are the update rule.
+One update is `program.step(params, opt_state, batch)`, by the rule of `make_optimizer` and
+`learning_rate_schedule`. The whole run is `train(config, workdir)`: it prepares the tokens, resumes
+from the newest checkpoint, and probes and saves on the way.
 """
 
 from bottleneck.lazy import attach
