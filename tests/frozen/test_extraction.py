@@ -278,7 +278,7 @@ def test_the_command_makes_a_set_and_says_its_size(workdir, tmp_path, capsys):
     for wrong, message in (
         (["--transformers"], "needs a corpus"),
         (["--revision=x"], "--revision is for --transformers"),
-        (["--tokens=0", "--validation_tokens=0"], "nothing to do"),
+        (["--tokens=0", "--validation_tokens=0"], "nothing to write"),
         (["--config.seed=1"], "--config.seed overrides a --config"),
     ):
         with pytest.raises(UserError, match=message):
