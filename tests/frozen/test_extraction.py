@@ -279,7 +279,7 @@ def test_the_command_makes_a_set_and_says_its_size(workdir, tmp_path, capsys):
         (["--transformers"], "needs a corpus"),
         (["--revision=x"], "--revision is for --transformers"),
         (["--tokens=0", "--validation_tokens=0"], "nothing to write"),
-        (["--config.seed=1"], "--config.seed overrides a --config"),
+        (["--config.seed=1"], "--config.seed overrides a field of --config"),
     ):
         with pytest.raises(UserError, match=message):
             main([str(workdir), f"--output={tmp_path}/other", *wrong])

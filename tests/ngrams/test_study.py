@@ -130,7 +130,7 @@ def test_the_command_reads_the_corpus_of_a_config(tmp_path, capsys):
     ]
     assert main(arguments) == 0
     assert "5-grams" in capsys.readouterr().out
-    with pytest.raises(UserError, match="--end_of_text belongs to --ids"):
+    with pytest.raises(UserError, match="--end_of_text is for --ids"):
         main([*arguments, "--end_of_text=0"])
 
 
@@ -142,11 +142,11 @@ def test_the_command_reads_the_corpus_of_a_config(tmp_path, capsys):
         ([1, 2, 3], [], "the corpus has 3 tokens; at least 5 are needed for one 5-gram"),
         ([1] * 9, ["--n=9"], "n=9 is not allowed; n-grams have 2 to 7 tokens"),
         ([1] * 9, ["--space=log", "--smoothing=0"], "the log space needs a smoothing above 0"),
-        ([1] * 9, ["--memory=0.7"], "--memory=0.7 is not allowed; give more than 1 GB"),
+        ([1] * 9, ["--memory=0.7"], "--memory=0.7 is not allowed; it must be above 1 GB"),
         ([1] * 9, ["--split_half", "--space=pmi"], "split halves are compared in the probability"),
-        ([0.5] * 9, [], "must hold integers in one dimension"),
-        ([[1, 2]] * 9, [], "must hold integers in one dimension"),
-        (None, [], "is no .npy file of token ids"),
+        ([0.5] * 9, [], "must be a one-dimens"),
+        ([[1, 2]] * 9, [], "must be a one-dimens"),
+        (None, [], "is not a .npy file"),
     ],
 )
 def test_a_mistake_is_one_line(tmp_path, capsys, contents, arguments, message):

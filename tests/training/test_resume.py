@@ -14,7 +14,7 @@ from bottleneck import runs
 SETTINGS = {"model.head_rank": 6, "train.steps": 60, "probe.every": 20, "checkpoint.every": 7}
 
 # As on a user's machine: one device, and what starts again loads what the first start compiled.
-OURS = ("XLA_FLAGS", "JAX_ENABLE_COMPILATION_CACHE")
+OURS = ("XLA_FLAGS", "JAX_COMPILATION_CACHE_DIR")
 ENVIRONMENT = {k: v for k, v in os.environ.items() if k not in OURS}
 
 
