@@ -21,7 +21,8 @@ free_port='import socket; s = socket.socket(); s.bind(("127.0.0.1", 0)); print(s
 port=${PORT:-$("$python" -c "$free_port")}
 
 processes=()
-trap 'kill "${processes[@]}" 2> /dev/null || true' EXIT
+# A shell that has just been forked may lose a signal, so it is sent until none of them is left.
+trap 'while kill "${processes[@]}" 2> /dev/null; do sleep 0.2; done' EXIT
 trap 'exit 130' INT TERM
 for ((index = 0; index < count; index++)); do
     command=(env PYTHONUNBUFFERED=1 "$python" -m bottleneck "${arguments[@]}"

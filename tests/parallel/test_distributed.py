@@ -166,7 +166,10 @@ def test_a_local_cluster_ends_when_one_of_its_processes_fails(tmp_path):
     python.chmod(0o755)
     environment = ENVIRONMENT | {"PYTHON": str(python), "PORT": "1"}
     process = start(["bash", str(CLUSTER), "3", "--", "train"], environment)
-    _, errors = process.communicate(timeout=30)
+    try:
+        _, errors = process.communicate(timeout=120)  # only guards against hanging
+    finally:
+        process.kill()
     assert process.returncode == 1 and "a process failed; ending the others" in errors
 
 
