@@ -74,7 +74,7 @@ calibration: $(STAMP) ## Train heads around the known rank of a language, and wr
 	$(PY) -m bottleneck analyze runs/calibration/6 runs/calibration/12
 
 test: lint ## Lint, then run the tests; PYTEST_ARGS="-k head" and the like go to pytest.
-	$(PY) -m pytest -n 2 --dist loadfile --durations 15 $(PYTEST_ARGS)
+	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 15 $(PYTEST_ARGS)
 
 test-slow: $(STAMP) ## Large compiles for TPUs that are not here, and other checks that take minutes.
 	$(PY) -m pytest -m slow $(PYTEST_ARGS)

@@ -15,6 +15,19 @@ import pytest
 from hypothesis import HealthCheck, settings
 
 PROGRAMS = Path(__file__).parents[1] / ".pytest_cache" / "programs"
+LONGEST = (
+    "training/test_mesh_invariance",
+    "faults/test_killed_jobs",
+    "parallel/test_distributed",
+    "faults/test_worlds",
+    "training/test_determinism",
+    "faults/test_killed_training",
+    "faults/test_disks",
+    "pretrained/test_series",
+    "frozen/test_study",
+    "training/test_resume",
+    "kernels/test_cpu",
+)
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(PROGRAMS))
@@ -40,6 +53,12 @@ def pytest_sessionstart(session: pytest.Session) -> None:
         from bottleneck.parallel import compile_cache
 
         compile_cache.use()
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    """Puts the longest files first, so that no worker is left with one at the end."""
+    rank = {name: i for i, name in enumerate(LONGEST)}
+    items.sort(key=lambda item: rank.get(f"{item.path.parent.name}/{item.path.stem}", len(rank)))
 
 
 @pytest.fixture(scope="session")
