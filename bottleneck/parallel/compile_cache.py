@@ -103,8 +103,9 @@ def use(config: Config | None = None) -> None:
 
     JAX_COMPILATION_CACHE_DIR names the folder, or if unset the config does.
     JAX_ENABLE_COMPILATION_CACHE=false turns the store off. Call this after the processes have
-    joined. Only process 0 writes, so a multi-host run needs a shared folder. Without one process 0
-    would wait for the others to compile; so by default such runs have no store.
+    joined. Only process 0 writes, so a multi-host run needs a shared folder. Otherwise process 0
+    would load a program that the others compile together, and keep them waiting. So by default
+    such runs have no store.
 
     Args:
         config: None, for a verb that has no config, means the default.
