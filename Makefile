@@ -44,7 +44,7 @@ BENCHMARKS := loss rank_sweep spectrum input_pipeline checkpoint start_up compil
 KNOWN := $(PY) -m bottleneck train --config=configs/known_rank.py
 
 .DEFAULT_GOAL := help
-.PHONY: help install lock demo calibration test test-hf test-slow faults mutants bench bench-gpu bench-check lint format audit clean FORCE
+.PHONY: help install lock demo calibration test pytest test-hf test-slow faults mutants bench bench-gpu bench-check lint format audit clean FORCE
 
 help: ## List the targets.
 	@awk -F ':.*## ' '/^[a-z-]+:.*## / { printf "  make %-12s %s\n", $$1, $$2 }' Makefile
@@ -73,7 +73,10 @@ calibration: $(STAMP) ## Train heads around the known rank of a language, and wr
 	done
 	$(PY) -m bottleneck analyze runs/calibration/6 runs/calibration/12
 
-test: lint ## Lint, then run the tests; PYTEST_ARGS="-k head" and the like go to pytest.
+test: $(STAMP) ## Lint and run the tests; PYTEST_ARGS="-k head" and the like go to pytest.
+	@$(MAKE) --no-print-directory -j 2 pytest lint
+
+pytest: $(STAMP)
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 15 $(PYTEST_ARGS)
 
 test-slow: $(STAMP) ## Large compiles for TPUs that are not here, and other checks that take minutes.

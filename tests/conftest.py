@@ -7,7 +7,7 @@ so changed sources are compiled again.
 
 import os
 import signal
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from pathlib import Path
 
 import made_up_runs
@@ -16,21 +16,32 @@ from hypothesis import HealthCheck, settings
 
 PROGRAMS = Path(__file__).parents[1] / ".pytest_cache" / "programs"
 LONGEST = (
-    "training/test_mesh_invariance",
-    "faults/test_killed_jobs",
-    "parallel/test_distributed",
     "faults/test_worlds",
-    "training/test_determinism",
-    "faults/test_killed_training",
-    "faults/test_disks",
-    "pretrained/test_series",
+    "faults/test_killed_jobs",
+    "training/test_mesh_invariance",
     "frozen/test_study",
     "training/test_resume",
+    "model/test_loss",
+    "parallel/test_distributed",
+    "aot/test_hlo",
+    "model/test_transformer",
+    "faults/test_killed_training",
+    "faults/test_divergence",
+    "frozen/test_extraction",
+    "faults/test_disks",
+    "training/test_step",
+    "laws/test_scaling_law",
+    "kernels/test_attention",
+    "training/test_determinism",
+    "tests/test_config_fields",
     "kernels/test_cpu",
+    "faults/test_determinism_of_numbers",
 )
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(PROGRAMS))
+# Compiling takes longer than nearly all that is compiled here; `optimized` is for the rest.
+os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 if os.environ["JAX_PLATFORMS"] == "cpu":
     os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
 
@@ -59,6 +70,17 @@ def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
     """Puts the longest files first, so that no worker is left with one at the end."""
     rank = {name: i for i, name in enumerate(LONGEST)}
     items.sort(key=lambda item: rank.get(f"{item.path.parent.name}/{item.path.stem}", len(rank)))
+
+
+@pytest.fixture(scope="module")
+def optimized() -> Iterator[None]:
+    """Lets the compiler optimize, where the arithmetic of a module's tests takes the longest."""
+    import jax
+
+    before = jax.config.read("jax_disable_most_optimizations")
+    jax.config.update("jax_disable_most_optimizations", False)
+    yield
+    jax.config.update("jax_disable_most_optimizations", before)
 
 
 @pytest.fixture(scope="session")

@@ -6,6 +6,7 @@ import subprocess
 import sys
 
 import pytest
+from processes import HANGING
 
 BEGIN = """
 import atexit, ctypes, os, signal, sys, threading, time
@@ -51,7 +52,7 @@ both = pytest.mark.parametrize(("number", "code", "line"), ENDS, ids=["SIGINT", 
 
 def run(program, number=signal.SIGTERM, *arguments, before=()):
     command = [*before, sys.executable, "-c", BEGIN + program, str(int(number)), *arguments]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=30)
+    done = subprocess.run(command, capture_output=True, text=True, timeout=HANGING)
     return done.returncode, done.stdout, done.stderr
 
 
@@ -145,7 +146,7 @@ def test_a_reader_that_goes_away_ends_the_program_quietly(program):
         stderr=subprocess.PIPE,
     )
     process.stdout.close()
-    assert (process.stderr.read(), process.wait(timeout=30)) == (b"", 141)
+    assert (process.stderr.read(), process.wait(timeout=HANGING)) == (b"", 141)
     process.stderr.close()
 
 

@@ -7,6 +7,7 @@ import numpy as np
 import pytest
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import HANGING
 
 from bottleneck.data.batches import Batches, validation_windows
 from bottleneck.data.corpus import Fingerprint
@@ -132,11 +133,11 @@ def test_iterating_reads_ahead_and_ends_when_closed(cache, monkeypatch):
     monkeypatch.setattr(batches, "batch", watched)
     iterator = batches.iterate(0, 10**9)
     assert next(iterator)[0] == 0
-    assert second_was_read.wait(timeout=30)  # though nobody asked for it
+    assert second_was_read.wait(timeout=HANGING)  # though nobody asked for it
     assert threading.current_thread() not in readers
     iterator.close()
     for reader in readers:
-        reader.join(timeout=30)
+        reader.join(timeout=HANGING)
         assert not reader.is_alive()
 
 

@@ -16,6 +16,7 @@ import pytest
 import scipy.stats
 from hypothesis import given
 from hypothesis import strategies as st
+from processes import await_moment
 from tokenizers import Tokenizer, models, pre_tokenizers
 
 from bottleneck.config import DataConfig
@@ -238,17 +239,31 @@ def has_begun(cache_dir):
         return False
 
 
+SLOWLY = "from bottleneck.data import cache_writer as w; w._BATCH_CHARACTERS = 500\n"
+
+
+def test_of_two_processes_the_one_that_waits_takes_over_when_the_other_is_killed(tmp_path):
+    config = config_of(write_corpus(tmp_path, n_documents=2000))
+    reference = prepare(config_of(Path(config.paths[0]), cache_dir=str(tmp_path / "reference")))
+    first = start_prepare(config, before=SLOWLY)
+    await_moment(lambda: has_begun(Path(config.cache_dir)), first)
+    second = start_prepare(config)
+    first.kill()
+    first.communicate()
+    _, errors = second.communicate()
+    assert second.returncode == 0, errors
+    found = Path(config.cache_dir) / reference.path.name
+    assert contents_of(found) == contents_of(reference.path)
+
+
 def test_a_killed_build_leaves_nothing_under_the_name_and_is_made_good(tmp_path):
     config = config_of(write_corpus(tmp_path, n_documents=2000))
     reference = prepare(config_of(Path(config.paths[0]), cache_dir=str(tmp_path / "reference")))
     cache_dir = Path(config.cache_dir)
     final = cache_dir / reference.path.name
-    slow = "from bottleneck.data import cache_writer as w; w._BATCH_CHARACTERS = 500\n"
     for seconds in (0, 0.02, 0.04):
-        process = start_prepare(config, before=slow)
-        while not has_begun(cache_dir):
-            assert process.poll() is None
-            time.sleep(0.001)
+        process = start_prepare(config, before=SLOWLY)
+        await_moment(lambda: has_begun(cache_dir), process)
         time.sleep(seconds)
         process.send_signal(signal.SIGKILL)
         process.communicate()

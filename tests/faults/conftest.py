@@ -22,6 +22,7 @@ from typing import Any
 
 import pytest
 import small_runs
+from processes import comes
 from small_runs import last_step, metrics, saved_steps  # noqa: F401
 
 SETTINGS = {
@@ -171,10 +172,7 @@ class Program:
         Returns: whether it was killed; else it had ended before.
         """
         process = self.start(folder, stdout=subprocess.DEVNULL)
-        deadline = time.monotonic() + 300
-        while not moment() and process.poll() is None:
-            assert time.monotonic() < deadline, "the moment never came"
-            time.sleep(0.001)
+        comes(moment, process)
         time.sleep(delay)
         if process.poll() is None:
             os.killpg(process.pid, signal_number)

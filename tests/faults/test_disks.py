@@ -8,6 +8,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import HANGING
 
 SHIM = Path(__file__).with_name("disk_shim.c")
 
@@ -106,7 +107,7 @@ def test_a_quota_or_a_broken_disk(faults, lab, undisturbed, tmp_path, shim):
             SHIM_WRITES=str(source.randrange(1, 400)),
         )
         process = broken.start(workdir)
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=HANGING)
         assert process.returncode == 2 and "Traceback" not in output, output
         line = output.splitlines()[-1]
         assert line.startswith(f"error: cannot write {workdir}"), output
@@ -133,7 +134,7 @@ def test_a_slow_disk(faults, lab, undisturbed, tmp_path, shim):
         return f"{steps} steps" if steps > 0 else None
 
     claim = "20 ms for each write, and a SIGKILL: it ends bit-identical"
-    faults.run_trials("slow disk", claim, trial, full=10)
+    faults.run_trials("slow disk", claim, trial, full=10, quick=0)
 
 
 def test_a_folder_that_is_read_only(faults, lab, undisturbed, tmp_path):

@@ -1,4 +1,7 @@
-"""Whatever is not training, killed at any moment, ends as if it had been left alone."""
+"""Whatever is not training, killed at any moment, ends as if it had been left alone.
+
+`make test` kills when a named file shows in the folder; random moments are of `make faults`.
+"""
 
 from __future__ import annotations
 
@@ -15,6 +18,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from processes import HANGING, await_moment, comes, is_in_use
 from small_runs import write_config
 
 from bottleneck import runs
@@ -46,7 +50,9 @@ class Job:
     watched: tuple[str, ...]  # patterns of what shows in the folder when it is in a tender place
     lost: Callable[[Path], str | None]  # what a folder, killed as it is, will see done again
     growing: tuple[str, ...] = ()  # patterns of files that are added to, until the job is done
-    is_quick: bool = False  # whether the quick set has trials of it with every signal
+    # What the quick set has trials of: "kill", "notices", "second"; other tests have the rest.
+    quick: tuple[str, ...] = ()
+    named: str = ""  # a pattern: of the quick set's kills and notices, the moment when it shows
     kept: tuple[str, ...] = ()  # patterns of files that, once there, are not written again
     elsewise: tuple[str, ...] = ()  # patterns of files that `same` compares, and not their bytes
     same: Callable[[Path, Path], None] = lambda ours, theirs: None
@@ -175,7 +181,8 @@ def ngrams(jobs, lab):
         flag="--output",
         watched=("counts/*/runs/*", "counts/*/tokens.bin", "scratch", "curves/*", "manifest.json"),
         lost=lost,
-        is_quick=True,
+        quick=("kill", "notices", "second"),
+        named="curves/*",
         growing=("counts/**/*", "scratch/**/*"),
         kept=("curves/*.npz",),
     )
@@ -195,6 +202,8 @@ def features(jobs, lab, undisturbed):
         *(jobs, "features", program, lab.folder / "features"),
         flag="--output",
         watched=("manifest.json", "train/*", "validation/*", "COMPLETE", "probe.json"),
+        quick=("kill",),
+        named="train/*",
         lost=lost,
         growing=("*/hidden.bin", "*/layers.bin"),
         kept=("manifest.json", "head.npz", "probe.json"),
@@ -269,6 +278,8 @@ def analyze(jobs, lab, undisturbed):
         *(jobs, "analyze", program, lab.folder / "report"),
         flag="--output",
         watched=("figures", "figures/*", "figures/anisotropy.svg"),
+        quick=("kill",),
+        named="figures/*",
         lost=lost,
     )
 
@@ -290,6 +301,8 @@ def import_hf(jobs, lab, released):
         *(jobs, "import_hf", program, lab.folder / "imported"),
         flag="--workdir",
         watched=("tokenizer.json", "config.json", "checkpoints", "checkpoints/*"),
+        quick=("kill",),
+        named="checkpoints/*",
         lost=lost,
         elsewise=("checkpoints/**/*",),
         same=same,
@@ -322,31 +335,23 @@ def check_stopped(job, number, code, output):
 def disturb(job, folder, number, moment, delay):
     """Sends a signal, at a moment and a delay, to the job as a terminal does; waits for its end."""
     process = job.program.start(folder)
-    while not moment() and process.poll() is None:
-        time.sleep(0.001)
+    comes(moment, process)
     time.sleep(delay)
     if process.poll() is None:
         os.killpg(process.pid, number)
-    output, _ = process.communicate(timeout=120)
+    output, _ = process.communicate(timeout=HANGING)
     check_stopped(job, number, process.returncode, output)
-
-
-def is_in_use(folder):
-    lock = folder / ".lock"
-    return lock.exists() and lock.read_text() != ""
 
 
 def check_a_second_is_refused(job, folder):
     """Finishes a job; a second process on its folder ends in one line, and does no harm."""
     first = job.program.start(folder)
     try:
-        while not is_in_use(folder):
-            assert first.poll() is None, first.communicate()[0]
-            time.sleep(0.001)
+        await_moment(lambda: is_in_use(folder), first)
         first.send_signal(signal.SIGSTOP)  # until the second has looked
         said = job.program.finish(folder, code=2).splitlines()
         first.send_signal(signal.SIGCONT)
-        output, _ = first.communicate(timeout=120)
+        output, _ = first.communicate(timeout=HANGING)
     finally:
         first.kill()
     assert first.returncode == 0, output
@@ -357,8 +362,10 @@ def check_a_second_is_refused(job, folder):
     assert not any("Traceback" in line for line in said)
 
 
-def drawn(job, source, index, folder):
+def drawn(faults, job, source, index, folder):
     """(moment, delay): two of three anywhere in the job, the third in a tender place."""
+    if not faults.IS_FULL:
+        return (lambda: any(folder.glob(job.named))), 0
     if index % 3 < 2:
         # Python itself takes the first third of a second.
         return (lambda: True), max(job.seconds * source.random(), 0.3)
@@ -381,7 +388,7 @@ def signal_trials(faults, job, number, tmp_path, *, full, quick):
 
     def trial(index):
         folder = tmp_path / f"{index}"
-        disturb(job, folder, number, *drawn(job, source, index, folder))
+        disturb(job, folder, number, *drawn(faults, job, source, index, folder))
         return go_on(faults, job, folder)
 
     faults.run_trials(f"{number.name} of `{job.verb}`", CLAIM, trial, full=full, quick=quick)
@@ -389,13 +396,13 @@ def signal_trials(faults, job, number, tmp_path, *, full, quick):
 
 @pytest.mark.parametrize("job", [n for n in NAMES if n != "frozen_heads"], indirect=True)
 def test_sigkill(faults, job, tmp_path):
-    signal_trials(faults, job, signal.SIGKILL, tmp_path, full=12, quick=1)
+    signal_trials(faults, job, signal.SIGKILL, tmp_path, full=12, quick=int("kill" in job.quick))
 
 
 @every_job
 @pytest.mark.parametrize("number", [signal.SIGINT, signal.SIGTERM], ids=["SIGINT", "SIGTERM"])
 def test_a_notice(faults, job, number, tmp_path):
-    signal_trials(faults, job, number, tmp_path, full=3, quick=int(job.is_quick))
+    signal_trials(faults, job, number, tmp_path, full=3, quick=int("notices" in job.quick))
 
 
 @pytest.mark.parametrize(
@@ -432,7 +439,9 @@ def test_a_second_process_on_a_folder_is_refused(faults, job, tmp_path):
         check_same(faults, job, folder)
 
     claim = "is refused in one line, and the first ends as if alone"
-    faults.run_trials(f"a second `{job.verb}`", claim, trial, full=3, quick=int(job.is_quick))
+    faults.run_trials(
+        f"a second `{job.verb}`", claim, trial, full=3, quick=int("second" in job.quick)
+    )
 
 
 def test_of_two_that_make_one_cache_either_may_be_killed(faults, prepare, tmp_path):
@@ -441,20 +450,19 @@ def test_of_two_that_make_one_cache_either_may_be_killed(faults, prepare, tmp_pa
     def trial(index):
         folder = tmp_path / f"{index}"
         first = job.program.start(folder)
-        while not any(folder.glob(".*.unfinished")):
-            assert first.poll() is None
-            time.sleep(0.001)
+        await_moment(lambda: any(folder.glob(".*.unfinished")), first)
         second = job.program.start(folder)
         time.sleep(job.seconds * source.random())
         killed, other = (first, second) if index % 2 == 0 else (second, first)
         killed.kill()
         killed.communicate()
-        output, _ = other.communicate(timeout=120)
+        output, _ = other.communicate(timeout=HANGING)
         assert other.returncode == 0, output
         check_same(faults, job, folder)
 
     claim = "the other makes it, bit-identical"
-    faults.run_trials("SIGKILL of one of two `prepare` at once", claim, trial, full=10)
+    fault = "SIGKILL of one of two `prepare` at once"
+    faults.run_trials(fault, claim, trial, full=10, quick=0)
 
 
 # -------------------------------------------------------------------------------------- sweeps
@@ -479,6 +487,10 @@ def cells(root):
     return [root / f"seed={seed}" for seed in range(3)]
 
 
+def steps_of(faults, root):
+    return sum(faults.last_step(cell) + 1 for cell in cells(root))
+
+
 @pytest.mark.parametrize("everything", [True, False], ids=["everything", "alone"])
 def test_sigkill_of_a_sweep(faults, sweep, everything, tmp_path):
     (program, reference), source = sweep, faults.source()
@@ -486,9 +498,7 @@ def test_sigkill_of_a_sweep(faults, sweep, everything, tmp_path):
     def trial(index):
         root, goal = tmp_path / f"{index}", source.randrange(1, 60)
         process = program.start(root, stdout=subprocess.DEVNULL)
-        while sum(faults.last_step(cell) + 1 for cell in cells(root)) < goal:
-            assert process.poll() is None
-            time.sleep(0.002)
+        await_moment(lambda: steps_of(faults, root) >= goal, process)
         (os.killpg if everything else os.kill)(process.pid, signal.SIGKILL)
         process.wait()
         lost = sum(
@@ -517,11 +527,9 @@ def test_a_notice_to_a_sweep(faults, sweep, number, code, tmp_path):
     def trial(index):
         root, goal = tmp_path / f"{index}", source.randrange(1, 45)
         process = program.start(root)
-        while sum(faults.last_step(cell) + 1 for cell in cells(root)) < goal:
-            assert process.poll() is None
-            time.sleep(0.002)
+        await_moment(lambda: steps_of(faults, root) >= goal, process)
         process.send_signal(number)
-        output, _ = process.communicate(timeout=60)
+        output, _ = process.communicate(timeout=HANGING)
         assert process.returncode == code, output
         assert output.splitlines()[-1] == "stopped; repeat the command to resume"
         for cell in cells(root):

@@ -1,9 +1,14 @@
-"""A run that is killed ends as one that was left alone, to the last bit."""
+"""A run that is killed ends as one that was left alone, to the last bit.
+
+`make test` kills in a probe and in a save. It leaves random moments to `make faults`, and steps and
+notices to tests/training/test_resume.py.
+"""
 
 import signal
 import time
 
 import pytest
+from processes import HANGING, await_moment
 
 STEPS, EVERY = 60, 7  # of the lab's config: steps, and between two saves
 
@@ -46,7 +51,7 @@ def lost(faults, workdir):
 @pytest.mark.parametrize(
     ("moment", "where", "longest", "full", "quick"),
     [
-        (in_a_step, "a random moment of training", 0.2, 50, 2),
+        (in_a_step, "a random moment of training", 0.2, 50, 0),
         (in_a_probe, "a probe", 0.1, 10, 1),
         (in_a_save, "a save", 0.03, 10, 1),
     ],
@@ -76,11 +81,10 @@ def test_a_notice(faults, lab, undisturbed, tmp_path, number, code):
     def trial(index):
         workdir, goal = tmp_path / f"run-{index}", source.randrange(0, STEPS - 10)
         process = lab.training().start(workdir)
-        while faults.last_step(workdir) < goal:
-            time.sleep(0.001)
+        await_moment(lambda: faults.last_step(workdir) >= goal, process)
         time.sleep(0.05 * source.random())
         process.send_signal(number)
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=HANGING)
         assert process.returncode == code, output
         saved, reached = faults.saved_steps(workdir)[-1], faults.last_step(workdir)
         assert f"{number.name}: saved step {saved}" in output
@@ -93,7 +97,7 @@ def test_a_notice(faults, lab, undisturbed, tmp_path, number, code):
         return None
 
     claim = f"saves the step at hand, exits with {code}, goes on as if never stopped"
-    faults.run_trials(number.name, claim, trial, full=10)
+    faults.run_trials(number.name, claim, trial, full=10, quick=0)
 
 
 def test_a_second_ctrl_c_stops_at_once(faults, lab, undisturbed, tmp_path):
@@ -102,11 +106,10 @@ def test_a_second_ctrl_c_stops_at_once(faults, lab, undisturbed, tmp_path):
     def trial(index):
         workdir, goal = tmp_path / f"run-{index}", source.randrange(0, STEPS - 20)
         process = lab.training().start(workdir)
-        while faults.last_step(workdir) < goal:
-            time.sleep(0.001)
+        await_moment(lambda: faults.last_step(workdir) >= goal, process)
         process.send_signal(signal.SIGINT)
         process.send_signal(signal.SIGINT)
-        output, _ = process.communicate(timeout=120)
+        output, _ = process.communicate(timeout=HANGING)
         # Two signals sent in one breath may arrive as one.
         assert process.returncode == 130, output
         assert "stopped at once" in output or "SIGINT: saved step" in output
@@ -115,4 +118,4 @@ def test_a_second_ctrl_c_stops_at_once(faults, lab, undisturbed, tmp_path):
         return None
 
     claim = "stops at once with 130; started again, it ends bit-identical"
-    faults.run_trials("SIGINT twice", claim, trial, full=10)
+    faults.run_trials("SIGINT twice", claim, trial, full=10, quick=0)

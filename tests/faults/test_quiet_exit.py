@@ -6,6 +6,7 @@ from pathlib import Path
 
 import numpy as np
 import pytest
+from processes import HANGING, await_moment
 
 from bottleneck.signals import EXIT_CODES
 
@@ -24,9 +25,7 @@ def takes(process, number):
 
 
 def await_first_instruction(process):
-    while not takes(process, signal.SIGTERM):
-        assert process.poll() is None, process.communicate()[0]
-        time.sleep(0.001)
+    await_moment(lambda: takes(process, signal.SIGTERM), process)
 
 
 def check_is_quiet(output, number, code):
@@ -81,7 +80,7 @@ def test_a_signal_at_any_moment(faults, programs, verb, number, tmp_path):
             await_first_instruction(process)
             time.sleep(delays[index])
             process.send_signal(number)
-            output, _ = process.communicate(timeout=120)
+            output, _ = process.communicate(timeout=HANGING)
         finally:
             process.kill()
         check_is_quiet(output, number, process.returncode)

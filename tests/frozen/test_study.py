@@ -27,6 +27,8 @@ from bottleneck.probes import truncation
 from bottleneck.probes.gap import rank_sweep
 from bottleneck.storage import json_files
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 VOCAB, WIDTH = 48, 8
 PLAN = FrozenPlan(
     features="made up, abc",

@@ -7,6 +7,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import HANGING
 
 ROOT = Path(__file__).parents[2]
 
@@ -84,7 +85,7 @@ class Machine:
     def run(self, script, *arguments, code=0, **settings):
         """(output, errors) of a script, which must end with this exit code."""
         process = self.start(script, *arguments, **settings)
-        output, errors = process.communicate(timeout=60)
+        output, errors = process.communicate(timeout=HANGING)
         assert process.returncode == code, (process.returncode, output, errors)
         return output, errors
 

@@ -3,6 +3,8 @@
 import signal
 import time
 
+from processes import HANGING
+
 RUN = ["--", "train", "--config=configs/nano.py", "--workdir=gs://bucket/a run"]
 QUICK = {"POLL_SECONDS": "0"}
 
@@ -149,14 +151,14 @@ def test_the_slices_are_deleted_when_babysit_is_stopped_and_kept_when_asked(mach
     for keep in ([], ["--keep"]):
         before = len(machine.calls)
         machine.answer(("storage ls", "", 1, -1), ("describe", "CREATING", 0, -1))
-        process = machine.start("queued_resource.sh", "babysit", *keep, *RUN, POLL_SECONDS="60")
-        deadline = time.monotonic() + 20
+        process = machine.start("queued_resource.sh", "babysit", *keep, *RUN, POLL_SECONDS="3600")
+        deadline = time.monotonic() + HANGING
         while len(machine.calls) < before + 2:
             assert time.monotonic() < deadline
             time.sleep(0.02)
         time.sleep(0.1)  # it sleeps now
         process.send_signal(signal.SIGTERM)
-        process.communicate(timeout=10)
+        process.communicate(timeout=HANGING)
         assert process.returncode == 130
         assert ("delete" in verbs(machine)[before:]) == (not keep)
 

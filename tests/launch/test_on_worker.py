@@ -7,6 +7,7 @@ import time
 from pathlib import Path
 
 import pytest
+from processes import HANGING
 
 from bottleneck.parallel.slices import flags_of
 
@@ -41,7 +42,7 @@ def worker(tmp_path):
             cwd=tmp_path,
             capture_output=True,
             text=True,
-            timeout=30,
+            timeout=HANGING,
             start_new_session=True,  # which ends, as an ssh does
         )
         assert result.returncode == code, result
@@ -52,7 +53,7 @@ def worker(tmp_path):
 
 
 def status_after(call, before):
-    deadline = time.monotonic() + 10
+    deadline = time.monotonic() + HANGING
     while (status := call("status")) == before:
         assert time.monotonic() < deadline
         time.sleep(0.05)

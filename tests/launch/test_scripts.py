@@ -9,6 +9,7 @@ import sys
 from pathlib import Path
 
 import pytest
+from processes import HANGING
 
 ROOT = Path(__file__).parents[2]
 SCRIPTS = ["tpu_vm.sh", "queued_resource.sh", "gke.sh", "local_cluster.sh", "on_worker.sh"]
@@ -98,7 +99,7 @@ def test_gcloud_itself_takes_every_command_line(machine):
     path = machine.folder / "commands.json"
     path.write_text(json.dumps([{"command_string": call} for call in calls]))
     command = [gcloud, "meta", "lint-gcloud-commands", f"--commands-file={path}"]
-    result = subprocess.run(command, capture_output=True, text=True, timeout=120)
+    result = subprocess.run(command, capture_output=True, text=True, timeout=HANGING)
     if result.returncode != 0:
         pytest.skip("this gcloud cannot check command lines")
     answers = json.loads(result.stdout)

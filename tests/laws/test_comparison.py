@@ -21,6 +21,8 @@ from bottleneck.laws.forms import ADDITIVE, CHINCHILLA, EFFECTIVE_DATA, EFFECTIV
 from bottleneck.laws.points import Points
 from bottleneck.laws.scaling_law import ScalingLaw, fit, refit
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 BASE = {"E": 1.7, "A": 400.0, "B": 900.0, "alpha": 0.34, "beta": 0.32}
 WITH_RANK = {
     CHINCHILLA.name: ScalingLaw(**BASE),

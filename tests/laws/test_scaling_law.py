@@ -23,6 +23,8 @@ from bottleneck.laws.forms import (
 from bottleneck.laws.points import Points
 from bottleneck.laws.scaling_law import ScalingLaw, fit, refit
 
+pytestmark = pytest.mark.usefixtures("optimized")
+
 # Besiroglu et al. 2024, of the 245 points that they read off figure 4 of Hoffmann et al. 2022.
 TRUE = {"E": 1.8169, "A": 482.01, "B": 2085.43, "alpha": 0.3478, "beta": 0.3659}
 

@@ -133,7 +133,8 @@ def test_token_losses_equal_the_plain_ones(kind, chunk):
     _, _, expected, _ = reference(heads[kind], hidden, targets, weights)
     losses = token_losses(heads[kind], hidden, targets, chunk=chunk)
     assert losses.shape == (B, L)
-    np.testing.assert_allclose(losses.reshape(-1), expected, atol=5e-6)
+    # Logits reach 40, where neighbouring float32s are 4e-6 apart; their sums round differently.
+    np.testing.assert_allclose(losses.reshape(-1), expected, atol=1e-5)
 
 
 @pytest.mark.parametrize("kind", ["full", "factored"])

@@ -11,6 +11,7 @@ from pathlib import Path
 import jax
 import numpy as np
 import pytest
+from processes import HANGING
 from small_runs import write_experiment
 
 from bottleneck.errors import UserError
@@ -53,7 +54,7 @@ def wait_for(processes):
     """What each wrote to its output and to its errors."""
     processes = list(processes)
     try:
-        outputs = [process.communicate(timeout=300) for process in processes]
+        outputs = [process.communicate(timeout=HANGING) for process in processes]
     finally:
         for process in processes:
             if process.returncode is None:
@@ -129,19 +130,30 @@ def alone(config, tmp_path_factory):
     return losses(workdir)
 
 
-def test_two_processes_train_as_one_and_four_go_on(config, alone, tmp_path):
-    workdir = tmp_path / "run"
-    outputs = train(config, workdir, 2)
+@pytest.fixture(scope="module")
+def of_two(config, tmp_path_factory):
+    """(run folder of two processes, what each of them said)."""
+    workdir = tmp_path_factory.mktemp("of two") / "run"
+    return workdir, train(config, workdir, 2)
+
+
+def test_two_processes_train_as_one(of_two, alone):
+    workdir, outputs = of_two
     assert losses(workdir).keys() == alone.keys()
     for key, loss in losses(workdir).items():
         np.testing.assert_allclose(loss, alone[key], atol=1e-5, err_msg=str(key))
     assert not any("step 6/12" in output for output in outputs[1:])  # one process speaks
 
-    # As after a stop at step 6: what came later is gone, and another number of processes goes on.
+
+@pytest.mark.parametrize("n_processes", [1, pytest.param(4, marks=pytest.mark.slow)])
+def test_another_number_of_processes_goes_on(of_two, config, alone, tmp_path, n_processes):
+    workdir = tmp_path / "run"
+    shutil.copytree(of_two[0], workdir)
+    # As after a stop at step 6: what came later is gone.
     (workdir / "COMPLETE").unlink()
     (workdir / "metrics.jsonl").write_text("")
     shutil.rmtree(workdir / "checkpoints" / "12")
-    train(config, workdir, 4)
+    train(config, workdir, n_processes)
     later = losses(workdir)
     assert min(step for step, _ in later) == 7
     for key, loss in later.items():
@@ -167,7 +179,7 @@ def test_a_local_cluster_ends_when_one_of_its_processes_fails(tmp_path):
     environment = ENVIRONMENT | {"PYTHON": str(python), "PORT": "1"}
     process = start(["bash", str(CLUSTER), "3", "--", "train"], environment)
     try:
-        _, errors = process.communicate(timeout=120)  # only guards against hanging
+        _, errors = process.communicate(timeout=HANGING)
     finally:
         process.kill()
     assert process.returncode == 1 and "a process failed; ending the others" in errors

@@ -6,6 +6,7 @@ import sys
 import time
 
 import pytest
+from processes import HANGING
 
 # Waits as long as it was told to, whatever signals come meanwhile.
 PROGRAM = """
@@ -40,18 +41,18 @@ def start(step_seconds=0.1):
 def test_one_signal_lets_the_program_save(number, code, says):
     process = start()
     process.send_signal(number)
-    output, _ = process.communicate(timeout=30)
+    output, _ = process.communicate(timeout=HANGING)
     assert process.returncode == code
     assert says in output and output.endswith("saved\n")
 
 
 def test_a_second_ctrl_c_does_not_wait_for_the_device():
-    process = start(step_seconds=20)
+    process = start(step_seconds=2 * HANGING)
     process.send_signal(signal.SIGINT)
     # Two that come before the process is given a core are one to the kernel.
     assert "saving after this step" in process.stdout.readline()
     process.send_signal(signal.SIGINT)
-    output, _ = process.communicate(timeout=10)
+    output, _ = process.communicate(timeout=HANGING)
     assert process.returncode == 130
     assert "stopped at once" in output and "saved" not in output
 
@@ -63,7 +64,7 @@ def test_what_a_signal_did_before_it_does_again_afterwards():
     with Notice() as notice:
         assert not notice.has_come(1)
         signal.raise_signal(signal.SIGTERM)
-        deadline = time.monotonic() + 5
+        deadline = time.monotonic() + HANGING
         while not notice.has_come(1):
             assert time.monotonic() < deadline
     assert {number: signal.getsignal(number) for number in before} == before

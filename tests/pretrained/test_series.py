@@ -6,13 +6,13 @@ import shutil
 import signal
 import subprocess
 import sys
-import time
 from pathlib import Path
 from typing import NamedTuple
 
 import jax
 import numpy as np
 import pytest
+from processes import await_moment
 from small_runs import write_experiment
 
 from bottleneck import runs
@@ -38,16 +38,8 @@ SETTINGS = {
     "checkpoint.steps": (0,),
 }
 
-# Compiling takes longer than all that is compiled. One device, where this process poses as four.
-QUICKLY = "jax_disable_most_optimizations"
-ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"} | {QUICKLY.upper(): "1"}
-
-
-@pytest.fixture(scope="module", autouse=True)
-def compiled_quickly():
-    jax.config.update(QUICKLY, True)
-    yield
-    jax.config.update(QUICKLY, False)
+# One device, where this process poses as four.
+ENVIRONMENT = {k: v for k, v in os.environ.items() if k != "XLA_FLAGS"}
 
 
 @pytest.fixture(scope="module")
@@ -93,11 +85,7 @@ def measured(trained, published):
         env=ENVIRONMENT,
     )
     lines = workdir / "metrics.jsonl"
-    deadline = time.monotonic() + 120
-    while not lines.exists() or lines.read_text().count("\n") < 4:
-        assert process.poll() is None, "it ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    await_moment(lambda: lines.exists() and lines.read_text().count("\n") >= 4, process)
     process.send_signal(signal.SIGKILL)
     assert process.wait() == -signal.SIGKILL
     found = lines.read_text()

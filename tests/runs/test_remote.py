@@ -11,6 +11,7 @@ import urllib.request
 from pathlib import Path
 
 import pytest
+from processes import HANGING, await_moment
 from small_runs import write_experiment
 
 from bottleneck.errors import UserError
@@ -55,7 +56,7 @@ def server():
         stderr=subprocess.DEVNULL,
     )
     address = f"http://127.0.0.1:{port}"
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + HANGING
     while True:
         try:
             urllib.request.urlopen(f"{address}/storage/v1/b/bucket").close()  # noqa: S310
@@ -97,7 +98,7 @@ def start(environment, *arguments):
 
 def run(environment, *arguments, code=0):
     process = start(environment, *arguments)
-    output, errors = process.communicate(timeout=300)
+    output, errors = process.communicate(timeout=HANGING)
     assert process.returncode == code, errors
     return output + errors
 
@@ -137,11 +138,7 @@ def test_a_run_in_a_bucket_killed_and_continued_is_the_run_on_a_disk(
     run(environment, "train", f"--config={config}", f"--workdir={tmp_path}/run")
     remote = "gs://bucket/some/run"
     process = start(environment, "train", f"--config={config}", f"--workdir={remote}")
-    deadline = time.monotonic() + 200
-    while not (bucket / "some/run/checkpoints/18/commit_success.txt").exists():
-        assert process.poll() is None, process.communicate()
-        assert time.monotonic() < deadline
-        time.sleep(0.02)
+    await_moment((bucket / "some/run/checkpoints/18/commit_success.txt").exists, process)
     process.send_signal(signal.SIGKILL)
     process.communicate()
     again = run(environment, "train", f"--config={config}", f"--workdir={remote}")

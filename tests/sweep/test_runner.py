@@ -10,6 +10,7 @@ import sys
 import time
 
 import pytest
+from processes import HANGING
 from rich.console import Console
 
 from bottleneck.config import base
@@ -98,17 +99,17 @@ from bottleneck.config import base
 from bottleneck.sweep.cells import expand
 from bottleneck.sweep.runner import run_all
 cells = expand(base().to_dict(), [{{"seed": 0}}, {{"seed": 1}}])
-script = "echo $$ >> {tmp_path}/pids; exec sleep 60"
+script = "echo $$ >> {tmp_path}/pids; exec sleep 3600"
 run_all(cells, Path("{tmp_path}"), lambda _: ["sh", "-c", script], parallel=2, retry=False)
 """
     sweep = subprocess.Popen([sys.executable, "-c", program], stderr=subprocess.DEVNULL)
     pids = tmp_path / "pids"
-    deadline = time.monotonic() + 30
+    deadline = time.monotonic() + HANGING
     while not pids.exists() or len(pids.read_text().split()) < 2:
         assert time.monotonic() < deadline
         time.sleep(0.01)
     sweep.send_signal(signal.SIGTERM)
-    assert sweep.wait(timeout=10) != 0
+    assert sweep.wait(timeout=HANGING) != 0
     for pid in map(int, pids.read_text().split()):
         with pytest.raises(ProcessLookupError):
             os.kill(pid, 0)
@@ -124,7 +125,7 @@ def test_a_cell_is_trained_by_one_process_at_a_time(tmp_path, capfd):
     assert holder.stdout is not None and holder.stdout.readline() == b"held\n"
     assert state_of(places) == "running"
     with alone(places):
-        assert holder.wait(timeout=5) == 0  # the block was not entered before
+        assert holder.wait(timeout=HANGING) == 0  # the block was not entered before
         with places.lock.open() as file, pytest.raises(BlockingIOError):
             fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
     holder.stdout.close()

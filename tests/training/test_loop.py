@@ -32,7 +32,6 @@ SETTINGS = {
     "checkpoint.keep_every": 8,
     "checkpoint.steps": (0, 2, 5),
 }
-QUICKLY = "jax_disable_most_optimizations"  # compiling takes longer than what is compiled
 
 
 @pytest.fixture(scope="module")
@@ -40,11 +39,7 @@ def run(tmp_path_factory):
     """(folder of the run, its config, parameters and batch → `mean_cross_entropy`)."""
     folder = tmp_path_factory.mktemp("loop")
     config = load_config(str(write_experiment(folder, SETTINGS)), {})
-    jax.config.update(QUICKLY, True)
-    try:
-        train(config, folder / "run")
-    finally:
-        jax.config.update(QUICKLY, False)
+    train(config, folder / "run")
     model = jax.jit(
         lambda params, inputs: nnx.merge(transformer.graph(config.model), params)(inputs)[0]
     )

@@ -4,9 +4,9 @@ import os
 import signal
 import subprocess
 import sys
-import time
 
 import pytest
+from processes import HANGING, await_moment
 from small_runs import assert_same_run, last_step, metrics, write_experiment
 
 from bottleneck import runs
@@ -48,11 +48,7 @@ def begin(command, workdir, until, stderr=subprocess.DEVNULL):
         env=ENVIRONMENT,
         text=True,
     )
-    deadline = time.monotonic() + 120
-    while last_step(workdir) < until:
-        assert process.poll() is None, "the run ended before it could be killed"
-        assert time.monotonic() < deadline
-        time.sleep(0.001)
+    await_moment(lambda: last_step(workdir) >= until, process)
     return process
 
 
@@ -77,7 +73,7 @@ def test_sigterm_saves_the_step_at_hand_and_nothing_is_done_twice(command, undis
     workdir = tmp_path / "run"
     process = begin(command, workdir, until=30, stderr=subprocess.PIPE)
     process.send_signal(signal.SIGTERM)
-    _, error = process.communicate(timeout=60)
+    _, error = process.communicate(timeout=HANGING)
     assert process.returncode == 128 + signal.SIGTERM, error
     saved = runs.load(workdir).steps[-1]
     assert saved >= 30 and f"SIGTERM: saved step {saved}" in error
