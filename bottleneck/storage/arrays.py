@@ -40,16 +40,15 @@ def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
 def read_arrays(path: Path, remedy: str = "delete it") -> Arrays:
     """Reads all arrays of an .npz file; never loads Python objects, which could run code.
 
-    Args:
-        remedy: advice for the user if the file is damaged.
-    Raises: `UserError` if it is missing or damaged.
+    Raises `UserError`, which advises the remedy, if the file is missing or damaged.
     """
     try:
         arrays = {}
         packed = path.read_bytes()
         # Members are read into memory; nothing is extracted.
         with zipfile.ZipFile(io.BytesIO(packed)) as archive:  # noqa: TID251
-            if len(archive.infolist()) != _n_members(packed):
+            n_members = packed.rindex(b"PK\x05\x06") + 10  # where the last record has it
+            if len(archive.infolist()) != int.from_bytes(packed[n_members:][:2], "little"):
                 raise ValueError("its list of arrays is damaged")
             for member in archive.infolist():
                 content = io.BytesIO(archive.read(member))
@@ -64,9 +63,3 @@ def read_arrays(path: Path, remedy: str = "delete it") -> Arrays:
         # RuntimeError: a damaged flag says that a member is encrypted or of an unknown compression.
         reason = " ".join(str(e).split()) or type(e).__name__
         raise UserError(f"{path} is not a whole .npz file ({reason}); {remedy}") from e
-
-
-def _n_members(packed: bytes) -> int:
-    """Number of members that the record at the end of a zip file gives."""
-    start = packed.rindex(b"PK\x05\x06") + 10
-    return int.from_bytes(packed[start : start + 2], "little")
