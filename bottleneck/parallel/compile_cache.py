@@ -105,10 +105,7 @@ def use(config: Config | None = None) -> None:
     JAX_ENABLE_COMPILATION_CACHE=false turns the store off. Call this after the processes have
     joined. Only process 0 writes, so a multi-host run needs a shared folder. Otherwise process 0
     would load a program that the others compile together, and keep them waiting. So by default
-    such runs have no store.
-
-    Args:
-        config: None, for a verb that has no config, means the default.
+    such runs have no store. A verb that has no config takes the default.
     """
     config = config or Config()
     options: Any = jax.config
@@ -147,9 +144,8 @@ def _machine() -> str:
 
 
 def _n_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
+    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
 
 
 def _digest(key: str, value: bytes) -> bytes:
