@@ -1,7 +1,5 @@
 """`python -m bottleneck VERB …`: runs a verb, and reports a user's mistake in one line."""
 
-from __future__ import annotations
-
 import sys
 import threading
 from typing import NoReturn

@@ -6,12 +6,10 @@ section checks its own fields, and `Config` the fields that must agree, so the r
 sees valid values only. Imports no array library, which would delay the report of a bad value.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from ml_collections import config_dict
 
@@ -272,7 +270,7 @@ class Config(Section):
         known_field, known = self.data.vocabulary
         model.require("vocab_size", model.vocab_size >= known, f"at least {known_field}={known}")
 
-    def experiment(self) -> Config:
+    def experiment(self) -> Self:
         """Returns the config with default `compute` but for the dtype; equal for one experiment."""
         return dataclasses.replace(self, compute=ComputeConfig(dtype=self.compute.dtype))
 

@@ -3,8 +3,6 @@
 `config` defines the sections themselves. Imports no array library.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 import types

@@ -6,8 +6,6 @@ Ending at once is safe, because unfinished files have no name yet. A block that 
 the signals with a `Listener`.
 """
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import os

@@ -4,8 +4,6 @@ Names of runs, paths, errors and settings may come from strangers. To rich, "[/]
 ":x:" an emoji; to a terminal, an escape sequence is a command. So text is printed literally.
 """
 
-from __future__ import annotations
-
 import time
 from typing import Any, Literal, NoReturn, Self
 

@@ -7,8 +7,6 @@ needs no stored state, and the number of hosts changes nothing.
 B: sequences in a batch. L: tokens in a sequence. n: validation windows.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import Any
 

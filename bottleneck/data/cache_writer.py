@@ -1,7 +1,5 @@
 """Writes a token cache: one pass over the corpus for the tokenizer, another for the tokens."""
 
-from __future__ import annotations
-
 import io
 import math
 import os

@@ -4,8 +4,6 @@ A corpus is a stream of documents in a fixed order, with a fingerprint that reve
 The contents of a document alone decide its split, so all copies of it are on the same side.
 """
 
-from __future__ import annotations
-
 import difflib
 import hashlib
 import os

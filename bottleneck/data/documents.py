@@ -5,8 +5,6 @@ A plain file (.txt, .md, .py) is a document; so is every record of a .jsonl (als
 or one passage of a long plain file.
 """
 
-from __future__ import annotations
-
 import codecs
 import io
 import json

@@ -7,8 +7,6 @@ other. A document lies between two of them, so documents in any order are the ch
 V: tokens of the language; ρ: its rank; P: transitions, [V, V]; π: token frequencies, [V].
 """
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 from dataclasses import dataclass
 

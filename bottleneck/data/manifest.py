@@ -1,7 +1,5 @@
 """The manifest of a token cache: its contents, its source, and the checksums of its files."""
 
-from __future__ import annotations
-
 import dataclasses
 from dataclasses import dataclass
 from pathlib import Path

@@ -5,8 +5,6 @@ is a table, uint32, with the CRC-32 of every block of BLOCK_BYTES. The first rea
 it, so a damaged token is never used, and opening reads no tokens.
 """
 
-from __future__ import annotations
-
 import bisect
 import hashlib
 import itertools

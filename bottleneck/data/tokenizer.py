@@ -4,8 +4,6 @@ Documents are encoded as plain text. A special token spelled out in one gets the
 spelling, so the end of text occurs only at the end of documents.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import json

@@ -4,8 +4,6 @@ A cache gets its name only when it is complete. Opening checks everything except
 are checked as they are read. A cache is refused if a file or the corpus has changed since.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import io

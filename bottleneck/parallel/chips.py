@@ -6,8 +6,6 @@ v5e and v6e. v4: Jouppi et al. 2023, table 4, with six links of 50 GB/s; its DCN
 al. 2025, "How to Scale Your Model", part 2. GPUs: NVIDIA's data sheets, without sparsity.
 """
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass
 from typing import TypeVar

@@ -5,8 +5,6 @@ own store may keep half a file if it is killed while writing, and may run a dama
 one names a file only once it is whole, checks its digest before use, and limits the total size.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import platform

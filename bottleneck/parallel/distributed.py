@@ -1,7 +1,5 @@
 """Processes that train together: joining them, and ending all of them when one is lost."""
 
-from __future__ import annotations
-
 import contextlib
 import glob
 import os

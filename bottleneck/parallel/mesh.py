@@ -5,8 +5,6 @@ and batch), `tensor` (splits heads, MLP width and vocabulary). Arrays name their
 logical axes, and `LOGICAL_AXES` alone maps those to mesh axes.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any

@@ -4,8 +4,6 @@ Spot machines, maintenance events, Kubernetes and SLURM all send SIGTERM seconds
 they take a machine away.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Callable

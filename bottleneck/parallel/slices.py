@@ -4,8 +4,6 @@
 It must run without this package's dependencies.
 """
 
-from __future__ import annotations
-
 import math
 import shlex
 import sys

@@ -5,8 +5,6 @@ A zip file has a CRC-32 of each member. It is compared only if the member is rea
 members. `zipfile` ignores it, so a damaged length of one entry hides the entries after it.
 """
 
-from __future__ import annotations
-
 import io
 import zipfile
 import zlib

@@ -3,8 +3,6 @@
 In JSON they are {"files": {name: {"bytes": …, "sha256": …}}}, with names inside one folder.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import os

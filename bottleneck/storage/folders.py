@@ -4,8 +4,6 @@ etils, TensorStore and orbax all open `gs://`. A bucket has no append and no ren
 appears, and is replaced, only when it is complete.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl

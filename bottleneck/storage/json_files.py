@@ -5,8 +5,6 @@ last key, and finds any damage to up to four adjacent bytes. JSON without the ke
 person, and is read without a check.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import zlib

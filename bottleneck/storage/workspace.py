@@ -5,8 +5,6 @@ Then the results of the command, and last the done mark. A folder with only a lo
 as new. A folder with another plan, or with foreign files, is refused.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping

@@ -4,8 +4,6 @@ Such a step has spoilt the parameters, and only earlier checkpoints are good. Wi
 `train.skip_bad_batches` it has left the parameters unchanged.
 """
 
-from __future__ import annotations
-
 import json
 import math
 from pathlib import Path

@@ -6,8 +6,6 @@ one step late, so the device never waits. On SIGTERM or Ctrl-C it saves after th
 exits with 143 or 130.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys

@@ -1,7 +1,5 @@
 """AdamW with Pythia's settings: gradient clipping, and weight decay on matrices only."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax

@@ -1,7 +1,5 @@
 """Reports of a run's numbers, one step late, to files, TensorBoard and the terminal."""
 
-from __future__ import annotations
-
 import datetime
 import time
 from collections.abc import Callable, Iterator

@@ -1,7 +1,5 @@
 """Learning rates over the course of training: a linear warm-up, then a cosine."""
 
-from __future__ import annotations
-
 import optax
 
 from bottleneck.config import OptimizerConfig

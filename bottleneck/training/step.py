@@ -4,8 +4,6 @@ B: sequences in a batch; L: tokens in a sequence. A batch is a dict of `inputs` 
 int32 [B, L], and `weights`, float32 [B, L], 0 for a target that does not count.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
