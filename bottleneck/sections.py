@@ -1,7 +1,4 @@
-"""Sections of a config: frozen dataclasses that check the types and bounds of their fields.
-
-`config` defines the sections themselves. Imports no array library.
-"""
+"""Sections of a config: frozen dataclasses that check their fields. Imports no array library."""
 
 import dataclasses
 import math

@@ -27,7 +27,6 @@ from bottleneck.terminal import Progress
 # times the memory of its ids.
 _BATCH_CHARACTERS = 2**20
 _BATCHES_AHEAD = 2
-
 _COUNTED_TOKENS = 2**20  # per read
 
 

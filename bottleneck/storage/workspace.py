@@ -111,8 +111,7 @@ def claimed(folder: Path, flag: str | None = "--workdir") -> Iterator[None]:
     """Creates the folder if it is missing, and locks out other processes during the block.
 
     A new folder that the block leaves empty is removed. A bucket has no locks, so nothing is held.
-
-    Raises: `UserError` if another process has the folder.
+    Raises `UserError` if another process has the folder.
     """
     if is_remote(folder):
         yield
