@@ -45,8 +45,8 @@ def read_arrays(path: Path, remedy: str = "delete it") -> Arrays:
         packed = path.read_bytes()
         # Members are read into memory; nothing is extracted.
         with zipfile.ZipFile(io.BytesIO(packed)) as archive:  # noqa: TID251
-            n_members = packed.rindex(b"PK\x05\x06") + 10  # where the last record has it
-            if len(archive.infolist()) != int.from_bytes(packed[n_members:][:2], "little"):
+            at = packed.rindex(b"PK\x05\x06") + 10  # the number of members, in the last record
+            if len(archive.infolist()) != int.from_bytes(packed[at : at + 2], "little"):
                 raise ValueError("its list of arrays is damaged")
             for member in archive.infolist():
                 content = io.BytesIO(archive.read(member))

@@ -134,7 +134,7 @@ def claimed(folder: Path, flag: str | None = "--workdir") -> Iterator[None]:
 
 @contextlib.contextmanager
 def held(lock: Path, busy: Callable[[str], None]) -> Iterator[None]:
-    """Holds a lock in a folder, which it makes; raises `UserError` if that cannot be written."""
+    """Holds a lock like `folders.locked` and makes its folder; raises `UserError` if it cannot."""
     with contextlib.ExitStack() as stack:
         with writing(lock.parent):
             lock.parent.mkdir(parents=True, exist_ok=True)
