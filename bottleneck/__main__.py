@@ -1,7 +1,5 @@
 """`python -m bottleneck VERB …`: runs a verb, and reports a user's mistake in one line."""
 
-from __future__ import annotations
-
 import sys
 import threading
 from typing import NoReturn
@@ -23,30 +21,20 @@ def verbs() -> list[str]:
     return sorted(names - _NOT_VERBS)
 
 
-def _summary(verb: str) -> str:
-    """Returns the first line of a verb's docstring without importing the verb."""
+def _print_usage() -> None:
+    """Lists the verbs with the first lines of their docstrings; imports none of them."""
     import ast
     from pathlib import Path
 
     from bottleneck import commands
 
-    source = Path(commands.__path__[0], f"{verb}.py").read_text(encoding="utf-8")
-    return (ast.get_docstring(ast.parse(source)) or "").splitlines()[0]
-
-
-def _usage() -> str:
-    lines = [f"  {verb:<12} {_summary(verb)}" for verb in verbs()]
-    return "\n".join(
-        [
-            f"bottleneck {__version__}: small language models whose head has a chosen rank.",
-            "",
-            "usage: python -m bottleneck VERB [flags]",
-            "",
-            *lines,
-            "",
-            "python -m bottleneck VERB --help describes the flags of a verb.",
-        ]
-    )
+    print(f"bottleneck {__version__}: small language models whose head has a chosen rank.\n")
+    print("usage: python -m bottleneck VERB [flags]\n")
+    for verb in verbs():
+        source = Path(commands.__path__[0], f"{verb}.py").read_text(encoding="utf-8")
+        summary = (ast.get_docstring(ast.parse(source)) or "").splitlines()[0]
+        print(f"  {verb:<12} {summary}")
+    print("\npython -m bottleneck VERB --help describes the flags of a verb.")
 
 
 def main(argv: list[str] | None = None) -> int:
@@ -60,7 +48,7 @@ def main(argv: list[str] | None = None) -> int:
     # pandas mistakes us for an array library of the same name, and warns that it is too old.
     warnings.filterwarnings("ignore", message=".*version .* of 'bottleneck'.*")
     if not argv or argv[0] in ("-h", "--help", "help"):
-        print(_usage())
+        _print_usage()
         return 0 if argv else 2
     verb, rest = argv[0], argv[1:]
     if verb == "--version":

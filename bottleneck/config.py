@@ -6,12 +6,10 @@ section checks its own fields, and `Config` the fields that must agree, so the r
 sees valid values only. Imports no array library, which would delay the report of a bad value.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import math
 from dataclasses import dataclass, field
-from typing import Any, ClassVar, Literal
+from typing import Any, ClassVar, Literal, Self
 
 from ml_collections import config_dict
 
@@ -43,24 +41,14 @@ class DataConfig(Section):
 
     def check(self) -> None:
         if self.corpus == "text":
-            require(bool(self.paths), "data.paths", self.paths, "at least one file, folder or glob")
+            self.require("paths", bool(self.paths), "at least one file, folder or glob")
         if self.corpus == "tfds":
-            require(
-                bool(self.tfds_name), "data.tfds_name", self.tfds_name, "the name of a data set"
-            )
+            self.require("tfds_name", bool(self.tfds_name), "the name of a data set")
         if self.corpus == "known_rank":
-            require(
-                self.language_rank < self.language_tokens,
-                "data.language_rank",
-                self.language_rank,
-                f"below data.language_tokens={self.language_tokens}",
-            )
-            require(
-                self.tokenizer is None,
-                "data.tokenizer",
-                self.tokenizer,
-                "None, because data.corpus='known_rank' has its own",
-            )
+            allowed = f"below data.language_tokens={self.language_tokens}"
+            self.require("language_rank", self.language_rank < self.language_tokens, allowed)
+            allowed = "None, because data.corpus='known_rank' has its own"
+            self.require("tokenizer", self.tokenizer is None, allowed)
 
     @property
     def vocabulary(self) -> tuple[str, int]:
@@ -101,31 +89,17 @@ class ModelConfig(Section):
     output_init_std: float | None = bounded(None, low=0.0)
 
     def check(self) -> None:
-        require(
-            self.d_model % self.n_heads == 0,
-            "model.d_model",
-            self.d_model,
-            f"a multiple of model.n_heads={self.n_heads}, "
-            f"such as {_nearest_multiples(self.d_model, self.n_heads)}",
-        )
-        require(
-            self.n_heads % self.kv_heads == 0,
-            "model.n_kv_heads",
-            self.n_kv_heads,
-            f"a divisor of model.n_heads={self.n_heads}",
-        )
-        require(
-            self.head_rank is None or self.head_rank <= self.d_model,
-            "model.head_rank",
-            self.head_rank,
-            f"at most model.d_model={self.d_model}, or None for a full head",
-        )
-        require(
-            self.position != "rotary" or self.rotary_size % 2 == 0,
-            "model.rotary_fraction",
-            self.rotary_fraction,
-            f"a fraction of the head size {self.head_size} that is an even number",
-        )
+        heads = f"model.n_heads={self.n_heads}"
+        near = _nearest_multiples(self.d_model, self.n_heads)
+        is_multiple = self.d_model % self.n_heads == 0
+        self.require("d_model", is_multiple, f"a multiple of {heads}, such as {near}")
+        is_divisor = self.n_heads % self.kv_heads == 0
+        self.require("n_kv_heads", is_divisor, f"a divisor of {heads}")
+        allowed = f"at most model.d_model={self.d_model}, or None for a full head"
+        self.require("head_rank", (self.head_rank or 1) <= self.d_model, allowed)
+        is_even = self.position != "rotary" or self.rotary_size % 2 == 0
+        allowed = f"a fraction of the head size {self.head_size} that is an even number"
+        self.require("rotary_fraction", is_even, allowed)
 
     @property
     def padded_vocab_size(self) -> int:
@@ -154,9 +128,8 @@ class ModelConfig(Section):
     @property
     def output_weight_std(self) -> float:
         """The same for maps that write to the residual stream (GPT-NeoX wang_init by default)."""
-        if self.output_init_std is None:
-            return 2 / (self.n_layers * self.d_model**0.5)
-        return self.output_init_std
+        wang_init = 2 / (self.n_layers * self.d_model**0.5)
+        return wang_init if self.output_init_std is None else self.output_init_std
 
     @property
     def rotary_size(self) -> int:
@@ -194,12 +167,8 @@ class TrainConfig(Section):
     skip_bad_batches: bool = False  # keep the parameters at such a step
 
     def check(self) -> None:
-        require(
-            self.bad_steps > 1 or not self.skip_bad_batches,
-            "train.bad_steps",
-            self.bad_steps,
-            "at least 2 with train.skip_bad_batches=True; 1 would skip none",
-        )
+        allowed = "at least 2 with train.skip_bad_batches=True; 1 would skip none"
+        self.require("bad_steps", self.bad_steps > 1 or not self.skip_bad_batches, allowed)
 
 
 @dataclass(frozen=True)
@@ -214,9 +183,10 @@ class MeshConfig(Section):
 
     def check(self) -> None:
         for name, size in self.sizes.items():
-            require(size != 0, self.prefix + name, size, "at least 1, or -1 for the rest")
-        free = [self.prefix + name for name, size in self.sizes.items() if size == -1]
-        require(len(free) <= 1, free[-1] if free else "", -1, "-1 on one axis only")
+            self.require(name, size != 0, "at least 1, or -1 for the rest")
+        free = [name for name, size in self.sizes.items() if size == -1]
+        if len(free) > 1:
+            self.require(free[-1], False, "-1 on one axis only")
 
     @property
     def sizes(self) -> dict[str, int]:
@@ -286,29 +256,22 @@ class Config(Section):
     checkpoint: CheckpointConfig = field(default_factory=CheckpointConfig)
 
     def check(self) -> None:
-        model, train = self.model, self.train
-        warmup, length, tokens = (
-            self.optimizer.warmup_steps,
-            train.sequence_length,
-            self.probe.tokens,
-        )
-        require(warmup <= train.steps, "optimizer.warmup_steps", warmup, f"at most {train.steps=}")
-        allowed = f"at most {model.max_length=}"
-        require(length <= model.max_length, "train.sequence_length", length, allowed)
+        model, train, probe = self.model, self.train, self.probe
+        warms_up = self.optimizer.warmup_steps <= train.steps
+        self.optimizer.require("warmup_steps", warms_up, f"at most {train.steps=}")
+        fits = train.sequence_length <= model.max_length
+        train.require("sequence_length", fits, f"at most {model.max_length=}")
         check_divides(self, {k: v for k, v in self.compute.mesh.sizes.items() if v > 0})
-        for rank in self.probe.ranks:
+        for rank in probe.ranks:
             allowed = f"ranks between 1 and {model.d_model=}"
             require(1 <= rank <= model.d_model, "probe.ranks", rank, allowed)
-        require(tokens >= length, "probe.tokens", tokens, f"at least {train.sequence_length=}")
+        has_a_window = probe.tokens >= train.sequence_length
+        probe.require("tokens", has_a_window, f"at least {train.sequence_length=}")
         known_field, known = self.data.vocabulary
-        allowed = f"at least {known_field}={known}"
-        require(model.vocab_size >= known, "model.vocab_size", model.vocab_size, allowed)
+        model.require("vocab_size", model.vocab_size >= known, f"at least {known_field}={known}")
 
-    def experiment(self) -> Config:
-        """Returns the config with default `compute` but for the dtype; equal for one experiment.
-
-        The dtype stays because it changes results by more than the rounding of float32.
-        """
+    def experiment(self) -> Self:
+        """Returns the config with default `compute` but for the dtype; equal for one experiment."""
         return dataclasses.replace(self, compute=ComputeConfig(dtype=self.compute.dtype))
 
     @property
@@ -326,16 +289,14 @@ class Config(Section):
 def check_divides(config: Config, mesh_sizes: dict[str, int]) -> None:
     """Raises `UserError` if the mesh does not divide a micro-batch or a dimension of the model.
 
-    Args:
-        mesh_sizes: devices along each axis of the mesh; a missing axis has 1.
+    `mesh_sizes` has the devices along each axis of the mesh; a missing axis has 1.
     """
     model, train, compute = config.model, config.train, config.compute
     replica, fsdp, tensor = (mesh_sizes.get(axis, 1) for axis in ("replica", "fsdp", "tensor"))
     unit = compute.accumulation_steps * replica * fsdp
-    require(
+    train.require(
+        "batch_size",
         train.batch_size % unit == 0,
-        "train.batch_size",
-        train.batch_size,
         f"a multiple of {unit} (compute.accumulation_steps={compute.accumulation_steps} × "
         f"{replica * fsdp} devices along compute.mesh.replica and compute.mesh.fsdp), "
         f"such as {_nearest_multiples(train.batch_size, unit)}",
@@ -346,20 +307,16 @@ def check_divides(config: Config, mesh_sizes: dict[str, int]) -> None:
         ("n_kv_heads", model.kv_heads, "tensor", tensor),
         ("d_ff", model.mlp_width, "tensor", tensor),
     ):
-        n_devices = mesh_sizes.get(axis, 1)
-        require(
-            size % n_devices == 0,
-            f"model.{name}",
-            size,
-            f"a multiple of compute.mesh.{axis}={n_devices}, such as "
-            f"{_nearest_multiples(size, unit)}; or set "
-            f"compute.mesh.{axis}={math.gcd(size, n_devices)}",
+        n_devices, near = mesh_sizes.get(axis, 1), _nearest_multiples(size, unit)
+        allowed = (
+            f"a multiple of compute.mesh.{axis}={n_devices}, such as {near}; or set "
+            f"compute.mesh.{axis}={math.gcd(size, n_devices)}"
         )
+        require(size % n_devices == 0, f"model.{name}", size, allowed)
     multiple = math.lcm(model.vocab_multiple, tensor)
-    require(
+    model.require(
+        "vocab_multiple",
         model.padded_vocab_size % tensor == 0,
-        "model.vocab_multiple",
-        model.vocab_multiple,
         f"such that the {model.padded_vocab_size} rows of the vocabulary become a multiple of "
         f"compute.mesh.tensor={tensor}, such as {multiple} for "
         f"{_round_up(model.vocab_size, multiple)} rows; or set "
@@ -375,8 +332,7 @@ def base() -> config_dict.ConfigDict:
 def parse(fields: config_dict.ConfigDict | dict[str, Any]) -> Config:
     """Returns the validated experiment; raises `UserError` naming the first wrong field."""
     plain = fields.to_dict() if isinstance(fields, config_dict.ConfigDict) else fields
-    config: Config = build(Config, plain)
-    return config
+    return build(Config, plain)
 
 
 def to_dict(config: Any) -> dict[str, Any]:

@@ -1,7 +1,5 @@
 """Exceptions that end the program without a traceback, and text for their messages."""
 
-from __future__ import annotations
-
 import difflib
 
 

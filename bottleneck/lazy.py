@@ -1,7 +1,5 @@
 """Public names of a package that are imported on first use (PEP 562), so that it imports fast."""
 
-from __future__ import annotations
-
 import sys
 from collections.abc import Callable, Iterable, Mapping
 from importlib import import_module
@@ -13,13 +11,8 @@ def attach(
 ) -> tuple[Callable[[str], Any], Callable[[], list[str]], list[str]]:
     """Returns a package's `__getattr__`, `__dir__` and `__all__`; call it once in its `__init__`.
 
-        __getattr__, __dir__, __all__ = attach(__name__, {"points": ["Points"], "figures": []})
-
-    A name must differ from every module of the package: an imported module would hide it.
-
-    Args:
-        package: `__name__` of the package.
-        modules: module → the names that it hands out; none if the module itself is public.
+    `modules` has the names that each module hands out; none if the module itself is public. A name
+    must differ from every module of the package: an imported module would hide it.
     """
     homes = {name: module for module, names in modules.items() for name in names or [module]}
 

@@ -1,9 +1,4 @@
-"""Sections of a config: frozen dataclasses that check the types and bounds of their fields.
-
-`config` defines the sections themselves. Imports no array library.
-"""
-
-from __future__ import annotations
+"""Sections of a config: frozen dataclasses that check their fields. Imports no array library."""
 
 import dataclasses
 import math
@@ -43,11 +38,15 @@ class Section:
             if coerced is not None and entry.metadata:
                 low, high = entry.metadata["low"], entry.metadata["high"]
                 allowed = f"at least {low}" if math.isinf(high) else f"between {low} and {high}"
-                require(low <= coerced <= high, self.prefix + entry.name, coerced, allowed)
+                self.require(entry.name, low <= coerced <= high, allowed)
         self.check()
 
     def check(self) -> None:
         """Raises `UserError` if fields of this section do not agree."""
+
+    def require(self, name: str, condition: bool, allowed: str) -> None:
+        """Raises `UserError` about a field of this section unless the condition holds."""
+        require(condition, self.prefix + name, getattr(self, name), allowed)
 
 
 def defaults(cls: type[Section]) -> config_dict.ConfigDict:
@@ -59,8 +58,7 @@ def defaults(cls: type[Section]) -> config_dict.ConfigDict:
         if _is_section(hint):
             result[entry.name] = defaults(hint)
         elif entry.default is None:
-            (kind,) = (t for t in typing.get_args(hint) if t is not types.NoneType)
-            result[entry.name] = config_dict.placeholder(kind)
+            result[entry.name] = config_dict.placeholder(typing.get_args(hint)[0])
         else:
             result[entry.name] = entry.default
     return result.lock()
@@ -130,11 +128,8 @@ def shown(value: Any) -> str:
 def _coerce(value: Any, hint: Any, name: str) -> Any:
     """Returns the value as the hinted type; accepts an int as float, a list as tuple."""
     origin, arguments = typing.get_origin(hint), typing.get_args(hint)
-    if origin in (types.UnionType, typing.Union):
-        if value is None:
-            return None
-        (hint,) = (t for t in arguments if t is not types.NoneType)
-        return _coerce(value, hint, name)
+    if origin in (types.UnionType, typing.Union):  # always X | None
+        return None if value is None else _coerce(value, arguments[0], name)
     if origin is Literal:
         is_one = isinstance(value, str) and value in arguments
         require(is_one, name, value, "one of " + ", ".join(map(repr, arguments)))

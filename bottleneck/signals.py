@@ -6,8 +6,6 @@ Ending at once is safe, because unfinished files have no name yet. A block that 
 the signals with a `Listener`.
 """
 
-from __future__ import annotations
-
 import atexit
 import contextlib
 import os
@@ -17,7 +15,7 @@ import sys
 import threading
 import time
 from collections.abc import Callable, Collection, Iterator
-from types import FrameType, TracebackType
+from types import FrameType
 from typing import Any, NoReturn, Self
 
 EXIT_CODES = {signal.SIGTERM: 143, signal.SIGINT: 130}
@@ -48,9 +46,7 @@ class Listener:
         handler: Callable[[int, FrameType | None], None] = lambda number, frame: None,
     ):
         """Takes the signals `numbers`, except those that the process ignored from its start."""
-        self._heard = heard
-        self._numbers = numbers
-        self._handler = handler
+        self._heard, self._numbers, self._handler = heard, numbers, handler
         self._before: dict[int, Any] = {}
 
     def tell(self, number: int) -> None:
@@ -77,12 +73,7 @@ class Listener:
                 signal.signal(number, self._handler)
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         for number, handler in self._before.items():
             signal.signal(number, handler)
         signal.set_wakeup_fd(self._wakeup, warn_on_full_buffer=False)
@@ -94,7 +85,7 @@ class Listener:
 
 def end_quietly() -> None:
     """Makes signals end the process at once, and `leave` the last call of any process."""
-    atexit.register(_leave_last)  # registered first, called last
+    atexit.register(leave)  # registered first, called last
 
     def hold(number: int, frame: FrameType | None) -> None:
         """Stops the main thread; a second signal ends the process here."""
@@ -114,7 +105,7 @@ def end_quietly() -> None:
 
 def _forget() -> None:
     """Restores default signals in a forked child, which has no listening thread."""
-    atexit.unregister(_leave_last)
+    atexit.unregister(leave)
     signal.set_wakeup_fd(-1)
     for number in EXIT_CODES:
         if signal.getsignal(number) is not signal.SIG_IGN:
@@ -164,12 +155,9 @@ def set_exit_code(code: int) -> None:
     _exit_code = code
 
 
-def _leave_last() -> None:
-    leave(_exit_code)
-
-
-def leave(code: int) -> NoReturn:
-    """Flushes the output and ends the process; no more Python code runs."""
+def leave(code: int | None = None) -> NoReturn:
+    """Flushes the output and ends the process, by default with the exit code that was set."""
+    code = _exit_code if code is None else code
     for stream in (sys.stdout, sys.stderr):
         if stream is None or stream.closed:
             continue

@@ -4,14 +4,11 @@ Names of runs, paths, errors and settings may come from strangers. To rich, "[/]
 ":x:" an emoji; to a terminal, an escape sequence is a command. So text is printed literally.
 """
 
-from __future__ import annotations
-
 import time
-from types import TracebackType
 from typing import Any, Literal, NoReturn, Self
 
 import rich.console
-import rich.progress
+from rich import progress as bars
 from rich.text import Text
 
 from bottleneck.errors import spelled_out
@@ -52,7 +49,9 @@ def count(number: float | None) -> str:
 class Progress:
     """Progress of a long computation: a bar on a terminal, otherwise a line now and then.
 
-    Use it in a `with` block, and call `show` as the work advances.
+    Use it in a `with` block, and call `show` as the work advances. "share" and "bytes" bars
+    disappear when the block ends; without a terminal they print the share done every 30 seconds.
+    "items" bars stay, with the newest results, `numbers`, beside them.
     """
 
     def __init__(
@@ -64,36 +63,23 @@ class Progress:
         unit: Literal["share", "items", "bytes"] = "share",
         numbers: str = "",
     ):
-        """Starts at `start` of `total`.
-
-        Args:
-            what: the name of the work, or of one item of it.
-            unit: "share" and "bytes" bars disappear when the block ends; without a terminal they
-                print the share done every 30 seconds. "items" bars stay.
-            numbers: the newest results, beside a bar of items.
-        """
+        """Starts at `start` of `total`; `what` names the work, or one item of it."""
         self._what, self._total, self._unit = what, max(total, 1), unit
         self._started = self._spoke = time.monotonic()
-        self._bar = rich.progress.Progress(
-            *self._columns(),
+        name, done = _text(what), _text(what + " {task.completed:,}/{task.total:,}")
+        bar, left = bars.BarColumn(), bars.TimeRemainingColumn()
+        columns: dict[str, list[bars.ProgressColumn]] = {
+            "share": [name, bar, bars.TaskProgressColumn(), left],
+            "bytes": [name, bar, bars.DownloadColumn(), bars.TransferSpeedColumn(), left],
+            "items": [done, bars.BarColumn(bar_width=24), _text("{task.fields[numbers]}")],
+        }
+        self._bar = bars.Progress(
+            *columns[unit],
             console=console,
             transient=unit != "items",
             disable=console.quiet or not console.is_terminal,
         )
         self._task = self._bar.add_task(what, total=total, completed=start, numbers=numbers)
-
-    def _columns(self) -> list[rich.progress.ProgressColumn]:
-        if self._unit == "items":
-            return [
-                _text(self._what + " {task.completed:,}/{task.total:,}"),
-                rich.progress.BarColumn(bar_width=24),
-                _text("{task.fields[numbers]}"),
-            ]
-        amount: list[rich.progress.ProgressColumn] = [rich.progress.TaskProgressColumn()]
-        if self._unit == "bytes":
-            amount = [rich.progress.DownloadColumn(), rich.progress.TransferSpeedColumn()]
-        left = rich.progress.TimeRemainingColumn()
-        return [_text(self._what), rich.progress.BarColumn(), *amount, left]
 
     def show(self, done: int, numbers: str = "") -> None:
         """Moves the bar to `done`; without a terminal, prints a line if the last one is old."""
@@ -113,15 +99,10 @@ class Progress:
         self._bar.start()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
+    def __exit__(self, *exception: object) -> None:
         self._bar.stop()
 
 
-def _text(text: str) -> rich.progress.TextColumn:
+def _text(text: str) -> bars.TextColumn:
     """Returns a column of a bar; {task.…} is filled in."""
-    return rich.progress.TextColumn(text, markup=False)
+    return bars.TextColumn(text, markup=False)

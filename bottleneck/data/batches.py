@@ -7,14 +7,11 @@ needs no stored state, and the number of hosts changes nothing.
 B: sequences in a batch. L: tokens in a sequence. n: validation windows.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable, Iterator
 from typing import Any
 
 import numpy as np
 
-from bottleneck.data.shards import TokenSequence
 from bottleneck.data.tokens import Split, TokenCache
 from bottleneck.errors import UserError
 
@@ -53,9 +50,7 @@ class Batches:
         return [int(self._order[int(place)]) for place in places]
 
     def batch(self, step: int, rows: slice | np.ndarray = slice(None)) -> dict[str, np.ndarray]:
-        """Returns the batch of a step, or some of its rows, by slice or by index.
-
-        A batch may span two epochs.
+        """Returns the batch of a step, which may span two epochs, or its rows by slice or index.
 
         Returns:
             inputs, targets: int32 [B, L]; targets are inputs shifted by one token.
@@ -80,10 +75,7 @@ class Batches:
     ) -> Iterator[tuple[int, Any]]:
         """Yields (step, batch) for `start` ≤ step < `stop`, read ahead by a background thread.
 
-        Reading ends when the iterator is closed or garbage-collected.
-
-        Args:
-            then: applied to each batch in the background; its result replaces the batch.
+        The result of `then` replaces each batch. Closing the iterator ends the reading.
         """
         import grain
 
@@ -112,10 +104,9 @@ def validation_windows(
     tokens = cache.tokens(split)
     n_targets, length = len(tokens) - 1, sequence_length
     if n_targets < 1:
-        name = "validation" if split == "validation" else "training"
+        name, size = ("training", "smaller") if split == "train" else ("validation", "larger")
         raise UserError(
-            f"the {name} split is empty; config.data.validation_fraction must be "
-            f"{'larger' if split == 'validation' else 'smaller'}"
+            f"the {name} split is empty; config.data.validation_fraction must be {size}"
         )
     n = min(max(n_tokens // length, 1), -(-n_targets // length))
     # If all windows are used, the last may be partial; otherwise only complete ones are.
@@ -126,7 +117,9 @@ def validation_windows(
     document, end = 0, 0  # of the last target so far, and its position
     for i, start in enumerate(starts):
         window = tokens[start : start + length + 1]
-        document += _contains(tokens, cache.end_of_text, end, start)
+        # Reads the text between two windows only until a document ends in it.
+        between = (tokens[j : min(j + _BLOCK, start)] for j in range(end, start, _BLOCK))
+        document += any((block == cache.end_of_text).any() for block in between)
         of_targets = document + np.cumsum(window[:-1] == cache.end_of_text)
         document, end = of_targets[-1], start + length
         windows_nx1pL[i, : len(window)] = window
@@ -139,9 +132,3 @@ def validation_windows(
         "weights": weights_nxL,
         "documents": numbered.reshape(n, length).astype(np.int32),
     }
-
-
-def _contains(tokens: TokenSequence, token: int, start: int, stop: int) -> bool:
-    """Returns True if the token occurs in [start, stop); reads only until it is found."""
-    blocks = (tokens[i : min(i + _BLOCK, stop)] for i in range(start, stop, _BLOCK))
-    return any((block == token).any() for block in blocks)

@@ -1,7 +1,5 @@
 """Writes a token cache: one pass over the corpus for the tokenizer, another for the tokens."""
 
-from __future__ import annotations
-
 import io
 import math
 import os
@@ -29,16 +27,14 @@ from bottleneck.terminal import Progress
 # times the memory of its ids.
 _BATCH_CHARACTERS = 2**20
 _BATCHES_AHEAD = 2
-
 _COUNTED_TOKENS = 2**20  # per read
 
 
 def write_cache(folder: Path, config: DataConfig, corpus: Corpus, made_of: dict[str, Any]) -> None:
     """Fills an empty folder with the tokens of a corpus and their manifest.
 
-    Raises:
-        UserError: if the corpus cannot be read, or one of the splits would be empty.
-        OSError: if the folder cannot be written.
+    Raises `UserError` if the corpus cannot be read, or one of the splits would be empty; `OSError`
+    if the folder cannot be written.
     """
     tokenizer = _tokenizer(config, corpus)
     vocab_size = tokenization.vocab_size(tokenizer)
@@ -72,15 +68,16 @@ def write_cache(folder: Path, config: DataConfig, corpus: Corpus, made_of: dict[
     _check_splits(documents, config.validation_fraction, least_draw)
 
     train = TokenSequence(folder, writers["train"].shards, writers["train"].files, dtype)
+    unigrams = np.zeros(vocab_size, np.int64)
+    for start in range(0, len(train), _COUNTED_TOKENS):
+        unigrams += np.bincount(train[start : start + _COUNTED_TOKENS], minlength=vocab_size)
     counts = io.BytesIO()  # np.save to a file hides why a write failed
-    np.save(counts, _unigram_counts(train, vocab_size))
-    small = {
-        TOKENIZER: tokenizer.to_str(pretty=True).encode(),
-        UNIGRAM_COUNTS: counts.getvalue(),
-    }
-    files = {name: info_of(contents) for name, contents in small.items()}
-    for name, contents in small.items():
+    np.save(counts, unigrams)
+    pretty = tokenizer.to_str(pretty=True).encode()
+    files = {}
+    for name, contents in ((TOKENIZER, pretty), (UNIGRAM_COUNTS, counts.getvalue())):
         (folder / name).write_bytes(contents)
+        files[name] = info_of(contents)
     for writer in writers.values():
         files |= writer.files
     Manifest(
@@ -97,8 +94,12 @@ def write_cache(folder: Path, config: DataConfig, corpus: Corpus, made_of: dict[
         },
         files=files,
     ).write(folder)
-    for path in [*folder.iterdir(), folder]:
-        _sync(path)
+    for path in [*folder.iterdir(), folder]:  # to disk, before the cache gets its final name
+        descriptor = os.open(path, os.O_RDONLY)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
 
 
 def _tokenizer(config: DataConfig, corpus: Corpus) -> Tokenizer:
@@ -140,46 +141,23 @@ def _batches(documents: Iterable[Document]) -> Iterator[list[Document]]:
     yield batch
 
 
-def _unigram_counts(tokens: TokenSequence, vocab_size: int) -> np.ndarray:
-    """Occurrences of each token, int64 [vocab_size]."""
-    counts = np.zeros(vocab_size, np.int64)
-    for start in range(0, len(tokens), _COUNTED_TOKENS):
-        counts += np.bincount(tokens[start : start + _COUNTED_TOKENS], minlength=vocab_size)
-    return counts
-
-
 def _check_splits(documents: Counter[str], validation_fraction: float, least_draw: float) -> None:
     """Raises `UserError` if a split that should have documents has none."""
     if documents.total() == 0:
         raise UserError("config.data: the corpus holds no text")
-    if documents["validation"] or validation_fraction == 0:
-        if not documents["train"]:
-            raise UserError(
-                f"config.data.validation_fraction={validation_fraction} takes all "
-                f"{documents.total()} documents for validation; more documents are needed"
-            )
-        return
-    enough = math.ceil(least_draw * 1e4 + 1) / 1e4
-    advice = f"take at least {enough}" if enough <= 0.5 else "more documents are needed"
-    raise UserError(
-        f"config.data.validation_fraction={validation_fraction} takes none of the "
-        f"{documents.total()} documents for validation; {advice}"
-    )
+    fraction = f"config.data.validation_fraction={validation_fraction}"
+    n = f"{documents.total()} documents for validation"
+    if not documents["train"]:
+        raise UserError(f"{fraction} takes all {n}; more documents are needed")
+    if not documents["validation"] and validation_fraction > 0:
+        enough = math.ceil(least_draw * 1e4 + 1) / 1e4
+        advice = f"take at least {enough}" if enough <= 0.5 else "more documents are needed"
+        raise UserError(f"{fraction} takes none of the {n}; {advice}")
 
 
 def _shown(corpus: Corpus, task: str) -> Generator[Document, None, None]:
     """Yields the documents of a corpus and shows the progress."""
-    total = max(corpus.fingerprint.bytes, 1)
-    with Progress(task, total, unit="bytes") as progress:
+    with Progress(task, max(corpus.fingerprint.bytes, 1), unit="bytes") as progress:
         for document in corpus.documents():
             yield document
             progress.show(document.position)
-
-
-def _sync(path: Path) -> None:
-    """Forces a file or folder to disk, before the cache gets its final name."""
-    descriptor = os.open(path, os.O_RDONLY)
-    try:
-        os.fsync(descriptor)
-    finally:
-        os.close(descriptor)

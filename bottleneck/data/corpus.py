@@ -4,8 +4,6 @@ A corpus is a stream of documents in a fixed order, with a fingerprint that reve
 The contents of a document alone decide its split, so all copies of it are on the same side.
 """
 
-from __future__ import annotations
-
 import difflib
 import hashlib
 import os
@@ -67,10 +65,7 @@ def open_corpus(config: DataConfig) -> Corpus:
 
 
 def validation_draw(text: str) -> float:
-    """Hashes a text to a number in [0, 1), uniform over texts.
-
-    A document is in the validation split if its number is below `DataConfig.validation_fraction`.
-    """
+    """Hashes a text to [0, 1), uniformly; below `validation_fraction` it is for validation."""
     digest = hashlib.blake2b(text.encode(), digest_size=8).digest()
     return int.from_bytes(digest, "big") / 2**64
 
@@ -89,7 +84,12 @@ def _stdlib(config: DataConfig) -> Corpus:
         raise UserError(
             f"config.data.corpus='stdlib': {root} has no source files; use corpus='text'"
         )
-    topics = _help_topics()
+    try:
+        from pydoc_data.topics import topics as of_help
+
+        topics = sorted(of_help.items())
+    except ImportError:  # a minimal Python without its documentation
+        topics = []
 
     def documents() -> Iterator[Document]:
         before = 0
@@ -109,14 +109,6 @@ def _stdlib(config: DataConfig) -> Corpus:
     # Two builds of one release may differ in patches, so each has its own tokens.
     description = {"corpus": "stdlib", "python": version, "sha256": fingerprint.sha256}
     return Corpus(f"stdlib-{version}", description, fingerprint, documents)
-
-
-def _help_topics() -> list[tuple[str, str]]:
-    try:
-        from pydoc_data.topics import topics
-    except ImportError:  # a minimal Python without its documentation
-        return []
-    return sorted(topics.items())
 
 
 def _text(config: DataConfig) -> Corpus:
@@ -147,7 +139,8 @@ def _text_files(path: Path) -> list[Path]:
     elif matches := folders.matches(path):
         found = matches
     else:
-        near = difflib.get_close_matches(path.name, _names_in(path.parent), n=1)
+        beside = [p.name for p in path.parent.iterdir()] if path.parent.is_dir() else []
+        near = difflib.get_close_matches(path.name, beside, n=1)
         advice = f"; did you mean {path.parent / near[0]}?" if near else ""
         raise UserError(f"config.data.paths: {path} does not exist{advice}")
     named = sorted(file for file in found if file.name.endswith(SUFFIXES))
@@ -158,10 +151,6 @@ def _text_files(path: Path) -> list[Path]:
     if not files:
         raise UserError(f"config.data.paths: {path} holds no {', '.join(SUFFIXES)} file")
     return files
-
-
-def _names_in(folder: Path) -> list[str]:
-    return [path.name for path in folder.iterdir()] if folder.is_dir() else []
 
 
 def _concatenated(files: list[Path], field: str) -> Iterator[Document]:
@@ -194,10 +183,7 @@ def _sha256(file: Path) -> bytes:
 
 
 def _tfds(config: DataConfig) -> Corpus:
-    """Opens a data set of TensorFlow Datasets; downloads and prepares it if it is missing.
-
-    Reading is by random access, which needs no TensorFlow.
-    """
+    """Opens a data set of TFDS, prepared if missing; its random access needs no TensorFlow."""
     import tensorflow_datasets as tfds
 
     name, field = config.tfds_name, config.text_field

@@ -5,8 +5,6 @@ A plain file (.txt, .md, .py) is a document; so is every record of a .jsonl (als
 or one passage of a long plain file.
 """
 
-from __future__ import annotations
-
 import codecs
 import io
 import json
@@ -34,18 +32,12 @@ _PARQUET_ROWS = 16  # per batch: a small file can repeat one long text in every 
 
 
 class Document(NamedTuple):
-    """A text and its source.
+    """A text and its source."""
 
-    - key: unique in its corpus.
-    - text: valid Unicode, possibly empty.
-    - position: bytes of the corpus read so far, this document included.
-    - was_invalid: True if bytes that are not UTF-8 were replaced with U+FFFD.
-    """
-
-    key: str
-    text: str
-    position: int
-    was_invalid: bool = False
+    key: str  # unique in its corpus
+    text: str  # valid Unicode, possibly empty
+    position: int  # bytes of the corpus read so far, this document included
+    was_invalid: bool = False  # True if bytes that are not UTF-8 were replaced with U+FFFD
 
 
 def read_documents(path: Path, field: str) -> Iterator[Document]:
@@ -67,24 +59,12 @@ def read_documents(path: Path, field: str) -> Iterator[Document]:
 
 
 def document(key: str, raw: bytes | str, position: int) -> Document:
-    """Returns the document with this text, made valid Unicode.
-
-    A str can be invalid too: JSON can hold half a surrogate pair.
-    """
-    try:
-        return Document(key, raw.decode() if isinstance(raw, bytes) else _checked(raw), position)
-    except UnicodeDecodeError:
-        assert isinstance(raw, bytes)
-        return Document(key, raw.decode(errors="replace"), position, was_invalid=True)
-    except UnicodeEncodeError:
-        assert isinstance(raw, str)
-        text = raw.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-        return Document(key, text, position, was_invalid=True)
-
-
-def _checked(text: str) -> str:
-    text.encode()
-    return text
+    """Returns the document with this text, made valid: JSON can hold half a surrogate pair."""
+    if isinstance(raw, bytes):
+        text = raw.decode(errors="replace")
+        return Document(key, text, position, was_invalid=text.encode() != raw)
+    text = raw.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
+    return Document(key, text, position, was_invalid=text != raw)
 
 
 def _read_plain(path: Path) -> Iterator[Document]:

@@ -3,13 +3,9 @@
 Its tokens are a stationary first-order Markov chain. The token after s has the logits Z[s], and
 Z = U Wᵀ is a [V, V] matrix of rank ρ. Token 0, the end of text, is a symbol of the chain like any
 other. A document lies between two of them, so documents in any order are the chain itself.
-Its entropy rate is the minimum cross-entropy of any model.
 
-V: tokens of the language; ρ: its rank; P: transition probabilities, [V, V]; π: token frequencies,
-[V].
+V: tokens of the language; ρ: its rank; P: transitions, [V, V]; π: token frequencies, [V].
 """
-
-from __future__ import annotations
 
 from collections.abc import Iterator
 from dataclasses import dataclass
@@ -28,7 +24,6 @@ LOGIT_STD = 1.5
 VERSION = 1  # of the draws from a seed; a new number makes every old cache unused
 
 _FIRST_SYMBOL = 0x4E00  # token i is this code point plus i, one of over 20,000 letters in a row
-MAX_TOKENS = 2**14
 
 _BLOCK = 2**12  # documents drawn together; a block is a function of the seed and its number
 
@@ -59,13 +54,9 @@ def make_language(n_tokens: int, rank: int, seed: int) -> Language:
     The softmax ignores a constant added to a row, so the rank is that of the rows' deviations from
     their means. These have ρ equal singular values, so each dimension matters equally. A head
     without bias can represent the language if its rank R ≥ ρ, and otherwise cannot, for any hidden
-    states.
-
-    Args:
-        n_tokens: V, at least rank + 1, the end of text included.
-        seed: of the directions, which are the same on any machine up to rounding.
+    states. The directions of a seed are the same on any machine up to rounding.
     """
-    assert 1 <= rank < n_tokens <= MAX_TOKENS, (rank, n_tokens)
+    assert 1 <= rank < n_tokens, (rank, n_tokens)
     rng = np.random.default_rng(seed)
     contexts_Vxr = _orthonormal(rng.standard_normal((n_tokens, rank)))
     tokens_Vxr = rng.standard_normal((n_tokens, rank))
@@ -74,7 +65,10 @@ def make_language(n_tokens: int, rank: int, seed: int) -> Language:
     logits = LOGIT_STD * n_tokens / rank**0.5 * contexts_Vxr @ tokens_Vxr.T
     weights = np.exp(logits - logits.max(axis=1, keepdims=True))
     transitions = weights / weights.sum(axis=1, keepdims=True)
-    return Language(transitions, _stationary(transitions))
+    # π P = π, Σ π = 1 has one solution, because every entry of P is positive.
+    equations = np.concatenate([transitions.T - np.eye(n_tokens), np.ones((1, n_tokens))])
+    stationary = np.linalg.lstsq(equations, np.eye(n_tokens + 1)[-1], rcond=None)[0]
+    return Language(transitions, stationary)
 
 
 def documents(language: Language, n_documents: int, seed: int) -> Iterator[Document]:
@@ -112,13 +106,6 @@ def _orthonormal(columns: np.ndarray) -> np.ndarray:
     """Orthonormal basis of the columns, the one whose triangular factor is positive."""
     basis, triangle = np.linalg.qr(columns)
     return basis * np.sign(np.diag(triangle))
-
-
-def _stationary(transitions: np.ndarray) -> np.ndarray:
-    """Solves π P = π, Σ π = 1; the solution is unique because every entry of P is positive."""
-    n = len(transitions)
-    equations = np.concatenate([transitions.T - np.eye(n), np.ones((1, n))])
-    return np.linalg.lstsq(equations, np.eye(n + 1)[-1], rcond=None)[0]
 
 
 def _draw(transitions: np.ndarray, n: int, rng: np.random.Generator) -> list[str]:

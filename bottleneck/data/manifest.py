@@ -1,15 +1,12 @@
 """The manifest of a token cache: its contents, its source, and the checksums of its files."""
 
-from __future__ import annotations
-
 import dataclasses
-import hashlib
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from bottleneck.data.corpus import Fingerprint
-from bottleneck.data.shards import CHECKSUMS, DTYPES, REBUILD
+from bottleneck.data.shards import DTYPES, REBUILD
 from bottleneck.storage import json_files
 from bottleneck.storage.checksums import FileInfo, damaged, infos_in
 
@@ -41,14 +38,6 @@ class Manifest:
     invalid_documents: int  # with bytes that are not UTF-8, now U+FFFD
     splits: dict[str, SplitInfo]
     files: dict[str, FileInfo]  # all except the manifest
-
-    @property
-    def digest(self) -> str:
-        """Hash of the tokens of both splits and their tokenizer."""
-        # The tables of checksums follow from the tokens.
-        names = sorted(name for name in self.files if not name.endswith(CHECKSUMS))
-        files = [f"{name} {self.files[name].sha256}" for name in names]
-        return hashlib.sha256("\n".join(files).encode()).hexdigest()
 
     def write(self, folder: Path) -> None:
         """Writes the manifest into a folder that has no name yet; raises `OSError`."""

@@ -5,8 +5,6 @@ is a table, uint32, with the CRC-32 of every block of BLOCK_BYTES. The first rea
 it, so a damaged token is never used, and opening reads no tokens.
 """
 
-from __future__ import annotations
-
 import bisect
 import hashlib
 import itertools
@@ -27,11 +25,9 @@ REBUILD = "make it again with `python -m bottleneck prepare --rebuild` and the s
 SHARD_TOKENS = 2**28  # half a gigabyte of uint16
 
 # 16 windows of 2,048 uint16 tokens. Windows are read in random order, and the first one in a block
-# reads all of it. That is no more than a page fault of a memory map reads, and 17 µs to check.
-# From a cold disk blocks of 4 to 16 KiB were no faster, because the number of reads counts.
-# Their tables would be larger: these are 6 MB for 100 GB of tokens, read whole at the start.
-# A CRC-32 of a block this short finds any two wrong bits and any burst of 32 bits. It misses one in
-# 4·10⁹ of other errors.
+# reads all of it: no more than a page fault of a memory map reads, and 17 µs to check. Blocks of 4
+# to 16 KiB were no faster from a cold disk. The tables are 6 MB for 100 GB of tokens. A CRC-32 of a
+# block this short finds any two wrong bits, any burst of 32, and all but one in 4·10⁹ other errors.
 BLOCK_BYTES = 2**16
 
 CHECKSUMS = ".crc32"  # the suffix of the tables
@@ -53,20 +49,23 @@ class ShardWriter:
         self.files: dict[str, FileInfo] = {}  # the shards and their tables
         self._folder, self._prefix, self._dtype = folder, prefix, dtype
         self._file: BinaryIO | None = None
-        self._digest = hashlib.sha256()
-        self._checksums = _BlockChecksums()
 
     def append(self, tokens: np.ndarray) -> None:
         while len(tokens):
             if self._file is None:
                 path = self._folder / f"{self._prefix}-{len(self.shards):05d}.bin"
                 self._file, self._digest = path.open("wb"), hashlib.sha256()
-                self._checksums = _BlockChecksums()
+                self._checksums: list[int] = []
+                self._block = bytearray()  # the last, incomplete one
             room = SHARD_TOKENS - self.tokens % SHARD_TOKENS
             contents = tokens[:room].astype(self._dtype).tobytes()
             self._file.write(contents)
             self._digest.update(contents)
-            self._checksums.update(contents)
+            self._block += contents
+            end = len(self._block) // BLOCK_BYTES * BLOCK_BYTES
+            for i in range(0, end, BLOCK_BYTES):
+                self._checksums.append(zlib.crc32(self._block[i : i + BLOCK_BYTES]))
+            del self._block[:end]
             self.tokens += len(tokens[:room])
             tokens = tokens[room:]
             if self.tokens % SHARD_TOKENS == 0:
@@ -79,7 +78,9 @@ class ShardWriter:
             return
         with file:
             info = FileInfo(file.tell(), self._digest.hexdigest())
-        path, table = Path(file.name), self._checksums.table()
+        if self._block:
+            self._checksums.append(zlib.crc32(self._block))
+        path, table = Path(file.name), np.array(self._checksums, _CHECKSUM).tobytes()
         _table_of(path).write_bytes(table)
         self.shards.append(path.name)
         self.files |= {path.name: info, _table_of(path).name: info_of(table)}
@@ -91,12 +92,9 @@ class TokenSequence:
     def __init__(
         self, folder: Path, shards: Sequence[str], files: Mapping[str, FileInfo], dtype: np.dtype
     ) -> None:
-        """Opens shards that a `ShardWriter` wrote.
+        """Opens shards that a `ShardWriter` wrote, by name, in order; `files` describes them.
 
-        Args:
-            shards: their names, in order.
-            files: sizes and hashes of shards and tables.
-        Raises: `UserError` if a file cannot be opened, or a table has changed.
+        Raises `UserError` if a file cannot be opened, or a table has changed.
         """
         self._dtype = dtype
         self._shards = [_Shard(folder / name, files) for name in shards]
@@ -157,8 +155,8 @@ class _Shard:
         return self._contents(start, stop)
 
     def _contents(self, start: int, stop: int) -> bytes:
+        contents = b""
         try:
-            contents = os.pread(self._descriptor, stop - start, start)
             while len(contents) < stop - start:  # a read may end early
                 place = start + len(contents)
                 more = os.pread(self._descriptor, stop - place, place)
@@ -169,28 +167,6 @@ class _Shard:
         except OSError as error:
             raise cannot_read(self._path, error, REBUILD) from error
         return contents
-
-
-class _BlockChecksums:
-    """CRC-32 of every block of a stream that arrives in pieces of any size."""
-
-    def __init__(self) -> None:
-        self._checksums: list[int] = []
-        self._filled = BLOCK_BYTES  # bytes of the last block
-
-    def update(self, contents: bytes) -> None:
-        rest = memoryview(contents)
-        while len(rest):
-            if self._filled == BLOCK_BYTES:
-                self._checksums.append(0)
-                self._filled = 0
-            piece = rest[: BLOCK_BYTES - self._filled]
-            self._checksums[-1] = zlib.crc32(piece, self._checksums[-1])
-            self._filled += len(piece)
-            rest = rest[len(piece) :]
-
-    def table(self) -> bytes:
-        return np.array(self._checksums, _CHECKSUM).tobytes()
 
 
 def _table_of(shard: Path) -> Path:

@@ -4,8 +4,6 @@ Documents are encoded as plain text. A special token spelled out in one gets the
 spelling, so the end of text occurs only at the end of documents.
 """
 
-from __future__ import annotations
-
 import contextlib
 import itertools
 import json
@@ -35,9 +33,7 @@ _MOST_IDS = 2**24
 def train(texts: Iterable[str], vocab_size: int) -> Tokenizer:
     """Trains a byte-level BPE on the first TRAINING_BYTES of the texts; deterministic.
 
-    Args:
-        vocab_size: at least 257, the bytes and the end of text; the vocabulary is smaller if the
-            texts run out of pairs to merge.
+    `vocab_size` is at least 257. The vocabulary is smaller if there are no more pairs to merge.
     """
     tokenizer = Tokenizer(models.BPE())
     tokenizer.pre_tokenizer = pre_tokenizers.ByteLevel(add_prefix_space=False)

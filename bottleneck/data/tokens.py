@@ -4,8 +4,6 @@ A cache gets its name only when it is complete. Opening checks everything except
 are checked as they are read. A cache is refused if a file or the corpus has changed since.
 """
 
-from __future__ import annotations
-
 import functools
 import hashlib
 import io
@@ -25,7 +23,7 @@ from bottleneck.data import tokenizer as tokenization
 from bottleneck.data.cache_writer import write_cache
 from bottleneck.data.corpus import Corpus, open_corpus
 from bottleneck.data.manifest import TOKENIZER, UNIGRAM_COUNTS, Manifest, read_manifest
-from bottleneck.data.shards import REBUILD, TokenSequence
+from bottleneck.data.shards import CHECKSUMS, REBUILD, TokenSequence
 from bottleneck.errors import UserError
 from bottleneck.signals import removed
 from bottleneck.storage.checksums import check, read_whole
@@ -66,7 +64,10 @@ class TokenCache:
     @property
     def digest(self) -> str:
         """Hash of all tokens and the tokenizer: caches with the same hash train the same."""
-        return self.manifest.digest
+        files = sorted(self.manifest.files.items())
+        # The tables of checksums follow from the tokens.
+        lines = [f"{name} {info.sha256}" for name, info in files if not name.endswith(CHECKSUMS)]
+        return hashlib.sha256("\n".join(lines).encode()).hexdigest()
 
     @property
     def bytes_per_token(self) -> float:
@@ -97,26 +98,28 @@ class TokenCache:
 def prepare(config: DataConfig, *, rebuild: bool = False) -> TokenCache:
     """Returns the token cache of a corpus; builds it if it is missing.
 
-    If several processes call it at once, one builds and the others wait.
+    If several processes call it at once, one builds and the others wait. `rebuild` replaces an
+    existing cache.
 
-    Args:
-        rebuild: replaces an existing cache.
-    Raises:
-        UserError: if the corpus is missing or has changed since the cache was built, or the cache
-            is damaged or cannot be written.
+    Raises `UserError` if the corpus is missing or has changed since the cache was built, or the
+    cache is damaged or cannot be written.
     """
     corpus = open_corpus(config)
+    tokens, tokenizer = _tokenizer(config, corpus)
     made_of = {
         "format": FORMAT,
         "corpus": corpus.description,
-        "tokenizer": _tokenizer_identity(config, corpus),
+        "tokenizer": tokenizer,
         "validation_fraction": config.validation_fraction,
     }
-    path = Path(config.cache_dir).expanduser().absolute() / _name(corpus, config, made_of)
+    request = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
+    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", corpus.name)[:60]
+    folder = Path(config.cache_dir).expanduser().absolute()
+    path = folder / f"{readable}-{tokens}-{request[:12]}"
     is_found = path.exists() and not rebuild
     if not is_found:
         try:
-            path.parent.mkdir(parents=True, exist_ok=True)
+            folder.mkdir(parents=True, exist_ok=True)
             with locked(
                 path.with_name(f".{path.name}.lock"),
                 lambda holder: _say(f"tokens: waiting for {holder}, which is making {path}"),
@@ -129,7 +132,14 @@ def prepare(config: DataConfig, *, rebuild: bool = False) -> TokenCache:
                 f"writable folder with about {corpus.fingerprint.bytes:,} bytes free"
             ) from error
     cache = open_cache(path)
-    _check_corpus(cache, corpus)
+    was, now = cache.manifest.fingerprint, corpus.fingerprint
+    if was != now:
+        difference = (
+            f"it had {was.files:,} files of {was.bytes:,} bytes, now {now.files:,} of {now.bytes:,}"
+        )
+        if (was.files, was.bytes) == (now.files, now.bytes):
+            difference = "the contents, name or time of a file is different"
+        raise UserError(f"the corpus has changed since {path} was made: {difference}; {REBUILD}")
     _say(
         f"tokens: {'found' if is_found else 'made'} {path}, "
         f"{cache.n_tokens('train'):,} for training, {cache.n_tokens('validation'):,} for validation"
@@ -149,35 +159,15 @@ def open_cache(path: Path) -> TokenCache:
     return TokenCache(path, manifest)
 
 
-def _check_corpus(cache: TokenCache, corpus: Corpus) -> None:
-    was, now = cache.manifest.fingerprint, corpus.fingerprint
-    if was == now:
-        return
-    if (was.files, was.bytes) == (now.files, now.bytes):
-        difference = "the contents, name or time of a file is different"
-    else:
-        difference = (
-            f"it had {was.files:,} files of {was.bytes:,} bytes, now {now.files:,} of {now.bytes:,}"
-        )
-    raise UserError(f"the corpus has changed since {cache.path} was made: {difference}; {REBUILD}")
-
-
-def _tokenizer_identity(config: DataConfig, corpus: Corpus) -> str:
+def _tokenizer(config: DataConfig, corpus: Corpus) -> tuple[str, str]:
+    """Returns a word for the tokenizer of the cache, and what tells it from any other."""
     if corpus.tokenizer is not None:
-        return "the corpus's own"
+        return "own", "the corpus's own"
     if config.tokenizer is None:
-        return f"byte-level BPE, {config.tokenizer_vocab_size} tokens"
+        size = config.tokenizer_vocab_size
+        return f"bpe{size}", f"byte-level BPE, {size} tokens"
     contents = tokenization.read_file(Path(config.tokenizer).expanduser())
-    return hashlib.sha256(contents).hexdigest()
-
-
-def _name(corpus: Corpus, config: DataConfig, made_of: dict[str, Any]) -> str:
-    """Returns a readable folder name, unique to the request."""
-    digest = hashlib.sha256(json.dumps(made_of, sort_keys=True).encode()).hexdigest()
-    tokens = "given" if config.tokenizer else f"bpe{config.tokenizer_vocab_size}"
-    tokens = tokens if corpus.tokenizer is None else "own"
-    readable = re.sub(r"[^A-Za-z0-9._-]+", "-", corpus.name)[:60]
-    return f"{readable}-{tokens}-{digest[:12]}"
+    return "given", hashlib.sha256(contents).hexdigest()
 
 
 def _make(path: Path, config: DataConfig, corpus: Corpus, made_of: dict[str, Any]) -> None:

@@ -6,8 +6,6 @@ v5e and v6e. v4: Jouppi et al. 2023, table 4, with six links of 50 GB/s; its DCN
 al. 2025, "How to Scale Your Model", part 2. GPUs: NVIDIA's data sheets, without sparsity.
 """
 
-from __future__ import annotations
-
 import time
 from dataclasses import dataclass
 from typing import TypeVar
@@ -22,18 +20,14 @@ _T = TypeVar("_T")
 
 @dataclass(frozen=True)
 class Chip:
-    """One device of a TPU as jax shows it.
-
-    Bandwidths are bytes per second: `hbm` to its memory, `ici` over all links to its slice, `dcn`
-    over its share of its host's network.
-    """
+    """One device of a TPU as jax shows it; bandwidths are bytes per second."""
 
     device_kinds: tuple[str, ...]  # prefixes of `jax.Device.device_kind`
     peak_flops: float  # FLOP/s; dense, bfloat16
     hbm_bytes: int
-    hbm_bandwidth: float
-    ici_bandwidth: float
-    dcn_bandwidth: float
+    hbm_bandwidth: float  # to its memory
+    ici_bandwidth: float  # over all links to its slice
+    dcn_bandwidth: float  # over its share of its host's network
     compiler_config: str | None = None  # makes the compiler treat both cores of a chip as a device
 
 
@@ -73,23 +67,20 @@ def peak_flops(device: jax.Device) -> float:
     The measurement takes the best of a few large float32 matrix products. It is divided by the
     number of devices, which share the cores of the host.
     """
-    known = _by_kind(_PEAK_FLOPS, device)
-    return known or _measured_flops(device) / jax.local_device_count()
+    if known := _by_kind(_PEAK_FLOPS, device):
+        return known
+    size, seconds = 1024, []
+    matrix = jax.device_put(jnp.ones((size, size), jnp.float32), device)
+    product = jax.jit(jnp.matmul)
+    product(matrix, matrix).block_until_ready()
+    for _ in range(8):
+        start = time.perf_counter()
+        product(matrix, matrix).block_until_ready()
+        seconds.append(time.perf_counter() - start)
+    return 2 * size**3 / min(seconds) / jax.local_device_count()
 
 
 def _by_kind(table: dict[str, _T], device: jax.Device) -> _T | None:
     """Returns the entry for the longest matching prefix of the device's kind, or None."""
     matches = [kind for kind in table if device.device_kind.startswith(kind)]
     return table[max(matches, key=len)] if matches else None
-
-
-def _measured_flops(device: jax.Device, size: int = 1024, repetitions: int = 8) -> float:
-    matrix = jax.device_put(jnp.ones((size, size), jnp.float32), device)
-    product = jax.jit(jnp.matmul)
-    product(matrix, matrix).block_until_ready()
-    seconds = []
-    for _ in range(repetitions):
-        start = time.perf_counter()
-        product(matrix, matrix).block_until_ready()
-        seconds.append(time.perf_counter() - start)
-    return 2 * size**3 / min(seconds)

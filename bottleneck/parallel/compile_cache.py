@@ -5,8 +5,6 @@ own store may keep half a file if it is killed while writing, and may run a dama
 one names a file only once it is whole, checks its digest before use, and limits the total size.
 """
 
-from __future__ import annotations
-
 import hashlib
 import os
 import platform
@@ -105,10 +103,7 @@ def use(config: Config | None = None) -> None:
     JAX_ENABLE_COMPILATION_CACHE=false turns the store off. Call this after the processes have
     joined. Only process 0 writes, so a multi-host run needs a shared folder. Otherwise process 0
     would load a program that the others compile together, and keep them waiting. So by default
-    such runs have no store.
-
-    Args:
-        config: None, for a verb that has no config, means the default.
+    such runs have no store. A verb that has no config takes the default.
     """
     config = config or Config()
     options: Any = jax.config
@@ -147,9 +142,8 @@ def _machine() -> str:
 
 
 def _n_cores() -> int:
-    if hasattr(os, "sched_getaffinity"):
-        return len(os.sched_getaffinity(0))
-    return os.cpu_count() or 1
+    has_affinity = hasattr(os, "sched_getaffinity")  # not on macOS
+    return len(os.sched_getaffinity(0)) if has_affinity else os.cpu_count() or 1
 
 
 def _digest(key: str, value: bytes) -> bytes:

@@ -1,7 +1,5 @@
 """Processes that train together: joining them, and ending all of them when one is lost."""
 
-from __future__ import annotations
-
 import contextlib
 import glob
 import os
@@ -24,7 +22,6 @@ _LAUNCHED = (
     "MEGASCALE_COORDINATOR_ADDRESS",
     "JAX_COORDINATOR_ADDRESS",
 )
-
 
 LOST = 4  # exit code of a process that has lost another
 
@@ -71,12 +68,10 @@ def ended_together() -> Iterator[None]:
             code, line = error.exit_code, f"error: {error}; {who} ends, and with it the others"
         elif isinstance(error, (RuntimeError, ValueError)) and _GONE.search(str(error)):
             reason = " ".join(str(error).split())[:200]
-            code, line = (
-                LOST,
-                (
-                    f"error: {who} has lost another and ends ({reason}); checkpoints are intact: "
-                    "start all processes again to resume from the last one"
-                ),
+            code = LOST
+            line = (
+                f"error: {who} has lost another and ends ({reason}); checkpoints are intact: "
+                "start all processes again to resume from the last one"
             )
         else:
             code, line = 1, f"error: {who} ends, and with it the others"
@@ -94,11 +89,9 @@ def start(processes: Processes | None = None) -> None:
         jax.distributed.initialize(
             processes.coordinator, num_processes=processes.count, process_id=processes.index
         )
-    elif any(os.environ.get(name) for name in _LAUNCHED) or _is_tpu_host():
+        return
+    # The metadata of a TPU pod lists its hosts.
+    chips = glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*")
+    is_tpu_host = bool(chips) and "tpu" in os.environ.get("JAX_PLATFORMS", "tpu")
+    if is_tpu_host or any(os.environ.get(name) for name in _LAUNCHED):
         jax.distributed.initialize()
-
-
-def _is_tpu_host() -> bool:
-    """Returns True if TPU chips are attached; the pod's metadata then lists its hosts."""
-    is_asked_for = "tpu" in os.environ.get("JAX_PLATFORMS", "tpu")
-    return is_asked_for and bool(glob.glob("/dev/accel*") or glob.glob("/dev/vfio/[0-9]*"))

@@ -1,7 +1,5 @@
 """Settings of the C library's allocator for arrays on a CPU."""
 
-from __future__ import annotations
-
 import ctypes
 import os
 import sys
@@ -21,23 +19,12 @@ def keep_freed_memory() -> bool:
     that all threads share can be kept, so they get no other; call this before jax starts its
     threads. It does nothing if arrays live on an accelerator, or without glibc.
     """
-    if sys.platform != "linux" or not _is_cpu_the_device():
+    # It is too early to ask jax for its device: that would start it.
+    accelerators = [path for name in _ACCELERATORS for path in Path("/dev").glob(name)]
+    asked = os.environ.get("JAX_PLATFORMS")
+    is_on_cpu = asked == "cpu" if asked else not accelerators
+    if sys.platform != "linux" or not is_on_cpu:
         return False
     mallopt = getattr(ctypes.CDLL(None), "mallopt", None)
-    if mallopt is None:
-        return False
-    return all(
-        mallopt(parameter, value)
-        for parameter, value in (
-            (_M_ARENA_MAX, 1),
-            (_M_MMAP_MAX, 0),
-            (_M_TRIM_THRESHOLD, -1),  # never
-        )
-    )
-
-
-def _is_cpu_the_device() -> bool:
-    # It is too early to ask jax: that would start it.
-    if asked := os.environ.get("JAX_PLATFORMS"):
-        return asked == "cpu"
-    return not any(path for name in _ACCELERATORS for path in Path("/dev").glob(name))
+    settings = {_M_ARENA_MAX: 1, _M_MMAP_MAX: 0, _M_TRIM_THRESHOLD: -1}  # -1: never
+    return mallopt is not None and all(mallopt(key, value) for key, value in settings.items())

@@ -5,8 +5,6 @@ and batch), `tensor` (splits heads, MLP width and vocabulary). Arrays name their
 logical axes, and `LOGICAL_AXES` alone maps those to mesh axes.
 """
 
-from __future__ import annotations
-
 import math
 from collections.abc import Sequence
 from typing import Any
@@ -42,18 +40,13 @@ def mesh_sizes(config: MeshConfig, n_devices: int) -> dict[str, int]:
     """Returns the devices along each axis, with -1 resolved; `UserError` if they do not fit."""
     sizes = config.sizes
     known = math.prod(size for size in sizes.values() if size > 0)
-    if n_devices % known:
-        asked = " × ".join(f"{k}={v}" for k, v in sizes.items() if v > 0)
-        raise UserError(
-            f"config.compute.mesh asks for {asked}, which does not divide {n_devices} devices"
-        )
     filled = {k: n_devices // known if v == -1 else v for k, v in sizes.items()}
     if math.prod(filled.values()) != n_devices:
-        asked = " × ".join(f"{k}={v}" for k, v in filled.items())
-        raise UserError(
-            f"config.compute.mesh asks for {asked}, but there are {n_devices} devices; "
-            "-1 on one axis takes the rest"
-        )
+        asked = " × ".join(f"{k}={v}" for k, v in sizes.items() if v > 0)
+        problem = f"but there are {n_devices} devices; -1 on one axis takes the rest"
+        if n_devices % known:
+            problem = f"which does not divide {n_devices} devices"
+        raise UserError(f"config.compute.mesh asks for {asked}, {problem}")
     return filled
 
 
@@ -71,14 +64,13 @@ def make_mesh(config: MeshConfig, devices: Sequence[jax.Device] | None = None) -
             f"config.compute.mesh.replica={sizes['replica']} must be a multiple "
             f"of the {n_slices} slices, such as {n_slices}"
         )
-    of_a_slice = (sizes["replica"] // n_slices, sizes["fsdp"], sizes["tensor"])
+    shape = (sizes["replica"] // n_slices, sizes["fsdp"], sizes["tensor"])  # of a slice
     # An axis of the mesh may take part of a physical one, like tensor=2 on a slice 4x4.
+    split: Any = {"allow_split_physical_axes": True}
     if n_slices > 1:
-        array = mesh_utils.create_hybrid_device_mesh(
-            of_a_slice, (n_slices, 1, 1), devices, allow_split_physical_axes=True
-        )
+        array = mesh_utils.create_hybrid_device_mesh(shape, (n_slices, 1, 1), devices, **split)
     else:
-        array = mesh_utils.create_device_mesh(of_a_slice, devices, allow_split_physical_axes=True)
+        array = mesh_utils.create_device_mesh(shape, devices, **split)
     return Mesh(array, MESH_AXES, axis_types=(AxisType.Auto,) * len(MESH_AXES))
 
 

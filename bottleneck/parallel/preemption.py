@@ -4,23 +4,17 @@ Spot machines, maintenance events, Kubernetes and SLURM all send SIGTERM seconds
 they take a machine away.
 """
 
-from __future__ import annotations
-
 import os
 import signal
 from collections.abc import Callable
-from types import TracebackType
-from typing import Self
 
 import jax
 from jax.experimental import multihost_utils
 
 from bottleneck.signals import EXIT_CODES, Listener, end_at_once
 
-_AT_ONCE = "stopped at once; the same command resumes from the last save"
 
-
-class Notice:
+class Notice(Listener):
     """Records signals in a `with` block, where they do not end the program.
 
     If one process of many gets a SIGTERM, jax picks a step that no process has passed, the same
@@ -29,40 +23,26 @@ class Notice:
 
     def __init__(self, say: Callable[[str], None] = lambda line: None):
         """`say` tells the user that a Ctrl-C was heard, perhaps from another thread."""
+        # With many processes, jax itself listens to SIGTERM.
+        taken = EXIT_CODES if jax.process_count() == 1 else (signal.SIGINT,)
+        super().__init__(self._record, taken)
         self._say = say
-        self.signal = signal.SIGTERM  # the one received
-        self._is_given = False
-        self._interrupts = 0
+        self.signal = signal.SIGTERM  # the first one received
+        self._received: list[int] = []
 
     def has_come(self, step: int) -> bool:
         """Returns True to stop after this step; every process must ask after every step."""
         if jax.process_count() > 1:
             return multihost_utils.reached_preemption_sync_point(step)
-        return self._is_given
+        return bool(self._received)
 
-    def _heard(self, number: int) -> None:
+    def _record(self, number: int) -> None:
         if number == signal.SIGINT:
-            self._interrupts += 1
-            if self._interrupts > 1:
-                end_at_once(number, _AT_ONCE)
+            if number in self._received:
+                end_at_once(number, "stopped at once; the same command resumes from the last save")
             self._say("saving after this step; press Ctrl-C again to stop at once")
-        if not self._is_given:
+        if not self._received:
             self.signal = signal.Signals(number)
-            self._is_given = True
             if jax.process_count() > 1 and number == signal.SIGINT:
                 os.kill(os.getpid(), signal.SIGTERM)
-
-    def __enter__(self) -> Self:
-        # With many processes, jax itself listens to SIGTERM.
-        taken = EXIT_CODES if jax.process_count() == 1 else (signal.SIGINT,)
-        self._listener = Listener(self._heard, taken)
-        self._listener.__enter__()
-        return self
-
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._listener.__exit__(kind, error, trace)
+        self._received.append(number)

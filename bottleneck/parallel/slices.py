@@ -4,13 +4,11 @@
 It must run without this package's dependencies.
 """
 
-from __future__ import annotations
-
 import math
 import shlex
 import sys
 import tomllib
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -97,19 +95,8 @@ def _read() -> dict[str, Any]:
 
 def _as_shell(row: Slice, n_slices: int) -> str:
     flags = " ".join(f"--{flag.name}={flag.value}" for flag in flags_of(row.chip, n_slices))
-    values = {
-        "CHIP": row.chip,
-        "TOPOLOGY": row.topology,
-        "CHIPS": row.chips,
-        "HOSTS": row.hosts,
-        "CHIPS_PER_HOST": row.chips_per_host,
-        "ACCELERATOR_TYPE": row.accelerator_type or "",
-        "RUNTIME": row.runtime or "",
-        "GKE_ACCELERATOR": row.gke_accelerator,
-        "GKE_MACHINE": row.gke_machine,
-        "LIBTPU_FLAGS": flags,
-    }
-    return "\n".join(f"{name}={shlex.quote(str(value))}" for name, value in values.items())
+    values = asdict(row) | {"chips_per_host": row.chips_per_host, "libtpu_flags": flags}
+    return "\n".join(f"{k.upper()}={shlex.quote(str(v or ''))}" for k, v in values.items())
 
 
 if __name__ == "__main__":

@@ -5,8 +5,6 @@ A zip file has a CRC-32 of each member. It is compared only if the member is rea
 members. `zipfile` ignores it, so a damaged length of one entry hides the entries after it.
 """
 
-from __future__ import annotations
-
 import io
 import zipfile
 import zlib
@@ -40,16 +38,15 @@ def write_arrays(path: Path, arrays: dict[str, Any]) -> None:
 def read_arrays(path: Path, remedy: str = "delete it") -> Arrays:
     """Reads all arrays of an .npz file; never loads Python objects, which could run code.
 
-    Args:
-        remedy: advice for the user if the file is damaged.
-    Raises: `UserError` if it is missing or damaged.
+    Raises `UserError`, which advises the remedy, if the file is missing or damaged.
     """
     try:
         arrays = {}
         packed = path.read_bytes()
         # Members are read into memory; nothing is extracted.
         with zipfile.ZipFile(io.BytesIO(packed)) as archive:  # noqa: TID251
-            if len(archive.infolist()) != _n_members(packed):
+            at = packed.rindex(b"PK\x05\x06") + 10  # the number of members, in the last record
+            if len(archive.infolist()) != int.from_bytes(packed[at : at + 2], "little"):
                 raise ValueError("its list of arrays is damaged")
             for member in archive.infolist():
                 content = io.BytesIO(archive.read(member))
@@ -64,9 +61,3 @@ def read_arrays(path: Path, remedy: str = "delete it") -> Arrays:
         # RuntimeError: a damaged flag says that a member is encrypted or of an unknown compression.
         reason = " ".join(str(e).split()) or type(e).__name__
         raise UserError(f"{path} is not a whole .npz file ({reason}); {remedy}") from e
-
-
-def _n_members(packed: bytes) -> int:
-    """Number of members that the record at the end of a zip file gives."""
-    start = packed.rindex(b"PK\x05\x06") + 10
-    return int.from_bytes(packed[start : start + 2], "little")

@@ -3,8 +3,6 @@
 In JSON they are {"files": {name: {"bytes": …, "sha256": …}}}, with names inside one folder.
 """
 
-from __future__ import annotations
-
 import dataclasses
 import hashlib
 import os
@@ -72,10 +70,7 @@ def read_infos(path: Path, remedy: str) -> dict[str, FileInfo]:
 
 
 def difference(path: Path, info: FileInfo, *, size_only: bool = False) -> str | None:
-    """Describes how a file differs from what was written; None if it does not.
-
-    Raises: `OSError` if the file exists and cannot be read.
-    """
+    """Describes how a file differs from what was written, if it does; may raise `OSError`."""
     try:
         found = FileInfo(size(path), None) if size_only else info_of_file(path)
     except FileNotFoundError:

@@ -4,8 +4,6 @@ etils, TensorStore and orbax all open `gs://`. A bucket has no append and no ren
 appears, and is replaced, only when it is complete.
 """
 
-from __future__ import annotations
-
 import contextlib
 import errno
 import fcntl
@@ -81,19 +79,14 @@ def matches(pattern: Path) -> list[Path]:
 def visible_files(folder: Path) -> list[Path]:
     """Returns all files below a folder, except hidden ones and those in hidden folders."""
     found = []
-    if is_remote(folder):
-        for path in folder.iterdir():
-            if not path.name.startswith("."):
-                found += visible_files(path) if path.is_dir() else [path]
-        return found
-    for parent, subfolders, names in os.walk(folder, onerror=_raise):
-        subfolders[:] = [name for name in subfolders if not name.startswith(".")]
-        found += [Path(parent, name) for name in names if not name.startswith(".")]
+    for path in folder.iterdir():
+        if path.name.startswith("."):
+            continue
+        if not path.is_dir():
+            found.append(path)
+        elif is_remote(path) or not path.is_symlink():  # a link may lead back
+            found += visible_files(path)
     return found
-
-
-def _raise(error: OSError) -> None:
-    raise error
 
 
 def write_whole(path: Path, content: bytes) -> None:
@@ -119,11 +112,7 @@ def write_whole(path: Path, content: bytes) -> None:
 
 @contextlib.contextmanager
 def writing(path: Path, size: int | None = None) -> Iterator[None]:
-    """Raises `UserError` instead of an `OSError` of the block, which writes `path`.
-
-    Args:
-        size: bytes to be written, if known.
-    """
+    """Raises `UserError` instead of an `OSError` of the block, which writes `size` bytes."""
     try:
         yield
     except OSError as error:
@@ -155,35 +144,25 @@ def cannot_read(path: Path | str, error: OSError, remedy: str = "") -> UserError
 def locked(path: Path, busy: Callable[[str], None]) -> Iterator[None]:
     """Holds a lock file during the block; the system releases it if the process dies.
 
-    Args:
-        busy: called with the holder, "process 12 on HOST", if another process has the lock; it
-            raises, or returns to wait.
-    Raises: `OSError` if the lock file cannot be written.
+    If another process has the lock, calls `busy` with its name, "process 12 on HOST", which raises,
+    or returns to wait. Raises `OSError` if the lock file cannot be written.
     """
-    with _open_lock(path, busy) as file:
-        file.seek(0)
-        file.truncate()
-        file.write(f"process {os.getpid()} on {socket.gethostname()}")
-        file.flush()
-        yield
-
-
-def _open_lock(path: Path, busy: Callable[[str], None]) -> Any:
     while True:
-        file = path.open("a+", encoding="utf-8")
-        try:
+        with path.open("a+", encoding="utf-8") as file:
             try:
                 fcntl.flock(file, fcntl.LOCK_EX | fcntl.LOCK_NB)
             except BlockingIOError:
                 file.seek(0)
                 busy(file.read() or "another process")
                 fcntl.flock(file, fcntl.LOCK_EX)
+            # Otherwise its holder removed it while this process waited.
             if path.exists() and os.path.samestat(os.fstat(file.fileno()), path.stat()):
-                return file
-        except BaseException:
-            file.close()
-            raise
-        file.close()  # its holder removed it while this process waited
+                file.seek(0)
+                file.truncate()
+                file.write(f"process {os.getpid()} on {socket.gethostname()}")
+                file.flush()
+                yield
+                return
 
 
 def is_locked(path: Path) -> bool:

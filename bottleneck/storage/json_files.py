@@ -5,8 +5,6 @@ last key, and finds any damage to up to four adjacent bytes. JSON without the ke
 person, and is read without a check.
 """
 
-from __future__ import annotations
-
 import json
 import re
 import zlib
@@ -29,10 +27,7 @@ def dumps(record: dict[str, Any], *, indent: int | None = None) -> str:
 
 
 def loads(content: bytes) -> dict[str, Any]:
-    """Parses an object, without its seal.
-
-    Raises: a one-line `ValueError` if it is damaged or not a JSON object.
-    """
+    """Parses an object without its seal; raises a one-line `ValueError` if it is damaged."""
     found = _SEAL.search(content)
     if found is not None:
         rest = content[: found.start()] + found[2].rstrip()
@@ -57,12 +52,7 @@ def write(path: Path, record: dict[str, Any]) -> None:
 
 
 def read(path: Path, remedy: str) -> dict[str, Any]:
-    """Reads the object in a file.
-
-    Args:
-        remedy: advice for the user if it is damaged: "delete the folder".
-    Raises: `UserError` if the file is missing, damaged or cannot be read.
-    """
+    """Reads the object in a file; raises `UserError` with the remedy if missing or damaged."""
     try:
         return loads(path.read_bytes())
     except ValueError as error:

@@ -5,8 +5,6 @@ Then the results of the command, and last the done mark. A folder with only a lo
 as new. A folder with another plan, or with foreign files, is refused.
 """
 
-from __future__ import annotations
-
 import contextlib
 import json
 from collections.abc import Callable, Collection, Iterator, Mapping
@@ -24,23 +22,16 @@ RESUMES = "what is written stays, and the same command resumes from there"
 
 @dataclass(frozen=True)
 class Workspace:
-    """One plan and its folder.
-
-    - plan: field → JSON value; a folder with another value is refused.
-    - holds: the content, with its article: "a study".
-    - flag: the flag that named the folder, or None.
-    - record, done: names of the files of the plan and of the facts of a finished folder.
-    - free: fields of the plan that may differ from the stored ones.
-    - remedy: advice for the user if a file of the folder is damaged.
-    """
+    """One plan and its folder."""
 
     folder: Path
-    plan: Mapping[str, Any]
-    holds: str
-    flag: str | None = "--output"
-    record: str = PLAN
-    done: str = DONE
-    free: Collection[str] = ()
+    plan: Mapping[str, Any]  # field → JSON value; a folder with another value is refused
+    holds: str  # the content, with its article: "a study"
+    flag: str | None = "--output"  # that named the folder
+    record: str = PLAN  # name of the file of the plan
+    done: str = DONE  # name of the file of the facts of a finished folder
+    free: Collection[str] = ()  # fields of the plan that may differ from the stored ones
+    # Advice if a file of the folder is damaged.
     remedy: str = "delete the folder, and the same command makes it again"
 
     def check(self) -> None:
@@ -49,10 +40,9 @@ class Workspace:
         if not path.exists():
             check_unused(self.folder, self.holds, self.flag)
             return
-        before, now = (
-            {name: value for name, value in plan.items() if name not in self.free}
-            for plan in (json_files.read(path, self.remedy), json.loads(json.dumps(self.plan)))
-        )
+        # In the types of JSON: tuples become lists.
+        plans = json_files.read(path, self.remedy), json.loads(json.dumps(self.plan))
+        before, now = ({k: v for k, v in plan.items() if k not in self.free} for plan in plans)
         check_same(self.folder, self.holds, before, now, self.flag)
 
     @contextlib.contextmanager
@@ -100,9 +90,7 @@ def check_same(
     """Raises `UserError` naming the fields in which the plan of a folder differs from today's."""
     changed = [name for name in {**before, **now} if before.get(name) != now.get(name)]
     if changed:
-        old, new = (
-            ", ".join(f"{k}={_text(plan.get(k))}" for k in changed) for plan in (before, now)
-        )
+        old, new = (", ".join(f"{k}={_text(p.get(k))}" for k in changed) for p in (before, now))
         raise UserError(
             f"{_named(folder, flag)} holds {holds} with {old}; now {new}: choose a new folder, or "
             "the old values"
@@ -123,8 +111,7 @@ def claimed(folder: Path, flag: str | None = "--workdir") -> Iterator[None]:
     """Creates the folder if it is missing, and locks out other processes during the block.
 
     A new folder that the block leaves empty is removed. A bucket has no locks, so nothing is held.
-
-    Raises: `UserError` if another process has the folder.
+    Raises `UserError` if another process has the folder.
     """
     if is_remote(folder):
         yield
@@ -147,10 +134,7 @@ def claimed(folder: Path, flag: str | None = "--workdir") -> Iterator[None]:
 
 @contextlib.contextmanager
 def held(lock: Path, busy: Callable[[str], None]) -> Iterator[None]:
-    """Holds a lock like `folders.locked`, and creates its folder if it is missing.
-
-    Raises: `UserError` if the folder cannot be written.
-    """
+    """Holds a lock like `folders.locked` and makes its folder; raises `UserError` if it cannot."""
     with contextlib.ExitStack() as stack:
         with writing(lock.parent):
             lock.parent.mkdir(parents=True, exist_ok=True)

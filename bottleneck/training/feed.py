@@ -1,7 +1,5 @@
 """Batches from the host's memory onto the mesh; each process reads only its own rows."""
 
-from __future__ import annotations
-
 from collections.abc import Iterator
 
 import jax

@@ -6,8 +6,6 @@ one step late, so the device never waits. On SIGTERM or Ctrl-C it saves after th
 exits with 143 or 130.
 """
 
-from __future__ import annotations
-
 import contextlib
 import os
 import sys
@@ -39,8 +37,7 @@ from bottleneck.training.step import make_train_program
 def train(config: Config, workdir: str | os.PathLike[str]) -> None:
     """Trains to step `train.steps`, from the newest checkpoint in the run folder if any.
 
-    Raises:
-        UserError: if the folder, the data or the devices do not fit the config.
+    Raises `UserError` if the folder, the data or the devices do not fit the config.
     """
     workdir = as_path(workdir)
     is_writer = jax.process_index() == 0
@@ -49,8 +46,7 @@ def train(config: Config, workdir: str | os.PathLike[str]) -> None:
     if run_folder.is_complete(workdir):
         console.print(f"{workdir} holds this run, complete; nothing to do")
         return
-    claim = claimed(workdir) if is_writer else contextlib.nullcontext()
-    with claim:
+    with claimed(workdir) if is_writer else contextlib.nullcontext():
         # Another run may have taken the folder before the claim.
         run_folder.check_continues(workdir, config)
         _train_in(workdir, config)
@@ -72,32 +68,20 @@ def _train_in(workdir: Path, config: Config) -> None:
 
     # An unknown peak is measured before the mesh is in context and the devices are busy.
     peak = jax.device_count() * (config.compute.peak_flops or peak_flops(jax.local_devices()[0]))
-    with (
-        jax.set_mesh(mesh),
-        Checkpointer(workdir / "checkpoints", config.checkpoint) as saved,
-    ):
+    with jax.set_mesh(mesh), Checkpointer(workdir / "checkpoints", config.checkpoint) as saved:
         _train_from(saved, config, workdir, mesh, cache, peak)
     if is_writer:
         run_folder.write_text(workdir / run_folder.COMPLETE, "")
 
 
 def _train_from(
-    saved: Checkpointer,
-    config: Config,
-    workdir: Path,
-    mesh: Mesh,
-    cache: TokenCache,
-    peak_flops: float,
+    saved: Checkpointer, config: Config, workdir: Path, mesh: Mesh, cache: TokenCache, peak: float
 ) -> None:
-    steps, batch_size, length = (
-        config.train.steps,
-        config.train.batch_size,
-        config.train.sequence_length,
-    )
+    steps, batch_size = config.train.steps, config.train.batch_size
+    length = config.train.sequence_length
     batches = Batches(cache, batch_size=batch_size, sequence_length=length, seed=config.seed)
-    prober = Prober(
-        config, mesh, validation_windows(cache, config.probe.tokens, length), cache.unigram_counts()
-    )
+    windows = validation_windows(cache, config.probe.tokens, length)
+    prober = Prober(config, mesh, windows, cache.unigram_counts())
     program = make_train_program(config, mesh)
     start = saved.latest_step()
     if start is None:
@@ -108,7 +92,7 @@ def _train_from(
         console.print(f"continuing from step {start:,} in {workdir}")
         params, opt_state = saved.restore(start, program.abstract_state)
 
-    with Reporter(config, workdir, start or 0, peak_flops, batches.windows) as report:
+    with Reporter(config, workdir, start or 0, peak, batches.windows) as report:
         with report.booked("compile"):
             train_step = program.compile(batch_size, length)
             prober.compile(program.abstract_state[0])
@@ -128,7 +112,7 @@ def _train_from(
                 is_saved = config.checkpoint.is_due(done) or done == steps or is_stopped
                 if is_probed or is_saved:
                     report.settle()
-                    if report.is_spoilt and (done == steps or is_stopped):
+                    if done == steps or is_stopped:
                         report.end_spoilt()
                     # Parameters that are not finite are neither probed nor saved.
                     is_probed &= not report.is_spoilt
@@ -142,9 +126,8 @@ def _train_from(
                         saved.save(done, params, opt_state)
                 if is_stopped and done < steps:
                     saved.wait()
-                    report.say(
-                        f"{notice.signal.name}: saved step {done:,}; the same command resumes there"
-                    )
+                    name = notice.signal.name
+                    report.say(f"{name}: saved step {done:,}; the same command resumes there")
                     sys.exit(EXIT_CODES[notice.signal])
             with report.booked("checkpoint"):
                 saved.wait()

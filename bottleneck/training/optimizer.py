@@ -1,7 +1,5 @@
 """AdamW with Pythia's settings: gradient clipping, and weight decay on matrices only."""
 
-from __future__ import annotations
-
 from typing import Any
 
 import jax
@@ -20,19 +18,14 @@ def make_optimizer(
         logical_axes,
         is_leaf=lambda node: isinstance(node, tuple),
     )
-    clip = (
-        optax.identity()
-        if config.clip_norm is None
-        else optax.clip_by_global_norm(config.clip_norm)
+    adamw = optax.adamw(
+        learning_rate_schedule(config, steps),
+        b1=config.beta1,
+        b2=config.beta2,
+        eps=config.epsilon,
+        weight_decay=config.weight_decay,
+        mask=is_matrix,
     )
-    return optax.chain(
-        clip,
-        optax.adamw(
-            learning_rate_schedule(config, steps),
-            b1=config.beta1,
-            b2=config.beta2,
-            eps=config.epsilon,
-            weight_decay=config.weight_decay,
-            mask=is_matrix,
-        ),
-    )
+    clip_norm = config.clip_norm
+    clip = optax.identity() if clip_norm is None else optax.clip_by_global_norm(clip_norm)
+    return optax.chain(clip, adamw)

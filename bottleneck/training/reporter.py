@@ -1,13 +1,9 @@
 """Reports of a run's numbers, one step late, to files, TensorBoard and the terminal."""
 
-from __future__ import annotations
-
 import datetime
 import time
 from collections.abc import Callable, Iterator
-from contextlib import contextmanager
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self, TypeVar
 
 import jax
@@ -18,7 +14,7 @@ from bottleneck.model.accounting import flops_per_token
 from bottleneck.runs.metrics_writer import MetricsWriter, Stopwatch
 from bottleneck.runs.probe import Probe
 from bottleneck.terminal import Progress, console
-from bottleneck.training.divergence import Watch
+from bottleneck.training.divergence import stop_diverged
 from bottleneck.training.schedules import learning_rate_schedule
 from bottleneck.training.step import Metrics
 
@@ -31,8 +27,7 @@ class Reporter:
     """Writes metrics once their step has ended, and books the time that is not training.
 
     Metrics are read after the next step has been dispatched, so the device always has work. Before
-    a probe or a save, `settle` reads all that are left. It checks every step, logged or not, for a
-    loss or a gradient that is not finite.
+    a probe or a save, `settle` reads all that are left.
     """
 
     def __init__(
@@ -43,46 +38,31 @@ class Reporter:
         peak_flops: float,
         windows: Callable[[int], list[int]],
     ):
-        """Opens the files of a run that starts or resumes at step `start`.
-
-        Args:
-            peak_flops: FLOP/s of all devices together.
-            windows: `Batches.windows`, from a step to the windows of its batch.
-        """
+        """Opens the files of a run from step `start`; `peak_flops` are of all devices together."""
         self._config, self._workdir = config, workdir
         # Only one process writes; the consoles of the others are quiet.
         is_writer = jax.process_index() == 0
         self._writer = MetricsWriter(workdir, start) if is_writer else None
-        self._watch = Watch(config.train.bad_steps, workdir if is_writer else None)
+        self._diagnosis_folder = workdir if is_writer else None
+        self._bad: list[dict[str, Any]] = []  # diagnoses of the bad steps up to the last one
         self._windows = windows
-        self._progress = Progress(
-            "step", config.train.steps, start, unit="items", numbers="compiling"
-        )
-        self._schedule = learning_rate_schedule(config.optimizer, config.train.steps)
-        self._flops_per_token = flops_per_token(
-            config.model, config.train.sequence_length
-        ).training(causal_halved=True)
+        steps = config.train.steps
+        self._progress = Progress("step", steps, start, unit="items", numbers="compiling")
+        self._schedule = learning_rate_schedule(config.optimizer, steps)
+        flops = flops_per_token(config.model, config.train.sequence_length)
+        self._flops_per_token = flops.training(causal_halved=True)
         self._peak_flops = peak_flops
         self._stopwatch = Stopwatch()
+        self.booked = self._stopwatch.booked  # for blocks that are not training
+        self.say = self._progress.say
         self._start, self._started = start, time.perf_counter()
         self._read_step, self._read_seconds = start, 0.0
         self._waiting: list[tuple[int, Metrics]] = []
 
-    def _train_seconds(self) -> float:
-        # Waiting for data counts as training: a slow disk shows in the tokens per second.
-        booked = {k: s for k, s in self._stopwatch.seconds.items() if k != "data"}
-        return time.perf_counter() - self._started - sum(booked.values())
-
-    @contextmanager
-    def booked(self, reason: str) -> Iterator[None]:
-        """Books the time of the block under a reason other than training."""
-        with self._stopwatch.booked(reason):
-            yield
-
     def waited(self, reason: str, items: Iterator[_T]) -> Iterator[_T]:
         """Yields the items, and books the time spent waiting for each."""
         while True:
-            with self._stopwatch.booked(reason):
+            with self.booked(reason):
                 item = next(items, None)
             if item is None:
                 return
@@ -97,40 +77,42 @@ class Reporter:
         self._waiting.append((step, metrics))
 
     def settle(self) -> None:
-        """Waits for the dispatched steps, checks them and writes the metrics that are due.
+        """Waits for the dispatched steps, checks them all and writes the metrics that are due.
 
-        Raises:
-            Diverged: if `train.bad_steps` steps in a row are not finite.
+        Raises `Diverged` if `train.bad_steps` steps in a row are not finite.
         """
         waiting, self._waiting = self._waiting, []
         for step, metrics in waiting:
             values = {name: float(metrics[name]) for name in ("loss", "grad_norm")}
-            self._look(step, values, metrics["grad_norms"])
+            if np.isfinite([*values.values()]).all():
+                self._bad.clear()
+            else:
+                self._see_bad(step, values, metrics["grad_norms"])
             if self._is_logged(step):
                 self._log(step, values)
 
     @property
     def is_spoilt(self) -> bool:
         """Returns True if the last step checked left parameters that are not finite."""
-        return self._watch.in_a_row > 0 and not self._config.train.skip_bad_batches
+        return bool(self._bad) and not self._config.train.skip_bad_batches
 
     def end_spoilt(self) -> None:
-        """Raises `Diverged`, because the last parameters are not finite."""
-        self._watch.stop()
+        """Raises `Diverged` if the last parameters are not finite."""
+        if self.is_spoilt:
+            stop_diverged(self._bad, self._diagnosis_folder)
 
-    def _look(self, step: int, values: dict[str, float], grad_norms: dict[str, Any]) -> None:
-        # The norms are copied off the device only if the step is bad.
-        if np.isfinite([*values.values()]).all():
-            self._watch.see(values)
-            return
-        facts = {
+    def _see_bad(self, step: int, values: dict[str, float], grad_norms: Metrics) -> None:
+        diagnosis = {
             "step": step,
             **values,
             "learning_rate": self._learning_rate(step),
             "windows": self._windows(step - 1),
+            # Copied off the device only now.
             "grad_norms": {name: float(norm) for name, norm in grad_norms.items()},
         }
-        self._watch.see(facts)
+        self._bad.append(diagnosis)
+        if len(self._bad) >= self._config.train.bad_steps:
+            stop_diverged(self._bad, self._diagnosis_folder)
         if self._config.train.skip_bad_batches:
             self._write(step, "skipped", values)
             self.say(f"step {step:,}: loss {values['loss']}, its batch was skipped")
@@ -143,7 +125,10 @@ class Reporter:
         return float(self._schedule(step - 1))
 
     def _log(self, step: int, values: dict[str, float]) -> None:
-        seconds = self._train_seconds()
+        elapsed = time.perf_counter() - self._started
+        # Waiting for data counts as training: a slow disk shows in the tokens per second.
+        booked = {k: s for k, s in self._stopwatch.seconds.items() if k != "data"}
+        seconds = elapsed - sum(booked.values())
         tokens = (step - self._read_step) * self._config.tokens_per_step
         rate = tokens / max(seconds - self._read_seconds, 1e-9)
         self._read_step, self._read_seconds = step, seconds
@@ -153,7 +138,6 @@ class Reporter:
             "mfu": rate * self._flops_per_token / self._peak_flops,
         }
         self._write(step, "train", values)
-        elapsed = time.perf_counter() - self._started
         steps_left = self._config.train.steps - step
         left = datetime.timedelta(seconds=round(elapsed / (step - self._start) * steps_left))
         numbers = (
@@ -180,15 +164,11 @@ class Reporter:
             tokens = step * self._config.tokens_per_step
             self._writer.write(step, split, {"tokens": tokens, **values})
 
-    def say(self, line: str) -> None:
-        self._progress.say(line)
-
     def finish(self, step: int) -> None:
         """Writes and prints how this process spent its time."""
         total, booked = time.perf_counter() - self._started, self._stopwatch.seconds
-        self._write(
-            step, "time", {"seconds": total} | {f"{k}_seconds": s for k, s in booked.items()}
-        )
+        seconds = {f"{reason}_seconds": seconds for reason, seconds in booked.items()}
+        self._write(step, "time", {"seconds": total, **seconds})
         shares = [f"{reason} {seconds / total:.1%}" for reason, seconds in booked.items()]
         self.say(f"{self._workdir}: {total:,.0f} s: {', '.join(shares)}")
 
@@ -196,12 +176,7 @@ class Reporter:
         self._progress.__enter__()
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        self._progress.__exit__(kind, error, trace)
+    def __exit__(self, *exception: object) -> None:
+        self._progress.__exit__(*exception)
         if self._writer is not None:
             self._writer.close()

@@ -4,8 +4,6 @@ B: sequences in a batch; L: tokens in a sequence. A batch is a dict of `inputs` 
 int32 [B, L], and `weights`, float32 [B, L], 0 for a target that does not count.
 """
 
-from __future__ import annotations
-
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import Any
@@ -56,11 +54,17 @@ class TrainProgram:
         return self.lower(batch_size, sequence_length).compile()
 
 
-def make_loss(config: Config) -> Callable[[Params, Batch], tuple[jax.Array, jax.Array]]:
-    """Returns (params, batch) → sums over tokens of objective and cross-entropy, in nats."""
+def make_gradient(config: Config) -> Callable[[Params, Batch], tuple[jax.Array, Params]]:
+    """Returns (params, batch) → mean cross-entropy, and the gradient of the mean objective.
+
+    With accumulation, sums over the tokens of micro-batches are added and divided once, so a
+    micro-batch counts in proportion to its tokens.
+    """
     graph = transformer.graph(config.model, config.compute)
+    n_micro = config.compute.accumulation_steps
 
     def loss(params: Params, batch: Batch) -> tuple[jax.Array, jax.Array]:
+        """Returns sums over tokens of objective and cross-entropy, in nats."""
         model = nnx.merge(graph, params)
         hidden_BxLxD, _ = model(batch["inputs"])
         return cross_entropy(
@@ -72,17 +76,7 @@ def make_loss(config: Config) -> Callable[[Params, Batch], tuple[jax.Array, jax.
             z_loss=config.train.z_loss,
         )
 
-    return loss
-
-
-def make_gradient(config: Config) -> Callable[[Params, Batch], tuple[jax.Array, Params]]:
-    """Returns (params, batch) → mean cross-entropy, and the gradient of the mean objective.
-
-    With accumulation, sums over the tokens of micro-batches are added and divided once, so a
-    micro-batch counts in proportion to its tokens.
-    """
-    value_and_grad = jax.value_and_grad(make_loss(config), has_aux=True)
-    n_micro = config.compute.accumulation_steps
+    value_and_grad = jax.value_and_grad(loss, has_aux=True)
 
     def micro_batches(array_BxL: jax.Array) -> jax.Array:
         # Micro-batch m takes rows m, m + n_micro, …: each device holds rows of every micro-batch,
@@ -93,18 +87,17 @@ def make_gradient(config: Config) -> Callable[[Params, Batch], tuple[jax.Array, 
     def gradient(params: Params, batch: Batch) -> tuple[jax.Array, Params]:
         n_tokens = jnp.sum(batch["weights"])
         if n_micro == 1:
-            (_, loss), grads = value_and_grad(params, batch)
+            (_, nats), grads = value_and_grad(params, batch)
         else:
 
             def add_micro_batch(sums: Any, micro_batch: Batch) -> tuple[Any, None]:
-                (_, loss), grads = value_and_grad(params, micro_batch)
-                return jax.tree.map(jnp.add, sums, (loss, grads)), None
+                (_, nats), grads = value_and_grad(params, micro_batch)
+                return jax.tree.map(jnp.add, sums, (nats, grads)), None
 
             start = (jnp.zeros(()), jax.tree.map(jnp.zeros_like, params))
-            (loss, grads), _ = jax.lax.scan(
-                add_micro_batch, start, jax.tree.map(micro_batches, batch)
-            )
-        return loss / n_tokens, jax.tree.map(lambda g: g / n_tokens, grads)
+            split = jax.tree.map(micro_batches, batch)
+            (nats, grads), _ = jax.lax.scan(add_micro_batch, start, split)
+        return nats / n_tokens, jax.tree.map(lambda g: g / n_tokens, grads)
 
     return gradient
 
@@ -136,29 +129,27 @@ def make_train_program(config: Config, mesh: Mesh) -> TrainProgram:
         new_params = optax.apply_updates(params, updates)
         if config.train.skip_bad_batches:
             is_good = jnp.isfinite(loss) & jnp.isfinite(metrics["grad_norm"])
-            new_params, new_opt_state = jax.tree.map(
+
+            def kept(new: jax.Array, old: jax.Array) -> jax.Array:
                 # Counters still advance, so the learning rate stays that of the step.
-                lambda new, old: jnp.where(is_good, new, old) if _is_real(new) else new,
-                (new_params, new_opt_state),
-                (params, opt_state),
+                is_counter = not jnp.issubdtype(new.dtype, jnp.floating)
+                return new if is_counter else jnp.where(is_good, new, old)
+
+            new_params, new_opt_state = jax.tree.map(
+                kept, (new_params, new_opt_state), (params, opt_state)
             )
         return new_params, new_opt_state, metrics
 
     params_sharding = transformer.shardings(config.model, mesh)
-    abstract_params, abstract_opt_state = jax.eval_shape(init)
+    state = jax.eval_shape(init)
     opt_state_sharding = optax.tree_utils.tree_map_params(
         optimizer,
         lambda _, sharding: sharding,
-        abstract_opt_state,
+        state[1],
         params_sharding,
         transform_non_params=lambda _: mesh_lib.replicated(mesh),
     )
     state_sharding = (params_sharding, opt_state_sharding)
-    abstract_state = jax.tree.map(
-        lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
-        (abstract_params, abstract_opt_state),
-        state_sharding,
-    )
     return TrainProgram(
         mesh=mesh,
         init=jax.jit(init, out_shardings=state_sharding),
@@ -169,9 +160,9 @@ def make_train_program(config: Config, mesh: Mesh) -> TrainProgram:
             donate_argnums=(0, 1),
             compiler_options=mesh_lib.compiler_options(mesh),
         ),
-        abstract_state=abstract_state,
+        abstract_state=jax.tree.map(
+            lambda leaf, sharding: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=sharding),
+            state,
+            state_sharding,
+        ),
     )
-
-
-def _is_real(array: jax.Array) -> bool:
-    return jnp.issubdtype(array.dtype, jnp.floating)
