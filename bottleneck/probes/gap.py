@@ -90,8 +90,7 @@ def rank_sweep(
         cut = truncations.whitened(core.raw, np.asarray(moment))
     else:
         cut = truncations.plain(core.raw if truncation == "plain" else core.centred)
-    maps = (np.float32(cut.encode), np.float32(cut.decode))
-    losses, predictions = _token_sweep(factors, hidden_BxLxD, targets_BxL, *maps, ranks=ranks)
+    losses, predictions = _token_sweep(factors, hidden_BxLxD, targets_BxL, *cut.maps(), ranks=ranks)
     targets = np.asarray(targets_BxL)
     counts = np.bincount(targets[weights > 0], minlength=factors.n_rows)
     return summarise(

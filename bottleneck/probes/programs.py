@@ -1,9 +1,5 @@
 """The compiled programs of a probe, apart from the train step; `prober` finishes on the host.
 
-- `read`: hidden states, their sums, and the head's small core.
-- `sweep`: the losses over all ranks.
-- `survive`: the fraction of the gradient that the head passes back.
-
 B: validation sequences; L: tokens; D: hidden width; n: ranks.
 """
 
@@ -45,7 +41,7 @@ class ProbePrograms:
 
     - read(params, tokens) returns a `Reading`.
     - sweep(params, hidden, targets, encode, decode) returns losses [B, L, n] and `Predictions`.
-    - survive(params, hidden, tokens, inverse) returns a float32 scalar.
+    - survive(params, hidden, tokens, inverse) returns a `gradient.survival`.
 
     They are jitted; `compile` compiles them early.
     """
@@ -59,13 +55,12 @@ class ProbePrograms:
         self._n_micro = -(-n_sequences // micro_size)
         self.n_sequences = self._n_micro * micro_size
         self._graph = transformer.graph(config.model, config.compute)
-        by_row: Any = mesh_lib.batch_sharding(mesh)
-        everywhere: Any = mesh_lib.replicated(mesh)
-        self._by_row, self._everywhere = by_row, everywhere
+        self._by_row: Any = mesh_lib.batch_sharding(mesh)
+        self._everywhere: Any = mesh_lib.replicated(mesh)
         jit = functools.partial(jax.jit, compiler_options=mesh_lib.compiler_options(mesh))
-        self.read = jit(self._read, out_shardings=Reading(by_row, *(everywhere,) * 6))
-        self.sweep = jit(self._sweep, out_shardings=everywhere)
-        self.survive = jit(self._survive, out_shardings=everywhere)
+        self.read = jit(self._read, out_shardings=Reading(self._by_row, *(self._everywhere,) * 6))
+        self.sweep = jit(self._sweep, out_shardings=self._everywhere)
+        self.survive = jit(self._survive, out_shardings=self._everywhere)
 
     def lower(self, params: Any) -> dict[str, Any]:
         """Returns the programs by name, traced for the abstract parameters of `TrainProgram`."""
@@ -118,7 +113,7 @@ class ProbePrograms:
 
     def _sweep(
         self, params: Params, hidden: jax.Array, targets: jax.Array, *maps: jax.Array
-    ) -> tuple[jax.Array, Predictions | None]:
+    ) -> tuple[jax.Array, Predictions]:
         factors = nnx.merge(self._graph, params).head.factors()
         return token_sweep(factors, hidden, targets, *maps, ranks=self._config.probe_ranks)
 

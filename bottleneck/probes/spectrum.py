@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from bottleneck.model.head import HeadFactors
-from bottleneck.probes.vocabulary import EXACT, Axes, RowBlocks, on_mesh, real_rows, widest_row_axes
+from bottleneck.probes.vocabulary import EXACT, Axes, RowBlocks, on_mesh, widest_row_axes
 
 _EPSILON = float(jnp.finfo(jnp.float32).eps)
 # A block, its product and their Gram matrix fit into a core's cache at D = 512.
@@ -171,9 +171,7 @@ def _reduce_rows(
     More follow if the result is still far from orthonormal, because a few rows are very long.
     """
     width = rows.shape[1]
-    blocks = RowBlocks(
-        rows, real_rows(rows.shape[0], n_rows, axes), max(_BLOCK_ROWS, _SUBSET_ROWS * width)
-    )
+    blocks = RowBlocks(rows, n_rows, axes, max(_BLOCK_ROWS, _SUBSET_ROWS * width))
     sample = blocks.sample()
 
     def add_rows(index: jax.Array, sums: jax.Array) -> jax.Array:

@@ -23,6 +23,10 @@ class Truncation:
     decode: np.ndarray
     singular_values: np.ndarray
 
+    def maps(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns encode and decode in float32, for the device."""
+        return self.encode.astype(np.float32), self.decode.astype(np.float32)
+
 
 def plain(core: np.ndarray) -> Truncation:
     """Returns the truncation by SVD: the nearest head of rank r in Frobenius norm.
