@@ -46,9 +46,8 @@ def cross_entropy(
         z_loss: weight of the squared log-partition (PaLM, Chowdhery et al. 2022, section 5).
     """
     plan = LossPlan(factors.n_rows, factors.is_full, chunk, z_loss)
-    objective, loss = _sums(
-        plan, factors.project(hidden_BxLxD), factors.rows, targets_BxL, weights_BxL
-    )
+    arrays = (factors.project(hidden_BxLxD), factors.rows, targets_BxL, weights_BxL)
+    objective, loss = _sums(plan, *arrays)
     return objective, jax.lax.stop_gradient(loss)
 
 
@@ -94,15 +93,11 @@ _sums.defvjp(_sums_and_gradients, _scale_gradients)
 
 
 def _on_mesh(
-    local: Callable[[LossPlan, Share], Any],
-    outputs: Any,
-    plan: LossPlan,
-    arrays: tuple[jax.Array, ...],
+    local: Callable[..., Any], outputs: Any, plan: LossPlan, arrays: tuple[jax.Array, ...]
 ) -> Any:
     """Runs a function on each device's share of the arrays.
 
-    Args:
-        outputs: the placement of each result: that of "token" arrays, of the "rows", or a "sum".
+    Each result is placed like the "token" arrays, like the "rows", or as a "sum".
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:

@@ -33,11 +33,9 @@ class Prober:
         validation_windows: dict[str, np.ndarray],
         token_counts: np.ndarray,
     ):
-        """Puts the tokens on the mesh.
+        """Puts the arrays of `data.batches.validation_windows` on the mesh.
 
-        Args:
-            validation_windows: arrays from `data.batches.validation_windows`.
-            token_counts: [vocab_size] occurrences in the training text.
+        `token_counts` are the occurrences [vocab_size] in the training text.
         """
         self._config = config
         self._programs = ProbePrograms(config, mesh, len(validation_windows["inputs"]))
@@ -76,10 +74,7 @@ class Prober:
             self._programs.sweep(params, reading.hidden, targets, *cut.maps())
             for cut in (plain, whitened)
         ]
-        sweep, whitened_sweep = (
-            self._summarise(np.asarray(losses), predictions=predictions)
-            for losses, predictions in found
-        )
+        sweep, whitened_sweep = (self._summarise(*some) for some in found)
         by_layer, by_layer_centred = geometry.layer_anisotropy(np.asarray(reading.layers))
         eigenvalues = np.linalg.eigvalsh(moment)
         return Probe(
@@ -106,9 +101,7 @@ def head_fields(
 ) -> dict[str, Any]:
     """Returns the fields of `Probe` that describe the head alone.
 
-    Args:
-        plain: the plain truncation of `core.raw`; its singular values are used again.
-        ranks: ranks of the probe, ascending.
+    The plain truncation is that of `core.raw`; its singular values are used again.
     """
     raw = core.resolved(plain.singular_values)
     values, centred = raw.values, core.spectrum(centred=True).values

@@ -37,13 +37,11 @@ class Reading(NamedTuple):
 
 
 class ProbePrograms:
-    """The programs for n validation sequences, padded to whole micro-batches.
+    """The jitted programs for n validation sequences, padded to whole micro-batches.
 
     - read(params, tokens) returns a `Reading`.
     - sweep(params, hidden, targets, encode, decode) returns losses [B, L, n] and `Predictions`.
     - survive(params, hidden, tokens, inverse) returns a `gradient.survival`.
-
-    They are jitted; `compile` compiles them early.
     """
 
     def __init__(self, config: Config, mesh: Mesh, n_sequences: int):
@@ -55,12 +53,13 @@ class ProbePrograms:
         self._n_micro = -(-n_sequences // micro_size)
         self.n_sequences = self._n_micro * micro_size
         self._graph = transformer.graph(config.model, config.compute)
-        self._by_row: Any = mesh_lib.batch_sharding(mesh)
-        self._everywhere: Any = mesh_lib.replicated(mesh)
+        by_row: Any = mesh_lib.batch_sharding(mesh)
+        everywhere: Any = mesh_lib.replicated(mesh)
+        self._by_row, self._everywhere = by_row, everywhere
         jit = functools.partial(jax.jit, compiler_options=mesh_lib.compiler_options(mesh))
-        self.read = jit(self._read, out_shardings=Reading(self._by_row, *(self._everywhere,) * 6))
-        self.sweep = jit(self._sweep, out_shardings=self._everywhere)
-        self.survive = jit(self._survive, out_shardings=self._everywhere)
+        self.read = jit(self._read, out_shardings=Reading(by_row, *(everywhere,) * 6))
+        self.sweep = jit(self._sweep, out_shardings=everywhere)
+        self.survive = jit(self._survive, out_shardings=everywhere)
 
     def lower(self, params: Any) -> dict[str, Any]:
         """Returns the programs by name, traced for the abstract parameters of `TrainProgram`."""
@@ -87,10 +86,8 @@ class ProbePrograms:
         model = nnx.merge(self._graph, params)
 
         def one_micro_batch(_: None, batch: Tokens) -> tuple[None, tuple[jax.Array, jax.Array]]:
-            def observe(hidden: jax.Array) -> jax.Array:
-                return geometry.layer_sums(hidden, batch["weights"])
-
-            return None, model(batch["inputs"], observe=observe)
+            observe = functools.partial(geometry.layer_sums, weights=batch["weights"])
+            return None, model(batch["inputs"], observe)
 
         def split(array: jax.Array) -> jax.Array:
             # As in training, each device holds rows of every micro-batch, so none move.

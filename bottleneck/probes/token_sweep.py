@@ -175,7 +175,9 @@ def _add(
     mean = jnp.stack([jnp.sum(weight * d, axis=0) for d in changes]) / jnp.maximum(here, _TINY)
     squares = [jnp.sum(weight * (d - mean[i]) ** 2, axis=0) for i, d in enumerate(changes)]
     step = mean - running.mean
-    row_t = _first_row_of(whole, jnp.max(whole, axis=0))
+    # The first row of the highest logit: argmax is ten times slower on CPUs.
+    rows = jax.lax.broadcasted_iota(jnp.int32, whole.shape, 0)
+    row_t = jnp.min(jnp.where(whole == jnp.max(whole, axis=0), rows, len(whole) - 1), axis=0)
     favourite = jnp.stack([_pick(z, row_t) for z in logits])
     return _Running(
         top,
@@ -200,9 +202,9 @@ def _finish(running: _Running, axes: Axes) -> tuple[jax.Array, Predictions]:
     has_favourite = running.top[:, -1:] == top[:, -1:]
     favourite = jax.lax.pmax(jnp.where(has_favourite, running.favourite, -jnp.inf), axes)
     return lse - target, Predictions(
-        first_order=mean - _change(target),
+        first_order=mean - (target - target[:, -1:]),
         second_order=jax.lax.psum(squares, axes) / total / 2,
-        kl=_change(lse) - mean,
+        kl=lse - lse[:, -1:] - mean,
         agreement=(favourite == top).astype(jnp.float32),
     )
 
@@ -210,14 +212,3 @@ def _finish(running: _Running, axes: Axes) -> tuple[jax.Array, Predictions]:
 def _pick(array_rxt: jax.Array, row_t: jax.Array) -> jax.Array:
     """Returns one row's entry for each token: [t]."""
     return jnp.take_along_axis(array_rxt, row_t[None], axis=0)[0]
-
-
-def _first_row_of(array_rxt: jax.Array, value_t: jax.Array) -> jax.Array:
-    """Returns the first row with that value for each token; argmax is ten times slower on CPUs."""
-    rows = jax.lax.broadcasted_iota(jnp.int32, array_rxt.shape, 0)
-    return jnp.min(jnp.where(array_rxt == value_t, rows, array_rxt.shape[0] - 1), axis=0)
-
-
-def _change(array: jax.Array) -> jax.Array:
-    """Returns [tiles, n, t] minus the entry of the whole head."""
-    return array - array[:, -1:]

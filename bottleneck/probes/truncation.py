@@ -44,10 +44,7 @@ def whitened(core: np.ndarray, second_moment: np.ndarray) -> Truncation:
     """Returns the truncation with the least mean squared error of the logits over hidden states.
 
     With W C^{1/2} = P Σ Qᵀ it is W C^{1/2} Q_r Q_rᵀ C^{-1/2}; E‖(W − W_r) h‖² = Σ_{i>r} Σ_i².
-
-    Args:
-        core: as for `plain`.
-        second_moment: [D, D], C; its eigenvalues are floored.
+    `core` is as for `plain`; the eigenvalues of the second moment C [D, D] are floored.
     """
     root, inverse = square_roots(second_moment)
     _, singular_values, right = np.linalg.svd(_square(core) @ root)

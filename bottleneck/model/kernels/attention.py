@@ -73,9 +73,7 @@ def splash_attention(
     """Causal attention by jax's Pallas TPU kernel, for one device's heads and sequences.
 
     The scores are never in memory: forward and backward compute a block of them at a time.
-
-    Args:
-        interpret: emulate the kernel on another backend, slowly.
+    `interpret` emulates the kernel on another backend, slowly.
     """
     # Importing Pallas takes a second, and only a TPU's programs need it.
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
@@ -101,6 +99,5 @@ def _splash_on_mesh(*arrays: jax.Array) -> jax.Array:
         return splash_attention(*arrays)
     heads, kv_heads = (partition_spec(["batch", None, h, None]) for h in ("heads", "kv_heads"))
     specs = (heads, kv_heads, kv_heads)
-    return jax.shard_map(splash_attention, in_specs=specs, out_specs=heads, check_vma=False)(
-        *arrays
-    )
+    on_mesh = jax.shard_map(splash_attention, in_specs=specs, out_specs=heads, check_vma=False)
+    return on_mesh(*arrays)

@@ -36,8 +36,7 @@ def algorithm(plan: LossPlan, share: Share) -> ModuleType:
     """Returns the module whose functions suit these tokens."""
     if plan.is_full and plan.columns:
         return loss_by_rows
-    is_whole = not (plan.batch or plan.vocab or plan.columns)
-    if is_whole and share.projected.dtype == jnp.float32 and platform() == "cpu":
+    if not plan.batch and share.projected.dtype == jnp.float32 and platform() == "cpu":
         return loss_cpu
     return loss_by_tokens
 

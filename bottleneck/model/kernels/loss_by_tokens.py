@@ -9,30 +9,20 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from bottleneck.model.kernels.loss_pieces import (
-    ROW_UNIT,
-    Found,
-    Gradients,
-    Logits,
-    LossPlan,
-    Share,
-    Sums,
-    logits_of,
-    scan_chunks,
-)
+from bottleneck.model.kernels import loss_pieces as pieces
 
 
-def statistics(plan: LossPlan, share: Share) -> Found:
+def statistics(plan: pieces.LossPlan, share: pieces.Share) -> pieces.Found:
     rows = plan.gather(share.rows, share.projected.dtype)
 
-    def one_chunk(_: None, arrays: tuple[jax.Array, ...]) -> tuple[None, Found]:
+    def one_chunk(_: None, arrays: tuple[jax.Array, ...]) -> tuple[None, pieces.Found]:
         return None, _chunk(plan, rows, *arrays)[1]
 
     arrays = (share.projected, share.targets)
-    return scan_chunks(one_chunk, None, arrays, plan.chunk // len(share.targets), axis=1)[1]
+    return pieces.scan_chunks(one_chunk, None, arrays, plan.chunk // len(share.targets), axis=1)[1]
 
 
-def gradients(plan: LossPlan, share: Share) -> Gradients:
+def gradients(plan: pieces.LossPlan, share: pieces.Share) -> pieces.Gradients:
     rows = plan.gather(share.rows, share.projected.dtype)
 
     def one_chunk(
@@ -47,7 +37,7 @@ def gradients(plan: LossPlan, share: Share) -> Gradients:
 
     arrays = (share.projected, share.targets, share.weights)
     start = jnp.zeros(rows.shape, jnp.float32)
-    rows_gradient, (h_gradient, lse, target_logits) = scan_chunks(
+    rows_gradient, (h_gradient, lse, target_logits) = pieces.scan_chunks(
         one_chunk, start, arrays, plan.chunk // len(share.targets), axis=1
     )
     h_gradient = jax.lax.psum(h_gradient, plan.vocab)
@@ -56,10 +46,12 @@ def gradients(plan: LossPlan, share: Share) -> Gradients:
 
 
 def _chunk(
-    plan: LossPlan, rows: jax.Array, projected: jax.Array, targets: jax.Array
-) -> tuple[Logits, Found]:
+    plan: pieces.LossPlan, rows: jax.Array, projected: jax.Array, targets: jax.Array
+) -> tuple[pieces.Logits, pieces.Found]:
     """Returns the logits of a chunk of tokens for all rows of this device, and the statistics."""
     place = (targets, plan.first_row(rows.shape[0]), plan.n_rows)
-    logits = logits_of(projected, rows, *place)
-    start = Sums.empty(lambda: logits_of(projected, rows[:ROW_UNIT], *place), targets)
+    logits = pieces.logits_of(projected, rows, *place)
+    start = pieces.Sums.empty(
+        lambda: pieces.logits_of(projected, rows[: pieces.ROW_UNIT], *place), targets
+    )
     return logits, start.add(lambda _: logits, projected).over_devices(plan)

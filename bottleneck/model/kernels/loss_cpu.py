@@ -10,28 +10,17 @@ n: tokens; V: rows of the head; K: columns of its rows.
 
 from __future__ import annotations
 
-from typing import NamedTuple
-
 import jax
 import jax.numpy as jnp
 
 from bottleneck.model.kernels.loss_pieces import Found, Gradients, LossPlan, Share, scan_chunks
 
 
-class _Chunk(NamedTuple):
-    exponentials: jax.Array  # [c, V]: exp(z − max z)
-    total: jax.Array  # [c]: their sums
-    lse: jax.Array  # [c]
-    target_rows: jax.Array  # [c, K]
-    target_logits: jax.Array  # [c]
-
-
 def statistics(plan: LossPlan, share: Share) -> Found:
     rows = share.rows.astype(jnp.float32)[: plan.n_rows]
 
-    def one_chunk(_: None, arrays: tuple[jax.Array, ...]) -> tuple[None, Found]:
-        found = _exponentials(rows, *arrays)
-        return None, (found.lse, found.target_logits)
+    def one_chunk(_: None, arrays: tuple[jax.Array, ...]) -> tuple[None, tuple[jax.Array, ...]]:
+        return None, _exponentials(rows, *arrays)[3:]
 
     arrays = (share.projected.reshape(-1, rows.shape[1]), share.targets.reshape(-1))
     lse, target_logits = scan_chunks(one_chunk, None, arrays, plan.chunk, axis=0)[1]
@@ -48,12 +37,12 @@ def gradients(plan: LossPlan, share: Share) -> Gradients:
         rows_gradient_KxV: jax.Array, arrays: tuple[jax.Array, ...]
     ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         hidden, targets, weights = arrays
-        found = _exponentials(rows, hidden, targets)
-        scale = (weights * (1 + 2 * plan.z_loss * found.lse) / found.total)[:, None]
-        hidden_gradient = scale * jnp.einsum("nv,vk->nk", found.exponentials, rows)
-        hidden_gradient -= weights[:, None] * found.target_rows
-        rows_gradient_KxV += jnp.einsum("nk,nv->kv", scale * hidden, found.exponentials)
-        return rows_gradient_KxV, (found.lse, found.target_logits, hidden_gradient)
+        exponentials, total, target_rows, lse, target_logits = _exponentials(rows, hidden, targets)
+        scale = (weights * (1 + 2 * plan.z_loss * lse) / total)[:, None]
+        hidden_gradient = scale * jnp.einsum("nv,vk->nk", exponentials, rows)
+        hidden_gradient -= weights[:, None] * target_rows
+        rows_gradient_KxV += jnp.einsum("nk,nv->kv", scale * hidden, exponentials)
+        return rows_gradient_KxV, (lse, target_logits, hidden_gradient)
 
     start, arrays = jnp.zeros(rows.shape[::-1]), (hidden_nxK, targets_n, weights_n)
     rows_gradient_KxV, (lse, target_logits, hidden_gradient) = scan_chunks(
@@ -67,11 +56,12 @@ def gradients(plan: LossPlan, share: Share) -> Gradients:
     )
 
 
-def _exponentials(rows: jax.Array, hidden: jax.Array, targets: jax.Array) -> _Chunk:
+def _exponentials(rows: jax.Array, hidden: jax.Array, targets: jax.Array) -> tuple[jax.Array, ...]:
+    """Returns exp(z − max z) [c, V], its sums [c], target rows [c, K], and the chunk's `Found`."""
     logits = jnp.einsum("nk,vk->nv", hidden, rows)
     top = jnp.max(logits, axis=-1)
     exponentials = jnp.exp(logits - top[:, None])
     total = jnp.sum(exponentials, axis=-1)
     target_rows = rows[targets]
     target_logits = jnp.sum(hidden * target_rows, axis=-1)
-    return _Chunk(exponentials, total, top + jnp.log(total), target_rows, target_logits)
+    return exponentials, total, target_rows, top + jnp.log(total), target_logits

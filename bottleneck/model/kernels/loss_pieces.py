@@ -117,11 +117,9 @@ class Sums(NamedTuple):
 
     @classmethod
     def empty(cls, few: Callable[[], Logits], targets: jax.Array) -> Sums:
-        """Sums over no logits. A TPU's reference is the highest of a `few` of those to come.
-
-        That keeps their sum from vanishing.
-        """
+        """Sums over no logits. A TPU's reference is the highest of a `few` of those to come."""
         zeros = jnp.zeros(targets.shape)
+        # A reference far above all logits would let their sum vanish.
         reference = jnp.max(few().values, axis=-1) if platform() == "tpu" else zeros + _PADDING
         return cls(reference, zeros, zeros)
 
@@ -164,7 +162,7 @@ class Sums(NamedTuple):
 
 def scan_chunks(
     one_chunk: Callable[..., Any], start: Any, arrays: tuple[jax.Array, ...], chunk: int, axis: int
-) -> tuple[Any, tuple[jax.Array, ...]]:
+) -> tuple[Any, Any]:
     """Returns (final carry, joined results) of a scan over chunks of the arrays along an axis.
 
     The last chunk is padded with zeros; the results have the length of the arrays again.
