@@ -40,8 +40,8 @@ def _linear(
     kept_as: str | None = None,
 ) -> Linear:
     """A linear map from one logical axis to another; `kept_as` names its outputs for remat."""
-    sizes = {"embed": config.d_model, "heads": config.d_model, "mlp": config.mlp_width}
-    sizes["kv_heads"] = config.kv_heads * config.head_size
+    D, kv_inner = config.d_model, config.kv_heads * config.head_size
+    sizes = {"embed": D, "heads": D, "kv_heads": kv_inner, "mlp": config.mlp_width}
     std = config.output_weight_std if axes[1] == "embed" else config.weight_std
     return Linear(
         *(sizes[axis] for axis in axes),

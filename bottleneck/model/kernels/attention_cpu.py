@@ -68,6 +68,7 @@ def _backward(kept: _Kept, gradient_BxLxHxK: jax.Array) -> tuple[jax.Array, jax.
     query_turned = computed_once(jnp.moveaxis(query, 4, 2))  # [B, G, K, H/G, L]
     gradient_turned = computed_once(jnp.moveaxis(gradient, 4, 2))
     by_key = by_value = jnp.zeros((*key.shape[:2], key.shape[3], length), jnp.float32)
+    turned = (*key.shape[:2], key.shape[3], -1)  # [B, G, K, Q], queries of a block
     for start, end in _blocks(length):
         part = slice(start, end)
         weights = jnp.exp(_scores(query, key, start, end) - _flat(lse[:, :, :, part]))
@@ -76,7 +77,6 @@ def _backward(kept: _Kept, gradient_BxLxHxK: jax.Array) -> tuple[jax.Array, jax.
         by_score = (weights * (by_weight - _flat(common[:, :, :, part]))).astype(dtype)
         of_queries = _product("bgqs,bgsk->bgqk", by_score, key[:, :, :end])
         by_query.append(_unflat(of_queries, query.shape))
-        turned = (*key.shape[:2], key.shape[3], -1)
         of_keys = _product("bgkq,bgqs->bgks", query_turned[..., part].reshape(turned), by_score)
         by_key = by_key.at[..., :end].add(of_keys)
         turned_gradient, rounded = gradient_turned[..., part].reshape(turned), weights.astype(dtype)

@@ -27,7 +27,6 @@ ROW_UNIT = 256
 _REACH = 1e16
 RARELY = "rarely"
 
-
 # float32 [b, L] each: the log-sum-exp of every token's logits, and the logit of its target.
 Found = tuple[jax.Array, jax.Array]
 # `Found`, and the gradients with respect to this device's `projected` and `rows`.
@@ -48,7 +47,7 @@ class LossPlan:
     """Facts of a loss that are known when it is traced."""
 
     n_rows: int  # of the whole vocabulary, without padding
-    is_full: bool  # has too many columns to gather, if they are split
+    is_full: bool  # the head has too many columns to gather, if they are split
     chunk: int  # tokens whose logits exist at one time
     z_loss: float = 0.0
     # Mesh axes over which arrays are split; none without a mesh.
