@@ -41,8 +41,7 @@ class FlopCount:
     def training(self, *, causal_halved: bool) -> float:
         """Returns the FLOPs of forward and backward, 3 × forward, without recomputation.
 
-        Args:
-            causal_halved: count only the half of attention's square that a causal mask keeps.
+        `causal_halved` counts only the half of attention's square that a causal mask keeps.
         """
         attention = self.attention / 2 if causal_halved else self.attention
         return 3 * (self.layers + attention + self.head)

@@ -46,62 +46,39 @@ LLAMA = {
 
 def pythia(size: str) -> dict[str, Any]:
     """Fields of a Pythia model, with the vocabulary of the GPT-NeoX-20B tokenizer."""
-    n_layers, d_model, n_heads, multiple = _entry(PYTHIA, "pythia", size)
-    return dict(
-        vocab_size=50_277,
-        vocab_multiple=multiple,
-        d_model=d_model,
-        n_layers=n_layers,
-        n_heads=n_heads,
-        max_length=2048,
-        rotary_fraction=0.25,
-    )
+    fields = _sizes("pythia", PYTHIA, size, "n_layers", "d_model", "n_heads", "vocab_multiple")
+    return fields | dict(vocab_size=50_277, max_length=2048, rotary_fraction=0.25)
 
 
 def gpt2(size: str) -> dict[str, Any]:
     """Fields of a GPT-2 model."""
-    n_layers, d_model, n_heads = _entry(GPT2, "gpt2", size)
-    return dict(
+    return _sequential(_sizes("gpt2", GPT2, size, "n_layers", "d_model", "n_heads")) | dict(
         vocab_size=50_257,
         vocab_multiple=1,  # as released; pad it to shard the vocabulary
-        d_model=d_model,
-        n_layers=n_layers,
-        n_heads=n_heads,
         tie_embeddings=True,
         mlp="gelu_tanh",
-        parallel_residual=False,
         position="learned",
         max_length=1024,
-        init_std=0.02,
-        output_init_std=0.02 / (2 * n_layers) ** 0.5,
     )
 
 
 def llama(size: str) -> dict[str, Any]:
     """Fields of a Llama 2 model, or of a small model built the same way."""
-    n_layers, d_model, n_heads, n_kv_heads, d_ff, vocab_size, max_length, tied = _entry(
-        LLAMA, "llama", size
-    )
-    return dict(
-        vocab_size=vocab_size,
-        d_model=d_model,
-        n_layers=n_layers,
-        n_heads=n_heads,
-        n_kv_heads=n_kv_heads,
-        d_ff=d_ff,
-        tie_embeddings=tied,
-        norm="rmsnorm",
-        mlp="swiglu",
-        use_bias=False,
-        parallel_residual=False,
-        max_length=max_length,
-        rotary_fraction=1.0,
-        init_std=0.02,
-        output_init_std=0.02 / (2 * n_layers) ** 0.5,
-    )
+    names = ("n_layers", "d_model", "n_heads", "n_kv_heads", "d_ff", "vocab_size", "max_length")
+    fields = _sizes("llama", LLAMA, size, *names, "tie_embeddings")
+    others = dict(norm="rmsnorm", mlp="swiglu", use_bias=False, rotary_fraction=1.0)
+    return _sequential(fields) | others
 
 
-def _entry(table: dict[str, Any], family: str, size: str) -> Any:
+def _sizes(family: str, table: dict[str, Any], size: str, *names: str) -> dict[str, Any]:
+    """Returns an entry of a table as fields with these names."""
     if size not in table:
         raise UserError(f"there is no {family} of size {size!r}; {suggestion(size, list(table))}")
-    return table[size]
+    return dict(zip(names, table[size], strict=True))
+
+
+def _sequential(fields: dict[str, Any]) -> dict[str, Any]:
+    """Returns the fields with attention before the MLP, and with the initial weights of GPT-2."""
+    std = 0.02
+    weights = dict(init_std=std, output_init_std=std / (2 * fields["n_layers"]) ** 0.5)
+    return fields | weights | dict(parallel_residual=False)

@@ -53,10 +53,6 @@ class HeadFactors:
             return self.rows
         return jnp.matmul(self.rows, self.basis, precision="highest")
 
-    def columns(self, fsdp: int) -> str:
-        """Returns the logical axis of the columns of `rows`: split if `fsdp` divides them."""
-        return "embed" if self.rank % fsdp == 0 else "rank"
-
     def project(self, hidden: jax.Array) -> jax.Array:
         """Projects hidden states [..., D] to the vectors [..., R] that `rows` multiply."""
         return hidden if self.basis is None else hidden @ self.basis.T.astype(hidden.dtype)
@@ -72,8 +68,8 @@ class HeadFactors:
         )
 
 
-class FullHead(nnx.Module):
-    """W [V, D]: V·D parameters, 2·V·D FLOPs per token forward; rank ≤ D."""
+class Embedding(nnx.Module):
+    """A table [V, D] of V·D parameters."""
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         self.n_rows = config.vocab_size
@@ -81,12 +77,23 @@ class FullHead(nnx.Module):
         rows = config.weight_std * jax.random.normal(rngs.params(), shape)
         self.rows = nnx.Param(rows, axes=("vocab", "embed"))
 
+    def embed(self, tokens: jax.Array) -> jax.Array:
+        """Returns the rows [..., D] of these tokens."""
+        return self.rows[...][tokens]
+
+
+class FullHead(Embedding):
+    """W [V, D], also the embedding of a tied model; 2·V·D FLOPs per token forward; rank ≤ D."""
+
     def factors(self) -> HeadFactors:
         return HeadFactors(self.rows[...], None, self.n_rows)
 
 
 class FactoredHead(nnx.Module):
-    """A [V, R] @ B [R, D]: R·(V + D) parameters, 2·R·(V + D) FLOPs per token forward; rank ≤ R."""
+    """A [V, R] @ B [R, D]: R·(V + D) parameters, 2·R·(V + D) FLOPs per token forward; rank ≤ R.
+
+    In a tied model it is the embedding too, which then also has rank R.
+    """
 
     def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
         assert config.head_rank is not None
@@ -105,18 +112,6 @@ class FactoredHead(nnx.Module):
     def factors(self) -> HeadFactors:
         return HeadFactors(self.rows[...], self.basis[...], self.n_rows)
 
-
-class TiedHead(FullHead):
-    """A full head that is also the embedding: V·D parameters for both."""
-
-    def embed(self, tokens: jax.Array) -> jax.Array:
-        """Returns the rows [..., D] of these tokens."""
-        return self.rows[...][tokens]
-
-
-class TiedFactoredHead(FactoredHead):
-    """A factored head that is also the embedding, of rank R too: R·(V + D) parameters for both."""
-
     def embed(self, tokens: jax.Array) -> jax.Array:
         """Returns the rows [..., D] of A @ B for these tokens."""
         return self.rows[...][tokens] @ self.basis[...]
@@ -124,6 +119,4 @@ class TiedFactoredHead(FactoredHead):
 
 def make_head(config: ModelConfig, rngs: nnx.Rngs) -> FullHead | FactoredHead:
     """Returns the head that the config describes."""
-    if config.head_rank is None:
-        return (TiedHead if config.tie_embeddings else FullHead)(config, rngs)
-    return (TiedFactoredHead if config.tie_embeddings else FactoredHead)(config, rngs)
+    return (FullHead if config.head_rank is None else FactoredHead)(config, rngs)

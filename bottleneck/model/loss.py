@@ -9,6 +9,7 @@ a factored one are gathered first.
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from collections.abc import Callable
 from typing import Any
@@ -18,7 +19,7 @@ from jax.sharding import PartitionSpec
 
 from bottleneck.model.head import HeadFactors
 from bottleneck.model.kernels import loss as kernel
-from bottleneck.model.kernels.loss_pieces import Chunking, Layout
+from bottleneck.model.kernels.loss_pieces import LossPlan, Share
 from bottleneck.parallel.mesh import partition_spec
 
 
@@ -44,84 +45,46 @@ def cross_entropy(
         chunk: tokens, roughly, whose float32 logits [chunk, V] a device holds at one time.
         z_loss: weight of the squared log-partition (PaLM, Chowdhery et al. 2022, section 5).
     """
+    plan = LossPlan(factors.n_rows, factors.is_full, chunk, z_loss)
     arrays = (factors.project(hidden_BxLxD), factors.rows, targets_BxL, weights_BxL)
-    objective, loss = _sums(*arrays, z_loss, Chunking(factors.n_rows, factors.is_full, chunk))
+    objective, loss = _sums(plan, *arrays)
     return objective, jax.lax.stop_gradient(loss)
 
 
 def token_losses(
-    factors: HeadFactors,
-    hidden_BxLxD: jax.Array,
-    targets_BxL: jax.Array,
-    *,
-    chunk: int,
+    factors: HeadFactors, hidden_BxLxD: jax.Array, targets_BxL: jax.Array, *, chunk: int
 ) -> jax.Array:
     """Returns float32 [B, L], the cross-entropy of each token in nats; see `cross_entropy`."""
 
-    def local(layout: Layout, *arrays: jax.Array) -> jax.Array:
-        algorithm = kernel.algorithm(layout, chunking, arrays[0])
-        lse, target_logits = algorithm.statistics(layout, chunking, *arrays)
+    def local(plan: LossPlan, share: Share) -> jax.Array:
+        lse, target_logits = kernel.algorithm(plan, share).statistics(plan, share)
         return lse - target_logits
 
-    chunking = Chunking(factors.n_rows, factors.is_full, chunk)
+    plan = LossPlan(factors.n_rows, factors.is_full, chunk)
     arrays = (factors.project(hidden_BxLxD), factors.rows, targets_BxL)
-    return _on_mesh(local, "token", arrays, chunking)
+    return _on_mesh(local, "token", plan, arrays)
 
 
-@functools.partial(jax.custom_vjp, nondiff_argnums=(4, 5))
-def _sums(
-    projected: jax.Array,
-    rows: jax.Array,
-    targets: jax.Array,
-    weights: jax.Array,
-    z_loss: float,
-    chunking: Chunking,
-) -> tuple[jax.Array, jax.Array]:
-    def local(
-        layout: Layout,
-        projected: jax.Array,
-        rows: jax.Array,
-        targets: jax.Array,
-        weights: jax.Array,
-    ) -> tuple[jax.Array, jax.Array]:
-        algorithm = kernel.algorithm(layout, chunking, projected)
-        found = algorithm.statistics(layout, chunking, projected, rows, targets)
-        return kernel.sums(layout, found, weights, z_loss)
+@functools.partial(jax.custom_vjp, nondiff_argnums=(0,))
+def _sums(plan: LossPlan, *arrays: jax.Array) -> tuple[jax.Array, jax.Array]:
+    """The sums of `cross_entropy`, of arrays that make up a `Share` on each device."""
 
-    return _on_mesh(local, ("sum", "sum"), (projected, rows, targets, weights), chunking)
+    def local(plan: LossPlan, share: Share) -> tuple[jax.Array, jax.Array]:
+        found = kernel.algorithm(plan, share).statistics(plan, share)
+        return kernel.sums(plan, found, share.weights)
+
+    return _on_mesh(local, ("sum", "sum"), plan, arrays)
 
 
-def _sums_and_gradients(
-    projected: jax.Array,
-    rows: jax.Array,
-    targets: jax.Array,
-    weights: jax.Array,
-    z_loss: float,
-    chunking: Chunking,
-) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-    def local(
-        layout: Layout,
-        projected: jax.Array,
-        rows: jax.Array,
-        targets: jax.Array,
-        weights: jax.Array,
-    ) -> Any:
-        algorithm = kernel.algorithm(layout, chunking, projected)
-        found, gradients = algorithm.gradients(
-            layout, chunking, z_loss, projected, rows, targets, weights
-        )
-        return kernel.sums(layout, found, weights, z_loss), gradients
+def _sums_and_gradients(plan: LossPlan, *arrays: jax.Array) -> Any:
+    def local(plan: LossPlan, share: Share) -> Any:
+        found, gradients = kernel.algorithm(plan, share).gradients(plan, share)
+        return kernel.sums(plan, found, share.weights), gradients
 
-    outputs = (("sum", "sum"), ("token", "rows"))
-    return _on_mesh(local, outputs, (projected, rows, targets, weights), chunking)
+    return _on_mesh(local, (("sum", "sum"), ("token", "rows")), plan, arrays)
 
 
-def _scale_gradients(
-    z_loss: float,
-    chunking: Chunking,
-    gradients: tuple[jax.Array, jax.Array],
-    cotangents: tuple[jax.Array, jax.Array],
-) -> tuple[jax.Array, jax.Array, None, None]:
+def _scale_gradients(_: LossPlan, gradients: Any, cotangents: Any) -> tuple[Any, Any, None, None]:
     projected, rows = ((cotangents[0] * g).astype(g.dtype) for g in gradients)
     return projected, rows, None, None
 
@@ -130,28 +93,24 @@ _sums.defvjp(_sums_and_gradients, _scale_gradients)
 
 
 def _on_mesh(
-    local: Callable[..., Any], outputs: Any, arrays: tuple[jax.Array, ...], chunking: Chunking
+    local: Callable[..., Any], outputs: Any, plan: LossPlan, arrays: tuple[jax.Array, ...]
 ) -> Any:
-    """Runs local(layout, projected, rows, targets, …) on each device's share of the arrays.
+    """Runs a function on each device's share of the arrays.
 
-    Args:
-        outputs: the placement of each result: that of "token" arrays, of the "rows", or a "sum".
+    Each result is placed like the "token" arrays, like the "rows", or as a "sum".
     """
     mesh = jax.sharding.get_abstract_mesh()
     if mesh.empty or mesh.size == 1:
-        return local(Layout(), *arrays)
-    per_token = partition_spec(["batch"])
+        return local(plan, Share(*arrays))
     is_split = mesh.shape["fsdp"] > 1 and arrays[1].shape[1] % mesh.shape["fsdp"] == 0
+    columns = ("fsdp",) if is_split else ()
+    plan = dataclasses.replace(plan, batch=("replica", "fsdp"), vocab=("tensor",), columns=columns)
+    token = partition_spec(["batch"])
     rows = partition_spec(["vocab", "embed" if is_split else "rank"])
-    specs = {"token": per_token, "rows": rows, "sum": PartitionSpec()}
-    layout = Layout(
-        batch=("replica", "fsdp"),
-        vocab=("tensor",),
-        columns=("fsdp",) if is_split else (),
-    )
+    specs = {"token": token, "rows": rows, "sum": PartitionSpec()}
     return jax.shard_map(
-        functools.partial(local, layout),
-        in_specs=(per_token, specs["rows"], *(per_token for _ in arrays[2:])),
+        lambda *arrays: local(plan, Share(*arrays)),
+        in_specs=(token, rows, *(token for _ in arrays[2:])),
         out_specs=jax.tree.map(lambda kind: specs[kind], outputs),
         check_vma=False,
     )(*arrays)

@@ -18,7 +18,7 @@ from flax import nnx
 from jax.sharding import Mesh
 
 from bottleneck.config import ComputeConfig, ModelConfig
-from bottleneck.model.head import make_head
+from bottleneck.model.head import Embedding, make_head
 from bottleneck.model.kernels.attention import causal_attention
 from bottleneck.model.kernels.gelu import exact_gelu
 from bottleneck.model.kernels.linear import Linear, projections
@@ -37,13 +37,14 @@ def _linear(
     compute: ComputeConfig,
     rngs: nnx.Rngs,
     axes: tuple[str, str],
-    sizes: tuple[int, int],
-    std: float,
     kept_as: str | None = None,
 ) -> Linear:
     """A linear map from one logical axis to another; `kept_as` names its outputs for remat."""
+    D, kv_inner = config.d_model, config.kv_heads * config.head_size
+    sizes = {"embed": D, "heads": D, "kv_heads": kv_inner, "mlp": config.mlp_width}
+    std = config.output_weight_std if axes[1] == "embed" else config.weight_std
     return Linear(
-        *sizes,
+        *(sizes[axis] for axis in axes),
         kept_as=kept_as,
         use_bias=config.use_bias,
         dtype=jnp.dtype(compute.dtype),
@@ -55,30 +56,23 @@ def _linear(
 
 
 def _norm(config: ModelConfig, rngs: nnx.Rngs) -> nnx.LayerNorm | nnx.RMSNorm:
-    shared: dict[str, Any] = dict(
-        epsilon=config.norm_epsilon,
-        dtype=jnp.float32,
-        scale_metadata={"axes": ("norm",)},
-        rngs=rngs,
-    )
+    axes = {"axes": ("norm",)}
+    shared: dict[str, Any] = dict(dtype=jnp.float32, scale_metadata=axes, rngs=rngs)
+    shared["epsilon"] = config.norm_epsilon
     if config.norm == "rmsnorm":
         return nnx.RMSNorm(config.d_model, **shared)
     # The fast variance, E[x²] − E[x]², cancels badly if a hidden state has a large mean.
-    return nnx.LayerNorm(
-        config.d_model, **shared, use_fast_variance=False, bias_metadata={"axes": ("norm",)}
-    )
+    return nnx.LayerNorm(config.d_model, **shared, use_fast_variance=False, bias_metadata=axes)
 
 
 class Attention(nnx.Module):
     def __init__(self, config: ModelConfig, compute: ComputeConfig, rngs: nnx.Rngs):
         self.config, self.kernel = config, compute.attention
         linear = functools.partial(_linear, config, compute, rngs)
-        D, std = config.d_model, config.weight_std
-        inner, kv_inner = D, config.kv_heads * config.head_size
-        self.query = linear(("embed", "heads"), (D, inner), std, PROJECTED)
-        self.key = linear(("embed", "kv_heads"), (D, kv_inner), std, PROJECTED)
-        self.value = linear(("embed", "kv_heads"), (D, kv_inner), std, PROJECTED)
-        self.output = linear(("heads", "embed"), (inner, D), config.output_weight_std, PROJECTED)
+        self.query = linear(("embed", "heads"), PROJECTED)
+        self.key = linear(("embed", "kv_heads"), PROJECTED)
+        self.value = linear(("embed", "kv_heads"), PROJECTED)
+        self.output = linear(("heads", "embed"), PROJECTED)
 
     def __call__(self, hidden_BxLxD: jax.Array) -> jax.Array:
         config = self.config
@@ -98,11 +92,10 @@ class Mlp(nnx.Module):
     def __init__(self, config: ModelConfig, compute: ComputeConfig, rngs: nnx.Rngs):
         self.kind = config.mlp
         linear = functools.partial(_linear, config, compute, rngs)
-        D, F = config.d_model, config.mlp_width
-        self.up = linear(("embed", "mlp"), (D, F), config.weight_std, WIDE)
+        self.up = linear(("embed", "mlp"), WIDE)
         if self.kind == "swiglu":
-            self.gate = linear(("embed", "mlp"), (D, F), config.weight_std, WIDE)
-        self.down = linear(("mlp", "embed"), (F, D), config.output_weight_std)
+            self.gate = linear(("embed", "mlp"), WIDE)
+        self.down = linear(("mlp", "embed"))
 
     def __call__(self, hidden_BxLxD: jax.Array) -> jax.Array:
         inner = self.up(hidden_BxLxD)
@@ -130,18 +123,6 @@ class Block(nnx.Module):
         if self.parallel_residual:
             hidden_BxLxD = hidden_BxLxD + attended
         return constrain(hidden_BxLxD + transformed, "batch", "length", None)
-
-
-class Embedding(nnx.Module):
-    """A table [V, D] of its own, for models that are not tied."""
-
-    def __init__(self, config: ModelConfig, rngs: nnx.Rngs):
-        shape = (config.padded_vocab_size, config.d_model)
-        rows = config.weight_std * jax.random.normal(rngs.params(), shape)
-        self.rows = nnx.Param(rows, axes=("vocab", "embed"))
-
-    def embed(self, tokens: jax.Array) -> jax.Array:
-        return self.rows[...][tokens]
 
 
 class Transformer(nnx.Module):
@@ -203,13 +184,9 @@ class Transformer(nnx.Module):
         return hidden_BxLxD, seen
 
 
-def _split(config: ModelConfig, key: jax.Array) -> tuple[nnx.GraphDef, nnx.State]:
-    return nnx.split(Transformer(config, _DEFAULT, nnx.Rngs(params=key)))
-
-
 def init_params(config: ModelConfig, key: jax.Array) -> Params:
     """Returns fresh float32 parameters, a nested dict; jit it with output shardings for shards."""
-    return nnx.to_pure_dict(_split(config, key)[1])
+    return nnx.to_pure_dict(nnx.state(Transformer(config, _DEFAULT, nnx.Rngs(params=key))))
 
 
 def graph(config: ModelConfig, compute: ComputeConfig = _DEFAULT) -> nnx.GraphDef:

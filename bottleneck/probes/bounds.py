@@ -21,17 +21,13 @@ def lipschitz_bound(change_norm: np.ndarray, input_norm: np.ndarray) -> np.ndarr
 
 
 def plain_bound(singular_values: np.ndarray, mean_input_norm: float) -> np.ndarray:
-    """Returns a bound on the cost of truncating W* by its SVD: float64 [D] nats, r = 1 … D.
-
-    Source: `lipschitz_bound`.
-    """
+    """Returns `lipschitz_bound` of truncating W* by its SVD: float64 [D] nats, r = 1 … D."""
     return lipschitz_bound(np.sqrt(tails(singular_values)), np.asarray(mean_input_norm))
 
 
 def whitened_bound(whitened_singular_values: np.ndarray) -> np.ndarray:
     """Returns a bound on the cost of truncating W* C^{1/2}: ¼·Σ_{i>r} σ_i², nats, r = 1 … D.
 
-    Args:
-        whitened_singular_values: [D], σ_i(W* C^{1/2}); a centred W* gives the smaller bound.
+    The σ_i [D] are those of W* C^{1/2}; a centred W* gives the smaller bound.
     """
     return tails(whitened_singular_values) / 4

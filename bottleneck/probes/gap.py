@@ -36,7 +36,6 @@ class RankSweep:
     ranks: int [n], ascending; the last is D.
     loss: [n], with the head truncated to each rank.
     gaps: [n] each, the loss minus the whole head's, and its parts.
-
     full_loss, full_loss_se: loss of the whole head; standard error clustered by document.
     document_losses, document_tokens: [g], the whole head's summed losses and the number of tokens.
     """
@@ -65,7 +64,6 @@ def rank_sweep(
     It compiles once per shape and ranks, so a series of checkpoints costs one compilation.
 
     Args:
-        factors: the head.
         hidden_BxLxD: hidden states that the head reads, after the final norm.
         targets_BxL: the next token of each.
         ranks: 1 to D; D is added if it is missing.
@@ -90,37 +88,35 @@ def rank_sweep(
         cut = truncations.whitened(core.raw, np.asarray(moment))
     else:
         cut = truncations.plain(core.raw if truncation == "plain" else core.centred)
-    maps = (np.float32(cut.encode), np.float32(cut.decode))
-    losses, predictions = _token_sweep(factors, hidden_BxLxD, targets_BxL, *maps, ranks=ranks)
+    losses, predictions = _token_sweep(factors, hidden_BxLxD, targets_BxL, *cut.maps(), ranks=ranks)
     targets = np.asarray(targets_BxL)
     counts = np.bincount(targets[weights > 0], minlength=factors.n_rows)
     return summarise(
-        np.asarray(losses),
+        losses,
+        predictions,
         weights=weights,
         documents=documents_BxL,
         classes=frequency_classes(targets, counts),
         ranks=ranks,
-        predictions=predictions,
     )
 
 
 def summarise(
-    losses: np.ndarray,
+    losses: jax.Array,
+    predictions: Predictions,
     *,
     weights: np.ndarray,
     documents: np.ndarray,
     classes: np.ndarray,
     ranks: Sequence[int],
-    predictions: Predictions,
 ) -> RankSweep:
     """Returns means and errors of the losses [B, L, n] of `token_sweep`, whose last rank is D.
 
-    Args:
-        weights, documents, classes: [B, L]; `classes` comes from `frequency_classes`.
+    Weights, documents and `frequency_classes` are [B, L].
     """
     counts = weights.reshape(-1) > 0
 
-    def by_token(array: np.ndarray | jax.Array) -> np.ndarray:
+    def by_token(array: jax.Array) -> np.ndarray:
         return np.asarray(array).reshape(-1, array.shape[-1])[counts].astype(np.float64)
 
     loss = by_token(losses)

@@ -34,7 +34,6 @@ def anisotropy_of(sums: UnitSum) -> jax.Array:
     """Returns the mean cosine similarity over pairs of distinct tokens, float32 in [−1/(N−1), 1].
 
     Uses Σ_{i≠j} u_i·u_j = ‖Σ_i u_i‖² − N, so it costs O(N·D), not O(N²·D).
-
     Source: Godey et al. 2024, section 4.1.
     """
     square = jnp.sum(sums.total**2, axis=-1)
@@ -42,11 +41,7 @@ def anisotropy_of(sums: UnitSum) -> jax.Array:
 
 
 def anisotropy(hidden: jax.Array, weights: jax.Array | None = None) -> jax.Array:
-    """Returns the mean cosine similarity of hidden states [..., D]; see `anisotropy_of`.
-
-    Args:
-        weights: [...]; None counts all tokens.
-    """
+    """Returns `anisotropy_of` hidden states [..., D] with weights [...]; None counts all tokens."""
     weights = jnp.ones(hidden.shape[:-1]) if weights is None else weights
     return anisotropy_of(unit_sum(hidden, weights))
 
@@ -104,9 +99,7 @@ def covariance(second_moment: np.ndarray, mean: np.ndarray) -> np.ndarray:
 def iso_score(covariance: np.ndarray) -> float:
     """Returns the IsoScore: roughly the fraction of dimensions used evenly, 0 (one) to 1 (all).
 
-    Args:
-        covariance: [D, D], of hidden states.
-    Source: Rudman et al. 2022, section 4.
+    Source: Rudman et al. 2022, section 4, from the covariance [D, D] of hidden states.
     """
     variances = np.linalg.eigvalsh(covariance)
     n = len(variances)

@@ -7,6 +7,8 @@ D: hidden width; p: probabilities; y: the target.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 import numpy as np
@@ -23,10 +25,8 @@ _NEGLIGIBLE = 1e-4
 def inverse_map(plain: Truncation) -> np.ndarray:
     """Returns M = V Σ⁻¹, float64 [D, D], so that ‖Mᵀ Wᵀ g‖ = ‖P g‖.
 
-    Columns of negligible singular values are zero.
-
-    Args:
-        plain: `truncation.plain` of the head, W = U Σ Vᵀ; its maps are V.
+    W = U Σ Vᵀ, and V are the maps of its plain truncation. Columns of negligible singular values
+    are zero.
     """
     values = plain.singular_values
     counts = values > _NEGLIGIBLE * values[0]
@@ -56,11 +56,9 @@ def survival(
     hidden = hidden_BxLxD.astype(jnp.float32)
     ones = jnp.ones_like(weights_BxL)
     with jax.default_matmul_precision("highest"):
-
-        def total(hidden: jax.Array) -> jax.Array:
-            return cross_entropy(factors, hidden, targets_BxL, ones, chunk=chunk)[0]
-
-        seen = jax.grad(total)(hidden) @ inverse_DxD
+        total = functools.partial(cross_entropy, chunk=chunk)
+        gradient, _ = jax.grad(total, 1, has_aux=True)(factors, hidden, targets_BxL, ones)
+        seen = gradient @ inverse_DxD
         loss = token_losses(factors, hidden, targets_BxL, chunk=chunk)
         loss_of_double = token_losses(factors, 2 * hidden, targets_BxL, chunk=chunk)
     square = jnp.exp(loss_of_double - 2 * loss) - 2 * jnp.exp(-loss) + 1

@@ -18,9 +18,8 @@ from bottleneck.config import Config
 from bottleneck.model.transformer import Params
 from bottleneck.parallel import mesh as mesh_lib
 from bottleneck.probes import geometry, gradient, spectral_metrics, spectrum, truncation
-from bottleneck.probes.gap import RankSweep, frequency_classes, summarise
-from bottleneck.probes.programs import ProbePrograms, Reading
-from bottleneck.probes.token_sweep import Predictions
+from bottleneck.probes.gap import frequency_classes, summarise
+from bottleneck.probes.programs import ProbePrograms
 from bottleneck.runs.probe import Probe
 
 
@@ -34,23 +33,24 @@ class Prober:
         validation_windows: dict[str, np.ndarray],
         token_counts: np.ndarray,
     ):
-        """Puts the tokens on the mesh.
+        """Puts the arrays of `data.batches.validation_windows` on the mesh.
 
-        Args:
-            validation_windows: arrays from `data.batches.validation_windows`.
-            token_counts: [vocab_size] occurrences in the training text.
+        `token_counts` are the occurrences [vocab_size] in the training text.
         """
         self._config = config
         self._programs = ProbePrograms(config, mesh, len(validation_windows["inputs"]))
         filling = self._programs.n_sequences - len(validation_windows["inputs"])
         padded = {k: np.pad(v, ((0, filling), (0, 0))) for k, v in validation_windows.items()}
-        self._weights, self._documents = padded["weights"], padded["documents"]
-        self._classes = frequency_classes(padded["targets"], token_counts)
+        self._summarise = functools.partial(
+            summarise,
+            weights=padded["weights"],
+            documents=padded["documents"],
+            classes=frequency_classes(padded["targets"], token_counts),
+            ranks=config.probe_ranks,
+        )
         self._tokens = {
             name: jax.make_array_from_callback(
-                padded[name].shape,
-                mesh_lib.batch_sharding(mesh),
-                functools.partial(padded[name].__getitem__),
+                padded[name].shape, mesh_lib.batch_sharding(mesh), padded[name].__getitem__
             )
             for name in ("inputs", "targets", "weights")
         }
@@ -69,11 +69,22 @@ class Prober:
         # All programs start before the host waits for the first.
         inverse = np.float32(gradient.inverse_map(plain))
         survival = self._programs.survive(params, reading.hidden, self._tokens, inverse)
-        found = [self._sweep(params, reading.hidden, cut) for cut in (plain, whitened)]
+        targets = self._tokens["targets"]
+        found = [
+            self._programs.sweep(params, reading.hidden, targets, *cut.maps())
+            for cut in (plain, whitened)
+        ]
         sweep, whitened_sweep = (self._summarise(*some) for some in found)
+        by_layer, by_layer_centred = geometry.layer_anisotropy(np.asarray(reading.layers))
+        eigenvalues = np.linalg.eigvalsh(moment)
         return Probe(
             **head_fields(core, plain, self._config.probe_ranks),
-            **self._of_hidden_states(reading, moment),
+            anisotropy=by_layer,
+            anisotropy_centred=by_layer_centred,
+            anisotropy_without_bias=float(geometry.anisotropy_of(reading.without_bias)),
+            iso_score=geometry.iso_score(geometry.covariance(moment, np.asarray(reading.mean))),
+            hidden_top_share=float(eigenvalues[-1] / eigenvalues.sum()),
+            mean_hidden_norm=float(reading.mean_norm),
             whitened_singular_values=truncation.whitened(core.centred, moment).singular_values,
             gradient_survival=float(survival),
             loss=sweep.full_loss,
@@ -84,44 +95,13 @@ class Prober:
             whitened=whitened_sweep.gaps,
         )
 
-    def _of_hidden_states(self, reading: Reading, moment: np.ndarray) -> dict[str, Any]:
-        """The fields of `Probe` that describe hidden states."""
-        raw, centred = geometry.layer_anisotropy(np.asarray(reading.layers))
-        eigenvalues = np.linalg.eigvalsh(moment)
-        return {
-            "anisotropy": raw,
-            "anisotropy_centred": centred,
-            "anisotropy_without_bias": float(geometry.anisotropy_of(reading.without_bias)),
-            "iso_score": geometry.iso_score(geometry.covariance(moment, np.asarray(reading.mean))),
-            "hidden_top_share": float(eigenvalues[-1] / eigenvalues.sum()),
-            "mean_hidden_norm": float(reading.mean_norm),
-        }
-
-    def _sweep(
-        self, params: Params, hidden: jax.Array, cut: truncation.Truncation
-    ) -> tuple[jax.Array, Predictions]:
-        maps = (np.float32(cut.encode), np.float32(cut.decode))
-        return self._programs.sweep(params, hidden, self._tokens["targets"], *maps)
-
-    def _summarise(self, losses: jax.Array, predictions: Predictions) -> RankSweep:
-        return summarise(
-            np.asarray(losses),
-            weights=self._weights,
-            documents=self._documents,
-            classes=self._classes,
-            ranks=self._config.probe_ranks,
-            predictions=predictions,
-        )
-
 
 def head_fields(
     core: spectrum.HeadCore, plain: truncation.Truncation, ranks: Sequence[int]
 ) -> dict[str, Any]:
     """Returns the fields of `Probe` that describe the head alone.
 
-    Args:
-        plain: the plain truncation of `core.raw`; its singular values are used again.
-        ranks: ranks of the probe, ascending.
+    The plain truncation is that of `core.raw`; its singular values are used again.
     """
     raw = core.resolved(plain.singular_values)
     values, centred = raw.values, core.spectrum(centred=True).values

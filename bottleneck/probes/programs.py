@@ -1,9 +1,5 @@
 """The compiled programs of a probe, apart from the train step; `prober` finishes on the host.
 
-- `read`: hidden states, their sums, and the head's small core.
-- `sweep`: the losses over all ranks.
-- `survive`: the fraction of the gradient that the head passes back.
-
 B: validation sequences; L: tokens; D: hidden width; n: ranks.
 """
 
@@ -41,13 +37,11 @@ class Reading(NamedTuple):
 
 
 class ProbePrograms:
-    """The programs for n validation sequences, padded to whole micro-batches.
+    """The jitted programs for n validation sequences, padded to whole micro-batches.
 
     - read(params, tokens) returns a `Reading`.
     - sweep(params, hidden, targets, encode, decode) returns losses [B, L, n] and `Predictions`.
-    - survive(params, hidden, tokens, inverse) returns a float32 scalar.
-
-    They are jitted; `compile` compiles them early.
+    - survive(params, hidden, tokens, inverse) returns a `gradient.survival`.
     """
 
     def __init__(self, config: Config, mesh: Mesh, n_sequences: int):
@@ -92,10 +86,8 @@ class ProbePrograms:
         model = nnx.merge(self._graph, params)
 
         def one_micro_batch(_: None, batch: Tokens) -> tuple[None, tuple[jax.Array, jax.Array]]:
-            def observe(hidden: jax.Array) -> jax.Array:
-                return geometry.layer_sums(hidden, batch["weights"])
-
-            return None, model(batch["inputs"], observe=observe)
+            observe = functools.partial(geometry.layer_sums, weights=batch["weights"])
+            return None, model(batch["inputs"], observe)
 
         def split(array: jax.Array) -> jax.Array:
             # As in training, each device holds rows of every micro-batch, so none move.
@@ -118,7 +110,7 @@ class ProbePrograms:
 
     def _sweep(
         self, params: Params, hidden: jax.Array, targets: jax.Array, *maps: jax.Array
-    ) -> tuple[jax.Array, Predictions | None]:
+    ) -> tuple[jax.Array, Predictions]:
         factors = nnx.merge(self._graph, params).head.factors()
         return token_sweep(factors, hidden, targets, *maps, ranks=self._config.probe_ranks)
 

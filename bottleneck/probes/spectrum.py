@@ -19,7 +19,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from bottleneck.model.head import HeadFactors
-from bottleneck.probes.vocabulary import EXACT, Axes, RowBlocks, on_mesh, real_rows, widest_row_axes
+from bottleneck.probes.vocabulary import EXACT, Axes, RowBlocks, on_mesh, widest_row_axes
 
 _EPSILON = float(jnp.finfo(jnp.float32).eps)
 # A block, its product and their Gram matrix fit into a core's cache at D = 512.
@@ -31,8 +31,6 @@ _MAX_PASSES = 7
 _ILL_CONDITIONED = 4.0  # ‖G‖·‖G⁻¹‖/R, Frobenius norms; 1 for the identity
 _PRODUCT_NOISE = 3e-5  # relative rounding error above which products are split into leading bits
 _RESOLUTION = 6e-4  # in units of the root mean square row norm
-
-_Product = Callable[[jax.Array, jax.Array], jax.Array]
 
 _matmul = functools.partial(jnp.matmul, precision=EXACT)
 
@@ -62,7 +60,6 @@ class HeadSpectrum:
     """Singular values of a head.
 
     values: float64 [min(v, D)], descending; zeros beyond a factored head's rank.
-
     first_bounded_index: values from this index on are only upper bounds. Float32 cannot resolve
         them beside the largest. Earlier ones are exact to about 1e-5 relative.
     """
@@ -72,11 +69,7 @@ class HeadSpectrum:
 
 
 def head_spectrum(factors: HeadFactors, *, centred: bool = False) -> np.ndarray:
-    """Returns the singular values of a head: float64 [min(v, D)], descending.
-
-    Args:
-        centred: of W − 1·w̄ᵀ, whose softmax is that of W, instead of W.
-    """
+    """Returns the singular values of W, or of W − 1·w̄ᵀ: float64 [min(v, D)], descending."""
     return read_core(factors).spectrum(centred=centred).values
 
 
@@ -92,8 +85,7 @@ def reduce_head(factors: HeadFactors) -> ReducedHead:
     triangular X that makes A X nearly orthonormal avoids that. The host undoes X exactly, however
     it was rounded.
 
-    Args:
-        factors: the head; a mesh splits its rows over as many devices as divide them.
+    A mesh splits the rows over as many devices as divide them.
     Source: Fukaya et al. 2020 (shifted CholeskyQR3); Garrison and Ipsen 2024 (a preconditioner from
         a few rows).
     """
@@ -122,15 +114,14 @@ class HeadCore:
         preconditioner = np.asarray(reduced.preconditioner, np.float64)
         root = _square_root(np.asarray(reduced.gram, np.float64))
         rows = np.linalg.solve(preconditioner.T, root.T).T
-        basis = None if reduced.basis is None else np.asarray(reduced.basis, np.float64)
-        whole = np.vstack([rows, np.asarray(reduced.mean, np.float64)])
-        self.centred = rows if basis is None else rows @ basis
-        self.raw = whole if basis is None else whole @ basis
-        self.rank = len(rows)
-        self.n_rows = reduced.n_rows
+        self.centred, self.raw = rows, np.vstack([rows, np.asarray(reduced.mean, np.float64)])
+        self.rank, self.n_rows = len(rows), reduced.n_rows
         # Rounding errors of the rows are independent, so their effect falls with √v.
-        size = np.linalg.norm(rows) / np.sqrt(self.n_rows)
-        self.resolution = _RESOLUTION * size * (1.0 if basis is None else np.linalg.norm(basis, 2))
+        self.resolution = _RESOLUTION * (np.linalg.norm(rows) / np.sqrt(self.n_rows))
+        if reduced.basis is not None:
+            basis = np.asarray(reduced.basis, np.float64)
+            self.centred, self.raw = self.centred @ basis, self.raw @ basis
+            self.resolution *= np.linalg.norm(basis, 2)
 
     def spectrum(self, *, centred: bool = False) -> HeadSpectrum:
         """Returns the singular values, by a float64 SVD: the host's part of the work."""
@@ -171,9 +162,7 @@ def _reduce_rows(
     More follow if the result is still far from orthonormal, because a few rows are very long.
     """
     width = rows.shape[1]
-    blocks = RowBlocks(
-        rows, real_rows(rows.shape[0], n_rows, axes), max(_BLOCK_ROWS, _SUBSET_ROWS * width)
-    )
+    blocks = RowBlocks(rows, n_rows, axes, max(_BLOCK_ROWS, _SUBSET_ROWS * width))
     sample = blocks.sample()
 
     def add_rows(index: jax.Array, sums: jax.Array) -> jax.Array:
@@ -221,7 +210,9 @@ def _reduce_rows(
     return end.gram, end.preconditioner, mean * np.sqrt(n_rows)
 
 
-def _triangular_product(matmul: _Product, left: jax.Array, right: jax.Array) -> jax.Array:
+def _triangular_product(
+    matmul: Callable[..., jax.Array], left: jax.Array, right: jax.Array
+) -> jax.Array:
     """Returns left @ right for an upper triangular right."""
 
     def by_panels(left: jax.Array, right: jax.Array) -> jax.Array:
@@ -244,9 +235,7 @@ def _gram(array: jax.Array) -> jax.Array:
         ]
         return jnp.concatenate(panels)
 
-    return jax.lax.platform_dependent(
-        array, cpu=by_panels, default=lambda array: _matmul(array.T, array)
-    )
+    return jax.lax.platform_dependent(array, cpu=by_panels, default=lambda a: _matmul(a.T, a))
 
 
 def _panels(width: int) -> list[tuple[int, int]]:

@@ -22,7 +22,7 @@ from jax.sharding import PartitionSpec
 
 from bottleneck.model.head import HeadFactors
 from bottleneck.parallel.mesh import partition_spec
-from bottleneck.probes.vocabulary import EXACT, Axes, RowBlocks, mesh_axes, on_mesh, real_rows
+from bottleneck.probes.vocabulary import EXACT, Axes, RowBlocks, mesh_axes, on_mesh
 
 _TILE_ROWS, _TILE_TOKENS = 512, 256  # half a MiB: fits a core's cache and keeps several cores busy
 
@@ -33,13 +33,7 @@ _matmul = functools.partial(jnp.matmul, precision=EXACT)
 
 
 class Predictions(NamedTuple):
-    """Terms that explain the gap of every token at every rank: float32 [B, L, n], nats.
-
-    first_order: E_p[Δ] − Δ[y], the gap to first order in Δ.
-    second_order: ½·Var_p(Δ), the second-order term.
-    kl: KL(p‖p_r) = lse(z_r) − lse(z) − E_p[Δ].
-    agreement: 1 if both heads have the same most likely token, otherwise 0.
-    """
+    """The terms of `runs.RankGaps` that explain the gap, of every token: float32 [B, L, n]."""
 
     first_order: jax.Array
     second_order: jax.Array
@@ -55,20 +49,16 @@ def token_sweep(
     decode_DxD: jax.Array,
     *,
     ranks: Sequence[int],
-    predict: bool = True,
-) -> tuple[jax.Array, Predictions | None]:
-    """Returns the cross-entropy of every token at every rank, float32 [B, L, n] nats.
-
-    Returns its `Predictions` too, or None.
+) -> tuple[jax.Array, Predictions]:
+    """Returns the cross-entropy of every token at every rank, float32 [B, L, n] nats, and terms.
 
     Args:
-        factors: the head.
         encode_DxD, decode_DxD: float32 maps of a `truncation.Truncation`.
         ranks: ascending; the last is D, the whole head.
-        predict: False omits the predictions and takes about half the time.
     """
     # A factored head has few columns, so every device holds them all.
     columns = "embed" if factors.is_full else "rank"
+    batch = partition_spec(["batch"])
     sweep = on_mesh(
         functools.partial(
             _sweep_shard,
@@ -77,40 +67,28 @@ def token_sweep(
             n_rows=factors.n_rows,
             vocab_axes=mesh_axes("vocab"),
             column_axes=mesh_axes(columns),
-            predict=predict,
         ),
-        in_specs=(
-            partition_spec(["vocab", columns]),
-            PartitionSpec(),
-            *(partition_spec(["batch"]),) * 2,
-        ),
-        out_specs=partition_spec(["batch"]),
+        in_specs=(partition_spec(["vocab", columns]), PartitionSpec(), batch, batch),
+        out_specs=batch,
     )
     inner = decode_DxD if factors.basis is None else _matmul(factors.basis, decode_DxD)
     codes_BxLxD = _matmul(hidden_BxLxD.astype(jnp.float32), encode_DxD)
-    result: tuple[jax.Array, Predictions | None] = sweep(
-        factors.rows, inner, codes_BxLxD, targets_BxL
-    )
-    return result
+    losses, predictions = sweep(factors.rows, inner, codes_BxLxD, targets_BxL)
+    return losses, predictions
 
 
 class _Running(NamedTuple):
-    """Sums over the rows so far for a tile: float32 [n, t], relative to exp(top)."""
+    """Sums over the rows so far for a tile: float32 [n, t], relative to exp(top).
+
+    Moments of Δ are merged as in Chan et al. 1979.
+    """
 
     top: jax.Array  # max z_r
     total: jax.Array  # Σ exp(z_r)
     target: jax.Array  # z_r[y]
-
-
-class _RunningPredictions(NamedTuple):
-    """Moments of Δ over the rows so far, merged as in Chan et al. 1979: float32 [n, t]."""
-
     mean: jax.Array  # Σ exp(z)·Δ / Σ exp(z)
     squares: jax.Array  # Σ exp(z)·(Δ − mean)², relative to exp(top) of the whole head
     favourite: jax.Array  # z_r of the whole head's most likely token
-
-
-_State = tuple[_Running, _RunningPredictions | None]
 
 
 def _sweep_shard(
@@ -123,8 +101,7 @@ def _sweep_shard(
     n_rows: int,
     vocab_axes: Axes,
     column_axes: Axes,
-    predict: bool,
-) -> tuple[jax.Array, Predictions | None]:
+) -> tuple[jax.Array, Predictions]:
     """Returns the sweep of one device's tokens; other devices hold other rows or columns."""
     n_tokens, width = targets_BxL.size, edges[-1]
     tile = min(n_tokens, _TILE_TOKENS)
@@ -138,22 +115,20 @@ def _sweep_shard(
         flat = jnp.moveaxis(tiled, 1, 2).reshape(-1, len(edges))[:n_tokens]
         return flat.reshape(*targets_BxL.shape, len(edges))
 
-    counts_V = real_rows(rows_VxK.shape[0], n_rows, vocab_axes)
-    blocks = RowBlocks(rows_VxK, counts_V, _TILE_ROWS)
+    blocks = RowBlocks(rows_VxK, n_rows, vocab_axes, _TILE_ROWS)
     # The mean row changes no probability, but sums of Δ and Δ² would lose digits to it.
-    total_K = jnp.sum(jnp.where(counts_V[:, None], rows_VxK, 0), axis=0, dtype=jnp.float32)
+    total_K = jnp.sum(jnp.where(blocks.counts[:, None], rows_VxK, 0), axis=0, dtype=jnp.float32)
     mean_K = jax.lax.psum(total_K, vocab_axes) / n_rows
-    first_row = jax.lax.axis_index(vocab_axes) * rows_VxK.shape[0] if vocab_axes else 0
-    codes, targets = tiles(codes_BxLxD[..., :width]), tiles(targets_BxL) - first_row
+    codes, targets = tiles(codes_BxLxD[..., :width]), tiles(targets_BxL) - blocks.first_row
 
-    def one_block(states: _State, index: jax.Array) -> tuple[_State, None]:
+    def one_block(states: _Running, index: jax.Array) -> tuple[_Running, None]:
         block, counts = blocks(index)
         block -= mean_K
         if column_axes:
             block = jax.lax.all_gather(block, column_axes, axis=1, tiled=True)
         columns = _matmul(block, inner_KxD[:, :width])
 
-        def one_tile(_: None, arrays: tuple[_State, Any, Any]) -> tuple[None, _State]:
+        def one_tile(_: None, arrays: tuple[_Running, Any, Any]) -> tuple[None, _Running]:
             state, code, target = arrays
             logits = _nested_logits(columns, counts, code, edges)
             return None, _add(state, logits, target - blocks.start(index), counts[:, 0])
@@ -161,10 +136,7 @@ def _sweep_shard(
         return jax.lax.scan(one_tile, None, (states, codes, targets))[1], None
 
     zeros = jnp.zeros((len(codes), len(edges), tile))
-    start = (
-        _Running(zeros + _PADDING, zeros, zeros),
-        _RunningPredictions(zeros, zeros, zeros) if predict else None,
-    )
+    start = _Running(zeros + _PADDING, *(zeros,) * 5)
     states, _ = jax.lax.scan(one_block, start, jnp.arange(blocks.number))
     return jax.tree.map(tokens, _finish(states, vocab_axes))
 
@@ -186,76 +158,57 @@ def _nested_logits(
 
 
 def _add(
-    state: _State, logits: list[jax.Array], target_t: jax.Array, counts_r: jax.Array
-) -> _State:
-    """Returns the state with one more block of rows; targets count from its first row."""
-    running, predictions = state
+    running: _Running, logits: list[jax.Array], target_t: jax.Array, counts_r: jax.Array
+) -> _Running:
+    """Returns the sums with one more block of rows; targets count from its first row."""
     whole = logits[-1]
     row_t = jnp.clip(target_t, 0, len(counts_r) - 1)
     is_here = (row_t == target_t) & counts_r[row_t]
-    top = jnp.maximum(running.top, _stack(jnp.max(z, axis=0) for z in logits))
+    top = jnp.maximum(running.top, jnp.stack([jnp.max(z, axis=0) for z in logits]))
     scale = jnp.exp(running.top - top)
-    total = _stack(jnp.sum(jnp.exp(z - top[i]), axis=0) for i, z in enumerate(logits))
-    target = _stack(jnp.where(is_here, _pick(z, row_t), 0.0) for z in logits)
-    added = _Running(top, running.total * scale + total, running.target + target)
-    if predictions is None:
-        return added, None
+    total = jnp.stack([jnp.sum(jnp.exp(z - top[i]), axis=0) for i, z in enumerate(logits)])
+    target = jnp.stack([jnp.where(is_here, _pick(z, row_t), 0.0) for z in logits])
     weight = jax.lax.optimization_barrier(jnp.exp(whole - top[-1]))
     before, here = running.total[-1] * scale[-1], total[-1]
     after = before + here
-    mean = _stack(jnp.sum(weight * (z - whole), axis=0) for z in logits) / jnp.maximum(here, _TINY)
-    squares = _stack(
-        jnp.sum(weight * (z - whole - mean[i]) ** 2, axis=0) for i, z in enumerate(logits)
-    )
-    step = mean - predictions.mean
-    row_t = _first_row_of(whole, jnp.max(whole, axis=0))
-    favourite = _stack(_pick(z, row_t) for z in logits)
-    return added, _RunningPredictions(
-        predictions.mean + step * here / after,
-        predictions.squares * scale[-1] + squares + step**2 * before * here / after,
-        jnp.where(top[-1] > running.top[-1], favourite, predictions.favourite),
+    changes = [z - whole for z in logits]
+    mean = jnp.stack([jnp.sum(weight * d, axis=0) for d in changes]) / jnp.maximum(here, _TINY)
+    squares = [jnp.sum(weight * (d - mean[i]) ** 2, axis=0) for i, d in enumerate(changes)]
+    step = mean - running.mean
+    # The first row of the highest logit: argmax is ten times slower on CPUs.
+    rows = jax.lax.broadcasted_iota(jnp.int32, whole.shape, 0)
+    row_t = jnp.min(jnp.where(whole == jnp.max(whole, axis=0), rows, len(whole) - 1), axis=0)
+    favourite = jnp.stack([_pick(z, row_t) for z in logits])
+    return _Running(
+        top,
+        running.total * scale + total,
+        running.target + target,
+        running.mean + step * here / after,
+        running.squares * scale[-1] + jnp.stack(squares) + step**2 * before * here / after,
+        jnp.where(top[-1] > running.top[-1], favourite, running.favourite),
     )
 
 
-def _finish(states: _State, axes: Axes) -> tuple[jax.Array, Predictions | None]:
+def _finish(running: _Running, axes: Axes) -> tuple[jax.Array, Predictions]:
     """Returns losses and predictions [tiles, n, t] over the rows of all devices on these axes."""
-    running, predictions = states
     top = jax.lax.pmax(running.top, axes)
     scale = jnp.exp(running.top - top)
     lse = top + jnp.log(jax.lax.psum(running.total * scale, axes))
-    loss = lse - jax.lax.psum(running.target, axes)
-    if predictions is None:
-        return loss, None
-
+    target = jax.lax.psum(running.target, axes)
     weight = (running.total * scale)[:, -1:]
     total = jax.lax.psum(weight, axes)
-    mean = jax.lax.psum(weight * predictions.mean, axes) / total
-    squares = predictions.squares * scale[:, -1:] + weight * (predictions.mean - mean) ** 2
+    mean = jax.lax.psum(weight * running.mean, axes) / total
+    squares = running.squares * scale[:, -1:] + weight * (running.mean - mean) ** 2
     has_favourite = running.top[:, -1:] == top[:, -1:]
-    favourite = jax.lax.pmax(jnp.where(has_favourite, predictions.favourite, -jnp.inf), axes)
-    return loss, Predictions(
-        first_order=mean - _change(jax.lax.psum(running.target, axes)),
+    favourite = jax.lax.pmax(jnp.where(has_favourite, running.favourite, -jnp.inf), axes)
+    return lse - target, Predictions(
+        first_order=mean - (target - target[:, -1:]),
         second_order=jax.lax.psum(squares, axes) / total / 2,
-        kl=_change(lse) - mean,
+        kl=lse - lse[:, -1:] - mean,
         agreement=(favourite == top).astype(jnp.float32),
     )
-
-
-def _stack(arrays: Any) -> jax.Array:
-    return jnp.stack(list(arrays))
 
 
 def _pick(array_rxt: jax.Array, row_t: jax.Array) -> jax.Array:
     """Returns one row's entry for each token: [t]."""
     return jnp.take_along_axis(array_rxt, row_t[None], axis=0)[0]
-
-
-def _first_row_of(array_rxt: jax.Array, value_t: jax.Array) -> jax.Array:
-    """Returns the first row with that value for each token; argmax is ten times slower on CPUs."""
-    rows = jax.lax.broadcasted_iota(jnp.int32, array_rxt.shape, 0)
-    return jnp.min(jnp.where(array_rxt == value_t, rows, array_rxt.shape[0] - 1), axis=0)
-
-
-def _change(array: jax.Array) -> jax.Array:
-    """Returns [tiles, n, t] minus the entry of the whole head."""
-    return array - array[:, -1:]

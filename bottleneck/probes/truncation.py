@@ -23,6 +23,10 @@ class Truncation:
     decode: np.ndarray
     singular_values: np.ndarray
 
+    def maps(self) -> tuple[np.ndarray, np.ndarray]:
+        """Returns encode and decode in float32, for the device."""
+        return self.encode.astype(np.float32), self.decode.astype(np.float32)
+
 
 def plain(core: np.ndarray) -> Truncation:
     """Returns the truncation by SVD: the nearest head of rank r in Frobenius norm.
@@ -40,10 +44,7 @@ def whitened(core: np.ndarray, second_moment: np.ndarray) -> Truncation:
     """Returns the truncation with the least mean squared error of the logits over hidden states.
 
     With W C^{1/2} = P Σ Qᵀ it is W C^{1/2} Q_r Q_rᵀ C^{-1/2}; E‖(W − W_r) h‖² = Σ_{i>r} Σ_i².
-
-    Args:
-        core: as for `plain`.
-        second_moment: [D, D], C; its eigenvalues are floored.
+    `core` is as for `plain`; the eigenvalues of the second moment C [D, D] are floored.
     """
     root, inverse = square_roots(second_moment)
     _, singular_values, right = np.linalg.svd(_square(core) @ root)

@@ -48,12 +48,6 @@ def widest_row_axes(n_rows: int) -> Axes:
     return chosen
 
 
-def real_rows(n_local: int, n_rows: int, axes: Axes) -> jax.Array:
-    """Returns bool [n_local]: True for this device's real rows, False for padding."""
-    first = jax.lax.axis_index(axes) * n_local if axes else 0
-    return first + jnp.arange(n_local) < n_rows
-
-
 class RowBlocks:
     """This device's rows of the head in blocks of one size, with a flag for rows that count.
 
@@ -61,10 +55,13 @@ class RowBlocks:
     not count in it.
     """
 
-    def __init__(self, rows: jax.Array, counts: jax.Array, size: int):
-        self.rows, self.counts = rows, counts
-        self.size = min(size, rows.shape[0])
-        self.number = -(-rows.shape[0] // self.size)
+    def __init__(self, rows: jax.Array, n_rows: int, axes: Axes, size: int):
+        """Takes rows [V/devices, columns] on these mesh axes; the first `n_rows` of all count."""
+        n_local = rows.shape[0]
+        self.rows, self.size = rows, min(size, n_local)
+        self.first_row = jax.lax.axis_index(axes) * n_local if axes else 0
+        self.counts = self.first_row + jnp.arange(n_local) < n_rows
+        self.number = -(-n_local // self.size)
 
     def start(self, index: jax.Array) -> jax.Array:
         """Returns the first row of a block."""

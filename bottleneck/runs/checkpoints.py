@@ -14,20 +14,13 @@ import re
 import sys
 from collections.abc import Iterator
 from pathlib import Path
-from types import TracebackType
 from typing import Any, Self
 
 import jax
 import numpy as np
 import orbax.checkpoint as ocp
 from jax.experimental import multihost_utils
-from orbax.checkpoint.checkpoint_managers import (
-    AnyPreservationPolicy,
-    CustomSteps,
-    EveryNSteps,
-    LatestN,
-    PreservationPolicy,
-)
+from orbax.checkpoint import checkpoint_managers as policies
 
 from bottleneck.config import CheckpointConfig
 from bottleneck.errors import UserError
@@ -100,11 +93,12 @@ class Checkpointer:
         self._folder = absolute(folder)
         _print_no_tracebacks()
         _put_damaged_aside(self._folder)
-        kept: list[PreservationPolicy] = [LatestN(config.keep_last), CustomSteps(config.steps)]
+        kept: list[policies.PreservationPolicy] = [policies.LatestN(config.keep_last)]
+        kept.append(policies.CustomSteps(config.steps))
         if config.keep_every is not None:
-            kept.append(EveryNSteps(config.keep_every))
+            kept.append(policies.EveryNSteps(config.keep_every))
         options = ocp.CheckpointManagerOptions(
-            preservation_policy=AnyPreservationPolicy(kept),
+            preservation_policy=policies.AnyPreservationPolicy(kept),
             cleanup_tmp_directories=True,
             async_options=ocp.options.AsyncOptions(timeout_secs=_MOST_SECONDS),
         )
@@ -121,7 +115,6 @@ class Checkpointer:
         """Returns once the arrays are off the device; writing continues in the background.
 
         A step that is already saved is skipped.
-
         Raises: `UserError` if this checkpoint or the previous one cannot be written.
         """
         if step in self._manager.all_steps():
@@ -131,25 +124,20 @@ class Checkpointer:
             self._manager.wait_until_finished()
             if not is_remote(self._folder) and free_bytes(self._folder) < size:
                 raise OSError(errno.ENOSPC, "")
-            self._manager.save(
-                step,
-                args=ocp.args.Composite(
-                    params=ocp.args.StandardSave(params),
-                    opt_state=ocp.args.StandardSave(opt_state),
-                    meta=ocp.args.JsonSave({"step": step}),
-                ),
+            items = ocp.args.Composite(
+                params=ocp.args.StandardSave(params),
+                opt_state=ocp.args.StandardSave(opt_state),
+                meta=ocp.args.JsonSave({"step": step}),
             )
+            self._manager.save(step, args=items)
 
     def restore(self, step: int, abstract_state: tuple[Any, Any]) -> tuple[Any, Any]:
         """Returns (params, opt_state) of a step with the shardings of the abstract arrays."""
         params, opt_state = abstract_state
-        restored = self._manager.restore(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardRestore(params),
-                opt_state=ocp.args.StandardRestore(opt_state),
-            ),
+        items = ocp.args.Composite(
+            params=ocp.args.StandardRestore(params), opt_state=ocp.args.StandardRestore(opt_state)
         )
+        restored = self._manager.restore(step, args=items)
         return restored["params"], restored["opt_state"]
 
     def wait(self) -> None:
@@ -180,19 +168,10 @@ class Checkpointer:
     def __enter__(self) -> Self:
         return self
 
-    def __exit__(
-        self,
-        kind: type[BaseException] | None,
-        error: BaseException | None,
-        trace: TracebackType | None,
-    ) -> None:
-        if error is None:
-            with self._writing():
-                self._manager.close()
-        else:
-            # The caller must see that error, not one of a save in progress.
-            with contextlib.suppress(Exception):
-                self._manager.close()
+    def __exit__(self, kind: Any, error: BaseException | None, trace: Any) -> None:
+        # After an error the caller must see that one, not one of a save in progress.
+        with self._writing() if error is None else contextlib.suppress(Exception):
+            self._manager.close()
 
 
 def _put_damaged_aside(folder: Path) -> None:
@@ -203,7 +182,7 @@ def _put_damaged_aside(folder: Path) -> None:
     damaged: dict[int, str] = {}
     for step in reversed(saved_steps(folder)):
         problem = _damage(folder / str(step))
-        if not _any(problem is not None):
+        if not multihost_utils.process_allgather(np.array(problem is not None)).any():
             break
         damaged[step] = problem or "another process found it damaged"
     else:
@@ -218,9 +197,8 @@ def _put_damaged_aside(folder: Path) -> None:
         if jax.process_index() == 0:
             with writing(aside):
                 aside.parent.mkdir(exist_ok=True)
-                taken = sum(
-                    path.name.split(".")[0] == aside.name for path in aside.parent.iterdir()
-                )
+                names = [path.name.split(".")[0] for path in aside.parent.iterdir()]
+                taken = names.count(aside.name)
                 aside = aside.with_name(f"{aside.name}.{taken}") if taken else aside
                 (folder / str(step)).rename(aside)
         print(
@@ -236,32 +214,33 @@ def _damage(checkpoint: Path) -> str | None:
     if not (checkpoint / "params").is_dir():
         return f"{checkpoint / 'params'} is missing"
     part, parts = jax.process_index(), jax.process_count()
-    items = (checkpoint / name for name in ITEMS)
-    found = (seals.damage(item, part, parts) for item in items)
+    found = (seals.damage(checkpoint / name, part, parts) for name in ITEMS)
     return next((problem for problem in found if problem is not None), None)
-
-
-def _any(flag: bool) -> bool:
-    """Returns True if the flag is True in any process."""
-    if jax.process_count() == 1:
-        return flag
-    return bool(np.any(multihost_utils.process_allgather(np.array(flag))))
 
 
 def save_params(folder: Path, step: int, params: Any, origin: dict[str, Any]) -> None:
     """Saves the parameters of a model trained elsewhere, beside the steps already in the folder.
 
-    Args:
-        origin: their source, recorded in the item `meta`.
+    The item `meta` records their origin.
     """
     options = ocp.CheckpointManagerOptions(cleanup_tmp_directories=True)
-    with ocp.CheckpointManager(
-        folder.resolve(), options=options, handler_registry=handlers()
-    ) as manager:
-        manager.save(
-            step,
-            args=ocp.args.Composite(
-                params=ocp.args.StandardSave(params),
-                meta=ocp.args.JsonSave({"step": step, **origin}),
-            ),
+    items = ocp.args.Composite(
+        params=ocp.args.StandardSave(params), meta=ocp.args.JsonSave({"step": step, **origin})
+    )
+    folder = folder.resolve()
+    with ocp.CheckpointManager(folder, options=options, handler_registry=handlers()) as manager:
+        manager.save(step, args=items)
+
+
+def read_params(folder: Path, step: int) -> Any:
+    """Returns the parameters at a step, each array whole on the first CPU device."""
+    # Without a target orbax asks for the devices that saved the arrays.
+    here = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
+    options = ocp.CheckpointManagerOptions(create=False)
+    with ocp.CheckpointManager(folder, options=options, handler_registry=handlers()) as manager:
+        target = jax.tree.map(
+            lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here),
+            manager.item_metadata(step)["params"].tree,
         )
+        items = ocp.args.Composite(params=ocp.args.StandardRestore(target))
+        return manager.restore(step, args=items)["params"]

@@ -12,6 +12,7 @@ from typing import Any
 from bottleneck.errors import UserError
 from bottleneck.runs.folder import metric_files
 from bottleneck.storage import json_files
+from bottleneck.storage.folders import cannot_read
 
 _LARGEST = 2**63 - 1
 
@@ -25,35 +26,26 @@ def read(workdir: Path) -> list[dict[str, Any]]:
     """Returns the contents of each line of a run's metrics, in the order of writing.
 
     A last line without its end was torn by a kill and is left out.
-
     Raises: `UserError` if a line is damaged, naming it and its file.
     """
     found = []
     paths = metric_files(workdir)
     for path in paths:
         try:
-            *lines, torn = path.read_bytes().split(b"\n")
+            *whole, torn = path.read_bytes().split(b"\n")
         except OSError as error:
-            raise UserError(f"cannot read {path}: {error.strerror or error}") from error
-        if torn and (path != paths[-1] or _is_line(torn)):
-            lines.append(torn)
-        for number, line in enumerate(lines, start=1):
+            raise cannot_read(path, error) from error
+        for number, line in enumerate([*whole, torn] if torn else whole, start=1):
             try:
                 found.append(_row(line))
             except ValueError as error:
+                if number > len(whole) and path == paths[-1]:
+                    break
                 raise UserError(
                     f"{path}, line {number} is damaged: {error}; restore the file from a copy, or "
                     "delete the line, which loses only that measurement"
                 ) from error
     return found
-
-
-def _is_line(content: bytes) -> bool:
-    try:
-        _row(content)
-    except ValueError:
-        return False
-    return True
 
 
 def _row(line: bytes) -> dict[str, Any]:

@@ -27,11 +27,9 @@ class MetricsWriter:
     """Appends scalars to metrics.jsonl, each line at once, and to TensorBoard."""
 
     def __init__(self, workdir: Path, start_step: int | None):
-        """Opens the files for appending.
+        """Opens the files for appending, from the step at which the run starts or resumes.
 
-        Args:
-            start_step: the step at which the run starts or resumes; None if steps come in any
-                order. TensorBoard cannot show those and gets nothing.
+        None: steps come in any order. TensorBoard cannot show those and gets nothing.
         """
         self._lines: _Lines | MetricParts
         with writing(workdir / METRICS):
@@ -76,8 +74,9 @@ class _Lines:
     """A file of lines that is only appended to."""
 
     def __init__(self, path: Path):
-        _drop_torn_line(path)
+        content = path.read_bytes() if path.exists() else b""
         self._file = path.open("ab", buffering=0)  # a buffer would retry what a full disk refused
+        self._file.truncate(content.rfind(b"\n") + 1)  # a kill may have torn the last line
 
     def write(self, line: str) -> None:
         left = memoryview(line.encode())
@@ -89,17 +88,6 @@ class _Lines:
 
     def close(self) -> None:
         self._file.close()
-
-
-def _drop_torn_line(path: Path) -> None:
-    """Truncates a line that a kill tore, so that the next one starts on its own."""
-    if not path.exists():
-        return
-    content = path.read_bytes()
-    whole = content.rfind(b"\n") + 1
-    if whole < len(content):
-        with path.open("r+b") as file:
-            file.truncate(whole)
 
 
 class MetricParts:

@@ -60,10 +60,7 @@ class Probe:
     first_bounded_index: singular values from this index on are only upper bounds.
     singular_entropy: KL(p‖u), nats, of p ∝ σ² from the uniform u; 0 for a flat spectrum.
     singular_entropy_linear, singular_entropy_centred: the same of p ∝ σ, and of the centred head.
-    effective_rank: exp of the entropy of p ∝ σ (Roy and Vetterli 2007).
-    stable_rank: Σσ² / σ₀².
-    participation_ratio: (Σσ²)² / Σσ⁴.
-    tail_exponent: a of σᵢ ∝ i^−a over the middle of the spectrum.
+    effective_rank, stable_rank, participation_ratio, tail_exponent: as in `probes`.
     ranks: int [n], ascending; the last is D.
     w_error: [n], √(Σ_{i>r} σᵢ² / Σσ²), the fraction of ‖W‖ that truncation to rank r removes.
     anisotropy: [layers + 1], mean cosine similarity of hidden states.
@@ -75,7 +72,6 @@ class Probe:
     mean_hidden_norm: E‖h‖.
     whitened_singular_values: [D], of the centred W times C^½, C = E[h hᵀ].
     gradient_survival: 0 to 1, fraction of the norm of ∂loss/∂logits that the head passes back.
-
     loss, loss_se: cross-entropy of the model and its standard error, clustered by document.
     document_losses, document_tokens: [g], the sum of losses and number of tokens of each document.
     plain, whitened: cost of truncating W itself, and of truncating W·C^½.
@@ -156,13 +152,9 @@ class Probe:
         arrays = read_arrays(path)
         values: dict[str, Any] = {}
         for entry in dataclasses.fields(cls):
-            if entry.name in ("plain", "whitened"):
-                parts = {
-                    part.name: arrays[f"{entry.name}/{part.name}"]
-                    for part in dataclasses.fields(RankGaps)
-                    if f"{entry.name}/gap" in arrays
-                }
-                values[entry.name] = RankGaps(**parts) if parts else None
+            if f"{entry.name}/gap" in arrays:
+                names = (part.name for part in dataclasses.fields(RankGaps))
+                values[entry.name] = RankGaps(**{n: arrays[f"{entry.name}/{n}"] for n in names})
             elif entry.name in arrays:
                 value = arrays[entry.name]
                 values[entry.name] = value if value.ndim else value.item()

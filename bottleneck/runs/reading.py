@@ -98,10 +98,7 @@ class Run:
         return [rows[column].cast(pl.Float64).to_numpy() for column in columns]
 
     def probe(self, step: int | None = None) -> Probe:
-        """Returns the probe of a step (None: the last).
-
-        Raises: `UserError` if the step was not probed or the file is damaged.
-        """
+        """Returns the probe of a step (None: the last); `UserError` if missing or damaged."""
         step = self._known(step, self.probe_steps, "probe")
         return Probe.load(self.path / "probes" / PROBE.format(step))
 
@@ -110,7 +107,6 @@ class Run:
 
         They are nested dicts of jax arrays, each whole on the first CPU device. jax starts every
         platform that it finds; JAX_PLATFORMS=cpu keeps it off a busy accelerator.
-
         Raises: `UserError` if the step has no checkpoint or it cannot be read.
         """
         step = self._known(step, self.steps, "checkpoint")
@@ -118,33 +114,14 @@ class Run:
         if problem is not None:
             raise UserError(f"the checkpoint of step {step} is damaged: {problem}")
         try:
-            return self._restored(step)
+            from bottleneck.runs.checkpoints import read_params
+
+            return read_params(absolute(self.path / "checkpoints"), step)
         except Exception as error:  # orbax raises what its layers do
             reason = " ".join(str(error).split()) or type(error).__name__
             raise UserError(
                 f"{self.path}: the checkpoint of step {step} cannot be read: {reason}"
             ) from error
-
-    def _restored(self, step: int) -> dict[str, Any]:
-        import jax
-        import orbax.checkpoint as ocp
-
-        from bottleneck.runs.checkpoints import handlers
-
-        # Without a target orbax asks for the devices that saved the arrays. So one is built from
-        # the checkpoint's metadata, with every array on one device.
-        here = jax.sharding.SingleDeviceSharding(jax.devices("cpu")[0])
-        with ocp.CheckpointManager(
-            absolute(self.path / "checkpoints"),
-            options=ocp.CheckpointManagerOptions(create=False),
-            handler_registry=handlers(),
-        ) as manager:
-            saved = manager.item_metadata(step)["params"].tree
-            target = jax.tree.map(
-                lambda leaf: jax.ShapeDtypeStruct(leaf.shape, leaf.dtype, sharding=here), saved
-            )
-            items = ocp.args.Composite(params=ocp.args.StandardRestore(target))
-            return manager.restore(step, args=items)["params"]
 
     def _known(self, step: int | None, known: list[int], what: str) -> int:
         if not known:
@@ -265,15 +242,13 @@ def table(root: str | os.PathLike[str]) -> pl.DataFrame:
             "n_params_non_embedding": run.n_params_non_embedding,
             "d_model": run.config.model.d_model,
             "head_rank": run.head_rank,
-            **{key: _scalar(config[key]) for key in differing},
         }
+        for key in differing:
+            value = config[key]
+            described[key] = ", ".join(map(str, value)) if isinstance(value, tuple) else value
         columns = [pl.lit(value).alias(name) for name, value in described.items()]
         parts.append(run.metrics.sort("split", "step").select(*columns, pl.all()))
     return pl.concat(parts, how="diagonal_relaxed")
-
-
-def _scalar(value: Any) -> Any:
-    return ", ".join(map(str, value)) if isinstance(value, tuple) else value
 
 
 def _is_run(path: Path) -> bool:

@@ -13,6 +13,7 @@ from pathlib import Path
 
 from bottleneck.storage import json_files
 from bottleneck.storage.checksums import FileInfo, difference, infos_in, listed
+from bottleneck.storage.folders import cannot_read
 
 SEAL = "seal.json"
 
@@ -28,8 +29,7 @@ def seal(item: Path) -> None:
 def damage(item: Path, part: int = 0, parts: int = 1) -> str | None:
     """Returns how an item is damaged, naming the file; None if it is intact.
 
-    Args:
-        part: 0 to `parts` - 1; each part reads its share of the files.
+    Each part, 0 to `parts` - 1, reads its share of the files.
     """
     if not (item / SEAL).exists():
         return f"{item / SEAL} is missing"
@@ -47,7 +47,7 @@ def _problem(path: Path, info: FileInfo) -> str | None:
     try:
         problem = difference(path, info)
     except OSError as error:
-        return f"cannot read {path}: {error.strerror or error}"
+        return str(cannot_read(path, error))
     return problem and f"{path}: {problem}"
 
 

@@ -35,8 +35,7 @@ class TensorBoard:
         name = f"events.out.tfevents.{time.time():.6f}.{socket.gethostname()}.{os.getpid()}"
         self._writer = RecordWriter((here / name).open("wb"))
         self._write(Event(file_version=_VERSION))
-        purge = SessionLog(status=SessionLog.START)
-        self._write(Event(step=start_step + 1, session_log=purge))
+        self._write(Event(step=start_step + 1, session_log=SessionLog(status=SessionLog.START)))
         self._last_flush = time.monotonic()
 
     def add(self, step: int, split: str, scalars: dict[str, float]) -> None:

@@ -7,14 +7,7 @@ import pytest
 from flax import nnx
 
 from bottleneck.config import ModelConfig
-from bottleneck.model.head import (
-    FactoredHead,
-    FullHead,
-    HeadFactors,
-    TiedFactoredHead,
-    TiedHead,
-    make_head,
-)
+from bottleneck.model.head import FactoredHead, FullHead, HeadFactors, make_head
 
 SMALL = dict(vocab_size=300, d_model=32, n_heads=4, n_layers=2)
 
@@ -76,8 +69,8 @@ def test_normal_factors_are_standard_normal():
     [
         (False, None, FullHead),
         (False, 4, FactoredHead),
-        (True, None, TiedHead),
-        (True, 4, TiedFactoredHead),
+        (True, None, FullHead),
+        (True, 4, FactoredHead),
     ],
 )
 def test_the_config_chooses_the_kind(tied, rank, kind):

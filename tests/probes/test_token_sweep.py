@@ -92,15 +92,6 @@ def test_every_token_at_every_rank(rank, kind):
         np.testing.assert_allclose(found[name], values, **TOLERANCE, err_msg=name)
 
 
-def test_losses_alone_are_the_same():
-    factors, hidden, targets, W = problem()
-    arrays = (factors, hidden, targets, *maps(truncation.plain(W)))
-    sweep = functools.partial(token_sweep, ranks=RANKS)
-    alone, nothing = jax.jit(functools.partial(sweep, predict=False))(*arrays)
-    assert nothing is None
-    np.testing.assert_allclose(alone, jax.jit(sweep)(*arrays)[0], atol=1e-6)
-
-
 @pytest.mark.parametrize(
     "sizes",
     [

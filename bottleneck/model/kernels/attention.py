@@ -5,7 +5,6 @@ B: sequences; L: tokens; H: heads; G: key-value heads (a divisor of H); K: size 
 
 from __future__ import annotations
 
-from collections.abc import Callable
 from typing import Literal
 
 import jax
@@ -47,7 +46,7 @@ def causal_attention(
         implementation = _fastest(query_BxLxHxK)
     arrays = (query_BxLxHxK, key_BxLxGxK, value_BxLxGxK)
     if implementation == "splash":
-        return _on_mesh(splash_attention)(*arrays)
+        return _splash_on_mesh(*arrays)
     if implementation == "blocks":
         return block_attention(*arrays)
     if implementation == "cudnn":
@@ -74,9 +73,7 @@ def splash_attention(
     """Causal attention by jax's Pallas TPU kernel, for one device's heads and sequences.
 
     The scores are never in memory: forward and backward compute a block of them at a time.
-
-    Args:
-        interpret: emulate the kernel on another backend, slowly.
+    `interpret` emulates the kernel on another backend, slowly.
     """
     # Importing Pallas takes a second, and only a TPU's programs need it.
     from jax.experimental.pallas.ops.tpu.splash_attention import splash_attention_kernel as kernels
@@ -86,15 +83,7 @@ def splash_attention(
     block = next(b for b in _BLOCKS if length % b == 0)
     attend = kernels.make_splash_mha_single_device(
         masks.MultiHeadMask([masks.CausalMask((length, length))] * n_heads),
-        block_sizes=kernels.BlockSizes(
-            block_q=block,
-            block_kv=block,
-            block_q_dkv=block,
-            block_kv_dkv=block,
-            block_kv_dkv_compute=block,
-            block_q_dq=block,
-            block_kv_dq=block,
-        ),
+        block_sizes=kernels.BlockSizes(*(block,) * 8),  # all tiles, forward and backward
         interpret=interpret,
         residual_checkpoint_name=remat.ATTENTION,
     )
@@ -104,12 +93,11 @@ def splash_attention(
     return jnp.swapaxes(jax.vmap(attend)(*by_head), 1, 2)
 
 
-def _on_mesh(attend: Callable[..., jax.Array]) -> Callable[..., jax.Array]:
-    """Runs the function on each device's sequences and heads, as a Pallas kernel needs."""
+def _splash_on_mesh(*arrays: jax.Array) -> jax.Array:
+    """Splash attention of each device's sequences and heads, as a Pallas kernel needs."""
     if jax.sharding.get_abstract_mesh().size <= 1:
-        return attend
-    heads = partition_spec(["batch", None, "heads", None])
-    kv_heads = partition_spec(["batch", None, "kv_heads", None])
-    return jax.shard_map(
-        attend, in_specs=(heads, kv_heads, kv_heads), out_specs=heads, check_vma=False
-    )
+        return splash_attention(*arrays)
+    heads, kv_heads = (partition_spec(["batch", None, h, None]) for h in ("heads", "kv_heads"))
+    specs = (heads, kv_heads, kv_heads)
+    on_mesh = jax.shard_map(splash_attention, in_specs=specs, out_specs=heads, check_vma=False)
+    return on_mesh(*arrays)

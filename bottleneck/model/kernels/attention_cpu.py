@@ -4,12 +4,13 @@ It skips half of the square of positions, and a block's scores are still in the 
 used. The backward pass keeps the log-sum-exp of every row of scores and computes the weights again,
 as flash attention does (Dao et al. 2022).
 B: sequences; L: tokens; H: heads; G: key-value heads; K: size of one head.
-Queries are laid out as [B, G, H/G, L, K].
-Those of a block, of all heads that share keys, are laid out as [B, G, Q, K].
+Queries are laid out as [B, G, H/G, L, K]; those of a block, of all heads that share keys, as
+[B, G, Q, K].
 """
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 
 import jax
@@ -21,6 +22,7 @@ from bottleneck.model.kernels.cpu import computed_once
 _MAX_BLOCKS = 8  # each is compiled separately
 _MIN_BLOCK = 64  # queries; smaller ones cost more in calls than they save in positions
 
+_product = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
 _Kept = tuple[jax.Array, jax.Array, jax.Array, jax.Array, jax.Array]
 
 
@@ -63,25 +65,23 @@ def _backward(kept: _Kept, gradient_BxLxHxK: jax.Array) -> tuple[jax.Array, jax.
     by_query = []
     # A CPU copies the left side of a product to transpose it. Transposed results keep the scores
     # off that side; the sides that remain are transposed here, all blocks at once.
-    query_turned, gradient_turned = _turned(query), _turned(gradient)
+    query_turned = computed_once(jnp.moveaxis(query, 4, 2))  # [B, G, K, H/G, L]
+    gradient_turned = computed_once(jnp.moveaxis(gradient, 4, 2))
     by_key = by_value = jnp.zeros((*key.shape[:2], key.shape[3], length), jnp.float32)
+    turned = (*key.shape[:2], key.shape[3], -1)  # [B, G, K, Q], queries of a block
     for start, end in _blocks(length):
         part = slice(start, end)
         weights = jnp.exp(_scores(query, key, start, end) - _flat(lse[:, :, :, part]))
         of_block = _flat(gradient[:, :, :, part])
         by_weight = _product("bgqk,bgsk->bgqs", of_block, value[:, :, :end])
         by_score = (weights * (by_weight - _flat(common[:, :, :, part]))).astype(dtype)
-        by_query.append(
-            _unflat(_product("bgqs,bgsk->bgqk", by_score, key[:, :, :end]), query.shape)
-        )
-        by_key = by_key.at[..., :end].add(
-            _product("bgkq,bgqs->bgks", _flat_turned(query_turned[..., part]), by_score)
-        )
-        by_value = by_value.at[..., :end].add(
-            _product(
-                "bgkq,bgqs->bgks", _flat_turned(gradient_turned[..., part]), weights.astype(dtype)
-            )
-        )
+        of_queries = _product("bgqs,bgsk->bgqk", by_score, key[:, :, :end])
+        by_query.append(_unflat(of_queries, query.shape))
+        of_keys = _product("bgkq,bgqs->bgks", query_turned[..., part].reshape(turned), by_score)
+        by_key = by_key.at[..., :end].add(of_keys)
+        turned_gradient, rounded = gradient_turned[..., part].reshape(turned), weights.astype(dtype)
+        of_values = _product("bgkq,bgqs->bgks", turned_gradient, rounded)
+        by_value = by_value.at[..., :end].add(of_values)
     by_query_BxLxHxK = _by_token(jnp.concatenate(by_query, axis=3)) * query.shape[-1] ** -0.5
     return (
         by_query_BxLxHxK.astype(dtype),
@@ -106,10 +106,6 @@ def _scores(query: jax.Array, key: jax.Array, start: int, end: int) -> jax.Array
     return jnp.where(jnp.arange(end) <= position_Q[:, None], scores, -jnp.inf)
 
 
-def _product(equation: str, one: jax.Array, other: jax.Array) -> jax.Array:
-    return jnp.einsum(equation, one, other, preferred_element_type=jnp.float32)
-
-
 def _by_group(array_BxLxHxK: jax.Array, n_groups: int) -> jax.Array:
     """[B, L, H, K] → [B, G, H/G, L, K]."""
     B, L, H, K = array_BxLxHxK.shape
@@ -125,16 +121,6 @@ def _by_token(array: jax.Array) -> jax.Array:
 def _flat(array: jax.Array) -> jax.Array:
     """Queries of a block: [B, G, H/G, q, K] → [B, G, Q, K]."""
     return array.reshape(*array.shape[:2], -1, array.shape[-1])
-
-
-def _turned(array: jax.Array) -> jax.Array:
-    """[B, G, H/G, L, K] → [B, G, K, H/G, L], in memory."""
-    return computed_once(jnp.moveaxis(array, 4, 2))
-
-
-def _flat_turned(array: jax.Array) -> jax.Array:
-    """Queries of a block: [B, G, K, H/G, q] → [B, G, K, Q]."""
-    return array.reshape(*array.shape[:3], -1)
 
 
 def _unflat(array: jax.Array, shape: tuple[int, ...]) -> jax.Array:

@@ -7,102 +7,61 @@ the head. Symbols as in `loss_pieces`.
 
 from __future__ import annotations
 
+import functools
+
 import jax
 import jax.numpy as jnp
 
-from bottleneck.model.kernels.loss_pieces import (
-    ROW_UNIT,
-    Chunking,
-    Layout,
-    Logits,
-    Sums,
-    add_logits,
-    empty_sums,
-    gather_columns,
-    logits_gradient,
-    logits_of,
-    over_devices,
-    scatter_columns,
-    sum_others,
-)
+from bottleneck.model.kernels import loss_pieces as pieces
+
+_Block = tuple[jax.Array, jax.Array]  # some of this device's rows, and the number of their first
 
 
-def statistics(
-    layout: Layout, chunking: Chunking, projected: jax.Array, rows: jax.Array, targets: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """float32 [b, L]: log-sum-exp of every token's logits, and the logit of its target."""
-    first_row = layout.first_row(rows.shape[0])
-    blocks, starts = _row_blocks(layout, chunking, projected, rows)
+def statistics(plan: pieces.LossPlan, share: pieces.Share) -> pieces.Found:
+    projected, rows, targets, _ = share
+    first_row = plan.first_row(rows.shape[0])
 
-    def one_block(sums: Sums, block: tuple[jax.Array, jax.Array]) -> tuple[Sums, None]:
+    def one_block(sums: pieces.Sums, block: _Block) -> tuple[pieces.Sums, None]:
         shard, start = block
-        gathered = gather_columns(layout, shard, projected.dtype)
-        place = (targets, first_row + start, chunking.n_rows, rows.shape[0] - start)
-        return add_logits(sums, lambda h: logits_of(h, gathered, *place), projected), None
+        gathered = plan.gather(shard, projected.dtype)
+        place = (targets, first_row + start, plan.n_rows, rows.shape[0] - start)
+        return sums.add(lambda h: pieces.logits_of(h, gathered, *place), projected), None
 
-    def few() -> Logits:
-        few_rows = gather_columns(layout, rows[:ROW_UNIT], projected.dtype)
-        return logits_of(projected, few_rows, targets, first_row, chunking.n_rows)
+    def few() -> pieces.Logits:
+        few_rows = plan.gather(rows[: pieces.ROW_UNIT], projected.dtype)
+        return pieces.logits_of(projected, few_rows, targets, first_row, plan.n_rows)
 
-    sums, _ = jax.lax.scan(one_block, empty_sums(few, targets), (blocks, starts))
-    return over_devices(sums, layout)
+    sums, _ = jax.lax.scan(one_block, pieces.Sums.empty(few, targets), _row_blocks(plan, share))
+    return sums.over_devices(plan)
 
 
-def gradients(
-    layout: Layout,
-    chunking: Chunking,
-    z_loss: float,
-    projected: jax.Array,
-    rows: jax.Array,
-    targets: jax.Array,
-    weights: jax.Array,
-) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-    """`statistics`, and the gradients with respect to this device's `projected` and `rows`."""
-    lse, target_logits = statistics(layout, chunking, projected, rows, targets)
-    first_row = layout.first_row(rows.shape[0])
-    blocks, starts = _row_blocks(layout, chunking, projected, rows)
+def gradients(plan: pieces.LossPlan, share: pieces.Share) -> pieces.Gradients:
+    projected, rows, targets, weights = share
+    einsum = functools.partial(jnp.einsum, preferred_element_type=jnp.float32)
+    lse, target_logits = statistics(plan, share)
+    first_row = plan.first_row(rows.shape[0])
 
-    def one_block(
-        h_gradient: jax.Array, block: tuple[jax.Array, jax.Array]
-    ) -> tuple[jax.Array, jax.Array]:
+    def one_block(h_gradient: jax.Array, block: _Block) -> tuple[jax.Array, jax.Array]:
         shard, start = block
-        gathered = gather_columns(layout, shard, projected.dtype)
-        logits = logits_of(
-            projected,
-            gathered,
-            targets,
-            first_row + start,
-            chunking.n_rows,
-            rows.shape[0] - start,
-        )
-        gradient = logits_gradient(logits, lse, weights, z_loss).astype(projected.dtype)
-        h_gradient += jnp.einsum(
-            "blv,vk->blk", gradient, gathered, preferred_element_type=jnp.float32
-        )
-        block_gradient = jnp.einsum(
-            "blv,blk->vk", gradient, projected, preferred_element_type=jnp.float32
-        )
-        return h_gradient, scatter_columns(layout, block_gradient)
+        gathered = plan.gather(shard, projected.dtype)
+        place = (targets, first_row + start, plan.n_rows, rows.shape[0] - start)
+        logits = pieces.logits_of(projected, gathered, *place)
+        gradient = logits.gradient(lse, weights, plan.z_loss).astype(projected.dtype)
+        h_gradient += einsum("blv,vk->blk", gradient, gathered)
+        return h_gradient, plan.scatter(einsum("blv,blk->vk", gradient, projected))
 
     start = jnp.zeros(projected.shape, jnp.float32)
-    h_gradient, block_gradients = jax.lax.scan(one_block, start, (blocks, starts))
+    h_gradient, block_gradients = jax.lax.scan(one_block, start, _row_blocks(plan, share))
+    h_gradient = jax.lax.psum(h_gradient, plan.vocab).astype(projected.dtype)
     rows_gradient = block_gradients.reshape(-1, rows.shape[1])[: rows.shape[0]]
-    return (
-        (lse, target_logits),
-        (
-            jax.lax.psum(h_gradient, layout.vocab).astype(projected.dtype),
-            sum_others(layout, rows_gradient).astype(rows.dtype),
-        ),
-    )
+    return (lse, target_logits), (h_gradient, plan.sum_others(rows_gradient).astype(rows.dtype))
 
 
-def _row_blocks(
-    layout: Layout, chunking: Chunking, projected: jax.Array, rows: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """Returns this device's rows in blocks, [n_blocks, block, K/shards], and their first rows."""
-    n_rows, n_tokens = rows.shape[0], projected.shape[0] * projected.shape[1]
-    wanted = max(ROW_UNIT, chunking.chunk * n_rows // n_tokens)
-    block = min(n_rows, -(-wanted // ROW_UNIT) * ROW_UNIT)
+def _row_blocks(plan: pieces.LossPlan, share: pieces.Share) -> _Block:
+    """Returns the stacked blocks of this device's rows, [n_blocks, block, K/shards]."""
+    n_rows = share.rows.shape[0]
+    wanted = max(pieces.ROW_UNIT, plan.chunk * n_rows // share.targets.size)
+    block = min(n_rows, -(-wanted // pieces.ROW_UNIT) * pieces.ROW_UNIT)
     n_blocks = -(-n_rows // block)
-    padded = jnp.pad(rows, ((0, n_blocks * block - n_rows), (0, 0)))
+    padded = jnp.pad(share.rows, ((0, n_blocks * block - n_rows), (0, 0)))
     return padded.reshape(n_blocks, block, -1), block * jnp.arange(n_blocks)

@@ -9,102 +9,49 @@ from __future__ import annotations
 import jax
 import jax.numpy as jnp
 
-from bottleneck.model.kernels.loss_pieces import (
-    ROW_UNIT,
-    Chunking,
-    Layout,
-    Logits,
-    Sums,
-    add_logits,
-    empty_sums,
-    gather_columns,
-    logits_gradient,
-    logits_of,
-    over_devices,
-    scatter_columns,
-    sum_others,
-)
+from bottleneck.model.kernels import loss_pieces as pieces
 
 
-def statistics(
-    layout: Layout, chunking: Chunking, projected: jax.Array, rows: jax.Array, targets: jax.Array
-) -> tuple[jax.Array, jax.Array]:
-    """float32 [b, L]: log-sum-exp of every token's logits, and the logit of its target."""
-    rows = gather_columns(layout, rows, projected.dtype)
-    length = projected.shape[1]
-    chunk_length = _chunk_length(projected.shape, chunking)
+def statistics(plan: pieces.LossPlan, share: pieces.Share) -> pieces.Found:
+    rows = plan.gather(share.rows, share.projected.dtype)
 
-    def one_chunk(_: None, arrays: tuple[jax.Array, ...]) -> tuple[None, tuple[jax.Array, ...]]:
-        return None, over_devices(_chunk(layout, chunking, rows, *arrays)[1], layout)
+    def one_chunk(_: None, arrays: tuple[jax.Array, ...]) -> tuple[None, pieces.Found]:
+        return None, _chunk(plan, rows, *arrays)[1]
 
-    arrays = tuple(_split(array, chunk_length) for array in (projected, targets))
-    _, (lse, target_logits) = jax.lax.scan(one_chunk, None, arrays)
-    return _join(lse)[:, :length], _join(target_logits)[:, :length]
+    arrays = (share.projected, share.targets)
+    return pieces.scan_chunks(one_chunk, None, arrays, plan.chunk // len(share.targets), axis=1)[1]
 
 
-def gradients(
-    layout: Layout,
-    chunking: Chunking,
-    z_loss: float,
-    projected: jax.Array,
-    rows: jax.Array,
-    targets: jax.Array,
-    weights: jax.Array,
-) -> tuple[tuple[jax.Array, jax.Array], tuple[jax.Array, jax.Array]]:
-    """`statistics`, and the gradients with respect to this device's `projected` and `rows`."""
-    rows_dtype, rows = rows.dtype, gather_columns(layout, rows, projected.dtype)
-    length = projected.shape[1]
-    chunk_length = _chunk_length(projected.shape, chunking)
+def gradients(plan: pieces.LossPlan, share: pieces.Share) -> pieces.Gradients:
+    rows = plan.gather(share.rows, share.projected.dtype)
 
     def one_chunk(
         rows_gradient: jax.Array, arrays: tuple[jax.Array, ...]
     ) -> tuple[jax.Array, tuple[jax.Array, ...]]:
         h, t, w = arrays
-        logits, found = _chunk(layout, chunking, rows, h, t)
-        lse, target_logits = over_devices(found, layout)
-        gradient = logits_gradient(logits, lse, w, z_loss).astype(h.dtype)
+        logits, (lse, target_logits) = _chunk(plan, rows, h, t)
+        gradient = logits.gradient(lse, w, plan.z_loss).astype(h.dtype)
         h_gradient = jnp.einsum("blv,vk->blk", gradient, rows)
         rows_gradient += jnp.einsum("blv,blk->vk", gradient, h, preferred_element_type=jnp.float32)
         return rows_gradient, (h_gradient, lse, target_logits)
 
-    arrays = tuple(_split(array, chunk_length) for array in (projected, targets, weights))
+    arrays = (share.projected, share.targets, share.weights)
     start = jnp.zeros(rows.shape, jnp.float32)
-    rows_gradient, results = jax.lax.scan(one_chunk, start, arrays)
-    h_gradient, lse, target_logits = (_join(result)[:, :length] for result in results)
-    return (
-        (lse, target_logits),
-        (
-            jax.lax.psum(h_gradient, layout.vocab),
-            sum_others(layout, scatter_columns(layout, rows_gradient)).astype(rows_dtype),
-        ),
+    rows_gradient, (h_gradient, lse, target_logits) = pieces.scan_chunks(
+        one_chunk, start, arrays, plan.chunk // len(share.targets), axis=1
     )
+    h_gradient = jax.lax.psum(h_gradient, plan.vocab)
+    rows_gradient = plan.sum_others(plan.scatter(rows_gradient)).astype(share.rows.dtype)
+    return (lse, target_logits), (h_gradient, rows_gradient)
 
 
 def _chunk(
-    layout: Layout, chunking: Chunking, rows: jax.Array, projected: jax.Array, targets: jax.Array
-) -> tuple[Logits, Sums]:
-    """Returns the logits of a chunk of tokens for all rows of this device, and their sums."""
-    place = (targets, layout.first_row(rows.shape[0]), chunking.n_rows)
-    logits = logits_of(projected, rows, *place)
-    start = empty_sums(lambda: logits_of(projected, rows[:ROW_UNIT], *place), targets)
-    return logits, add_logits(start, lambda _: logits, projected)
-
-
-def _chunk_length(shape: tuple[int, ...], chunking: Chunking) -> int:
-    batch, length = shape[:2]
-    return min(length, max(1, chunking.chunk // batch))
-
-
-def _split(array_bxL: jax.Array, chunk_length: int) -> jax.Array:
-    """[b, L, ...] → [n_chunks, b, chunk_length, ...], padded with zeros to a multiple."""
-    padding = -array_bxL.shape[1] % chunk_length
-    widths = [(0, 0), (0, padding)] + [(0, 0)] * (array_bxL.ndim - 2)
-    padded = jnp.pad(array_bxL, widths)
-    split = padded.reshape(array_bxL.shape[0], -1, chunk_length, *array_bxL.shape[2:])
-    return jnp.moveaxis(split, 1, 0)
-
-
-def _join(array: jax.Array) -> jax.Array:
-    """[n_chunks, b, chunk_length, ...] → [b, n_chunks·chunk_length, ...]."""
-    moved = jnp.moveaxis(array, 0, 1)
-    return moved.reshape(moved.shape[0], -1, *moved.shape[3:])
+    plan: pieces.LossPlan, rows: jax.Array, projected: jax.Array, targets: jax.Array
+) -> tuple[pieces.Logits, pieces.Found]:
+    """Returns the logits of a chunk of tokens for all rows of this device, and the statistics."""
+    place = (targets, plan.first_row(rows.shape[0]), plan.n_rows)
+    logits = pieces.logits_of(projected, rows, *place)
+    start = pieces.Sums.empty(
+        lambda: pieces.logits_of(projected, rows[: pieces.ROW_UNIT], *place), targets
+    )
+    return logits, start.add(lambda _: logits, projected).over_devices(plan)

@@ -61,9 +61,7 @@ def scan_layers(
     Args:
         stacked: parameters of all layers, [n_layers, ...].
         remat: "none", or a policy of `config.compute.remat`.
-
-    Returns:
-        The hidden states after the last layer, and the statistics stacked, [n_layers, ...].
+    Returns: the hidden states after the last layer, and the stacked statistics, [n_layers, ...].
     """
     # A TPU gathers columns that do not fill its sublanes in a layout that is slow to convert.
     # Slicing a layer from the stack first avoids it.
