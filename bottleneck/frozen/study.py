@@ -22,6 +22,7 @@ import numpy as np
 from bottleneck.config import CheckpointConfig
 from bottleneck.errors import UserError
 from bottleneck.frozen.features import FeatureSet
+from bottleneck.frozen.figures import DOCUMENTS, RESULTS, load_results
 from bottleneck.frozen.heads import (
     STARTS,
     BatchOrder,
@@ -35,7 +36,6 @@ from bottleneck.frozen.heads import (
     starting_heads,
 )
 from bottleneck.frozen.optimum import MOST_ITERATIONS, convex_optimum
-from bottleneck.frozen.results import DOCUMENTS, RESULTS, load_results
 from bottleneck.model.head import HeadFactors
 from bottleneck.probes import spectral_metrics, spectrum, truncation
 from bottleneck.probes.document_sums import DocumentSums
