@@ -137,8 +137,7 @@ def _law_in_words(law: RankLaw) -> str:
 def frozen_heads(runs: Sequence[Run]) -> Figure:
     """Draws the studies in the folders of these runs."""
     places = (f"*/{RESULTS}", f"*/*/{RESULTS}")  # in the run, or in its features
-    found = [path for run in runs for place in places for path in sorted(run.path.glob(place))]
-    folders = [path.parent for path in found]
+    folders = [p.parent for run in runs for place in places for p in sorted(run.path.glob(place))]
     if not folders:
         raise style.NothingToShow("no run has heads trained on its frozen features")
     return heads_figure(folders)

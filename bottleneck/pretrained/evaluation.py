@@ -109,6 +109,8 @@ def append(path: Path, rows: list[Row]) -> None:
 class HarnessModel(TemplateLM):
     """Answers the three kinds of requests of the harness; generates greedily."""
 
+    eot_token_id = prefix_token_id = 0  # properties of the base class, attributes of each model
+
     def __init__(self, scorer: Scorer, tokenizer: Tokenizer, *, begins_with: int, ends_with: int):
         """Takes the token before a text without a context, and the one that ends a text."""
         super().__init__()
@@ -116,23 +118,17 @@ class HarnessModel(TemplateLM):
         tokenizer.no_padding()
         tokenizer.encode_special_tokens = False  # the harness too takes them if spelled out
         self._scorer, self._tokenizer = scorer, tokenizer
-        self._begins_with, self._ends_with = begins_with, ends_with
+        self.prefix_token_id, self.eot_token_id = begins_with, ends_with
         self.max_length = scorer.config.max_length
-
-    @property
-    def eot_token_id(self) -> int:
-        return self._ends_with
-
-    @property
-    def prefix_token_id(self) -> int:
-        return self._begins_with
 
     def tok_encode(
         self, string: str, add_special_tokens: bool | None = None, **_: Any
     ) -> list[int]:
         """Encodes a text; the tokenizer adds its special tokens unless told otherwise."""
         if add_special_tokens is None:
-            add_special_tokens = not string.startswith(self.text([self._begins_with], whole=True))
+            add_special_tokens = not string.startswith(
+                self.text([self.prefix_token_id], whole=True)
+            )
         return self._tokenizer.encode(string, add_special_tokens=add_special_tokens).ids
 
     def text(self, tokens: list[int], *, whole: bool = False) -> str:
@@ -148,13 +144,9 @@ class HarnessModel(TemplateLM):
                     "choose another task"
                 )
         # Truncated on the left, in the context.
-        scores = self._scorer.score(
-            [
-                ((context + answer)[-(self.max_length + 1) :], len(answer))
-                for _, context, answer in requests
-            ]
-        )
-        return [(score.log_probability, score.is_greedy) for score in scores]
+        window = slice(-(self.max_length + 1), None)
+        scored = [((context + answer)[window], len(answer)) for _, context, answer in requests]
+        return [(s.log_probability, s.is_greedy) for s in self._scorer.score(scored)]
 
     def loglikelihood_rolling(
         self, requests: list[Instance], disable_tqdm: bool = False
@@ -178,7 +170,7 @@ class HarnessModel(TemplateLM):
 
     def generate_until(self, requests: list[Instance], disable_tqdm: bool = False) -> list[str]:
         """Continues contexts greedily, each up to its first stop sequence."""
-        ending = self.text([self._ends_with], whole=True)
+        ending = self.text([self.eot_token_id], whole=True)
         texts = [_Text(self, request.args, ending) for request in requests]
         while waiting := [text for text in texts if not text.is_done]:
             next_tokens = self._scorer.extend([text.tokens for text in waiting])

@@ -11,6 +11,8 @@ import re
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
+
 from bottleneck.config import ModelConfig
 from bottleneck.pretrained.published_config import Architecture
 
@@ -111,21 +113,17 @@ def unpack(tensor: Any, layout: Layout, n_heads: int) -> tuple[Any, ...]:
     return tuple(tensor[..., i * third : (i + 1) * third] for i in range(3))
 
 
-def pack(parameters: tuple[Any, ...], layout: Layout, n_heads: int, library: Any) -> Any:
-    """Returns the published tensor of these parameters, the inverse of `unpack`.
-
-    Args:
-        library: `numpy` or `jax.numpy`, that of the arrays.
-    """
+def pack(parameters: list[np.ndarray], layout: Layout, n_heads: int) -> np.ndarray:
+    """Returns the published tensor of these parameters, the inverse of `unpack`."""
     if layout == "same":
         return parameters[0]
     if layout == "transposed":
         return parameters[0].T
     if layout == "by_head":
         rows = [part.T.reshape(n_heads, -1, *part.shape[:-1]) for part in parameters]
-        stacked = library.stack(rows, axis=1)
+        stacked = np.stack(rows, axis=1)
         return stacked.reshape(-1, *stacked.shape[3:])
-    return library.concatenate(parameters, axis=-1)
+    return np.concatenate(parameters, axis=-1)
 
 
 _JOINT = ("query", "key", "value")

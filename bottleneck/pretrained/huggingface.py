@@ -242,5 +242,5 @@ def _published(
         if path == ("head", "rows"):
             value = HeadFactors(value, params.get(("head", "basis"))).matrix()
         parts.append(np.asarray(value))
-    packed = families.pack(tuple(parts), tensor.layout, config.n_heads, np)
+    packed = families.pack(parts, tensor.layout, config.n_heads)
     return packed[: tensor.shape[0]] if tensor.layer is None else packed

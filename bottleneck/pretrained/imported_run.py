@@ -15,13 +15,12 @@ import numpy as np
 from bottleneck.config import Config, DataConfig, MeshConfig, ProbeConfig, TrainConfig
 from bottleneck.errors import UserError
 from bottleneck.model.accounting import count_parameters
-from bottleneck.model.transformer import Params
 from bottleneck.parallel.mesh import make_mesh
 from bottleneck.pretrained.hub import locate, step_of_revision
 from bottleneck.pretrained.huggingface import from_pretrained
 from bottleneck.runs import folder as run_folder
 from bottleneck.runs.checkpoints import save_params
-from bottleneck.runs.reading import Run, load
+from bottleneck.runs.reading import load
 from bottleneck.sections import flatten
 from bottleneck.storage.folders import write_whole, writing
 from bottleneck.storage.workspace import check_same, is_unused
@@ -67,7 +66,12 @@ def import_run(
     if old is not None:
         check_same(workdir, "a model", flatten(old.config.model), flatten(config.model))
         if step in old.steps:
-            _check_same_weights(old, step, params)
+            pairs = zip(jax.tree.leaves(old.params(step)), jax.tree.leaves(params), strict=True)
+            if not all(np.array_equal(*pair) for pair in pairs):
+                raise UserError(
+                    f"--workdir={workdir} has step {step} already, with other weights; choose "
+                    "another with --step"
+                )
             return step
     parameters = count_parameters(model)
     facts = {
@@ -85,12 +89,3 @@ def import_run(
         origin = {"imported_from": os.fspath(path_or_name), "revision": revision}
         save_params(workdir / "checkpoints", step, params, origin)
     return step
-
-
-def _check_same_weights(run: Run, step: int, params: Params) -> None:
-    pairs = zip(jax.tree.leaves(run.params(step)), jax.tree.leaves(params), strict=True)
-    if not all(np.array_equal(old, new) for old, new in pairs):
-        raise UserError(
-            f"--workdir={run.path} has step {step} already, with other weights; choose another "
-            "with --step"
-        )

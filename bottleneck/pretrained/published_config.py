@@ -145,10 +145,9 @@ class _Fields:
 
     def rotation(self, theta: str, fraction: str | None, default_fraction: float) -> dict[str, Any]:
         """Reads our two fields of rotary positions, from separate fields or from a group."""
-        group = self.group("rope_scaling") | self.group("rope_parameters")
-        group.setdefault("rope_theta", self.take(theta, 10_000.0))
         older = default_fraction if fraction is None else self.take(fraction, default_fraction)
-        group.setdefault("partial_rotary_factor", older)
+        group = {"rope_theta": self.take(theta, 10_000.0), "partial_rotary_factor": older}
+        group |= self.group("rope_scaling") | self.group("rope_parameters")
         kind = group.pop("rope_type", group.pop("type", "default"))
         if kind != "default":
             self.refuse("rope_scaling", kind, "absent; only plain rotary positions are supported")
@@ -158,7 +157,6 @@ class _Fields:
         }
         if fraction is None and ours["rotary_fraction"] != 1.0:
             self.refuse("rope_parameters.partial_rotary_factor", ours["rotary_fraction"], "1.0")
-        group.pop("type", None)
         for name, value in group.items():
             self.refuse(f"rope_parameters.{name}", value, "absent")
         return ours

@@ -72,11 +72,7 @@ class SafetensorsFolder(contextlib.AbstractContextManager["SafetensorsFolder"]):
             self.types[name] = header.get_dtype()
 
     def read(self, name: str, bounds: tuple[tuple[int, int], ...]) -> np.ndarray:
-        """Reads a slice of a tensor, in the type of the file.
-
-        Args:
-            bounds: (start, stop) of each dimension.
-        """
+        """Reads a slice, (start, stop) of each dimension, of a tensor in the type of the file."""
         (start, stop), *rest = bounds
         inner = [slice(*pair) for pair in rest]
         shape = tuple(high - low for low, high in bounds)

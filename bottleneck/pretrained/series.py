@@ -33,13 +33,13 @@ from bottleneck.storage.workspace import check_unused, claimed
 from bottleneck.terminal import Progress
 
 
-def choose(series: Series, steps: list[int] | None = None, every: int | None = None) -> list[int]:
+def choose(series: Series, steps: list[int], every: int | None) -> list[int]:
     """Returns the requested steps, ascending: those named, multiples of `every`, or all.
 
     Raises: `UserError` if a named step is missing, or none remains.
     """
     known = list(series.checkpoints)
-    for step in steps or ():
+    for step in steps:
         if step not in series.checkpoints:
             raise UserError(
                 f"{series.name} has no step {step}; it has {len(known)}, from {known[0]} to "
