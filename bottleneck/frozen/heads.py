@@ -67,10 +67,8 @@ class Training:
 
     def objective(self, factors: HeadFactors, hidden_bxD: jax.Array, targets_b: jax.Array) -> Any:
         """Returns the mean cross-entropy in nats per token, plus the penalty."""
-        weights = jnp.ones((1, len(targets_b)))
-        total, _ = cross_entropy(
-            factors, hidden_bxD[None], targets_b[None], weights, chunk=self.chunk
-        )
+        arrays = (hidden_bxD[None], targets_b[None], jnp.ones((1, len(targets_b))))
+        total, _ = cross_entropy(factors, *arrays, chunk=self.chunk)
         return total / len(targets_b) + self.penalty(factors)
 
     def penalty(self, factors: HeadFactors) -> jax.Array:

@@ -67,11 +67,12 @@ def convex_optimum(
 
     def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
         whitened = flat.reshape(shape)
+        rows = jnp.float32(whitened)
         total, gradient = 0.0, np.zeros(shape)
         for first in range(0, len(targets_N), _BLOCK):
             tokens = slice(first, first + _BLOCK)
-            hidden, targets = jnp.asarray(hidden_NxD[tokens], jnp.float32), targets_N[tokens]
-            value, of_rows = value_and_gradient(jnp.float32(whitened), hidden, jnp.asarray(targets))
+            hidden = jnp.asarray(hidden_NxD[tokens], jnp.float32)
+            value, of_rows = value_and_gradient(rows, hidden, jnp.asarray(targets_N[tokens]))
             total += float(value)
             gradient += np.asarray(of_rows)
         total = total / len(targets_N) + training.ridge / 2 * float(np.sum(whitened**2))

@@ -57,10 +57,10 @@ def status_table(cells: Sequence[Cell], root: Path) -> Table:
 
 def watch(cells: Sequence[Cell], root: Path, console: rich.console.Console) -> None:
     """Shows `status_table` until every cell is complete or failed; once, without a terminal."""
-    if not console.is_terminal:
-        console.print(status_table(cells, root))
-        return
     table = status_table(cells, root)
+    if not console.is_terminal:
+        console.print(table)
+        return
     all_places = [Places(root, cell.name) for cell in cells]
     with rich.live.Live(
         table, console=console, auto_refresh=False, vertical_overflow="visible"
