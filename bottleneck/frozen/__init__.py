@@ -31,9 +31,8 @@ __getattr__, __dir__, __all__ = attach(
         "heads": ["Training"],
         "optimum": ["ConvexOptimum", "convex_optimum"],
         "study": ["FrozenPlan", "FrozenStudy"],
-        "results": ["load_results"],
         "figures": [
-            *("features_figure", "heads_figure"),
+            *("features_figure", "heads_figure", "load_results"),
             *("print_results", "rank_laws", "rank_of_gap"),
         ],
     },

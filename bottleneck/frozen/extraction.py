@@ -17,7 +17,7 @@ from flax import nnx
 
 from bottleneck.config import DataConfig
 from bottleneck.data.batches import validation_windows
-from bottleneck.data.tokens import TokenCache, prepare
+from bottleneck.data.tokens import prepare
 from bottleneck.errors import UserError
 from bottleneck.frozen.features import (
     PARTS,
@@ -80,8 +80,7 @@ class RunSource:
     def read(
         self, inputs: np.ndarray, weights: np.ndarray, layer: int
     ) -> tuple[np.ndarray, np.ndarray]:
-        hidden, layers = self._read(self._params, inputs, weights, layer=layer)
-        return np.asarray(hidden), np.asarray(layers)
+        return jax.device_get(self._read(self._params, inputs, weights, layer=layer))
 
     def logits(self, inputs: np.ndarray) -> np.ndarray:
         model = nnx.merge(self._graph, self._params)
@@ -110,10 +109,12 @@ class Request:
     batch_size: int  # sequences in one call of the model
 
 
-def _planned(
-    source: Source, cache: TokenCache, request: Request
-) -> tuple[FeatureManifest, dict[Part, dict[str, np.ndarray]]]:
-    """Returns the manifest and the windows of each part; raises `UserError` if a value is wrong."""
+def make_features(source: Source, data: DataConfig, request: Request, path: Path) -> FeatureSet:
+    """Makes the feature set of a request in a folder, or resumes it; shows progress.
+
+    Raises: `UserError` if the request does not fit the model, or the folder is refused.
+    """
+    cache = prepare(data)
     if not 0 <= request.layer <= source.n_layers:
         raise UserError(
             f"--layer={request.layer} is not allowed; {source.name} has 0 to {source.n_layers}"
@@ -136,7 +137,7 @@ def _planned(
     mismatch = None
     if request.layer == source.n_layers:
         mismatch = _head_mismatch(source, next(iter(windows.values())))
-    return FeatureManifest(
+    manifest = FeatureManifest(
         model=source.name,
         layer=request.layer,
         n_layers=source.n_layers,
@@ -145,11 +146,14 @@ def _planned(
         sequence_length=request.sequence_length,
         dtype=request.dtype,
         corpus=cache.digest,
-        tokens={
-            part: int(windows[part]["weights"].sum()) if part in windows else 0 for part in PARTS
-        },
+        tokens={k: int(windows[k]["weights"].sum()) if k in windows else 0 for k in PARTS},
         head_mismatch=mismatch,
-    ), windows
+    )
+    with filling(path, manifest, source.head) as writer:
+        if writer is not None:
+            for part, some in windows.items():
+                _write_part(source, writer, part, some, request)
+    return load(path)
 
 
 def _head_mismatch(source: Source, windows: dict[str, np.ndarray]) -> float:
@@ -158,17 +162,6 @@ def _head_mismatch(source: Source, windows: dict[str, np.ndarray]) -> float:
     hidden, _ = source.read(inputs, weights, source.n_layers)
     product = source.head.project(jnp.float32(hidden)) @ source.head.rows.T
     return float(np.abs(source.logits(inputs) - np.asarray(product)).max())
-
-
-def make_features(source: Source, data: DataConfig, request: Request, path: Path) -> FeatureSet:
-    """Makes the feature set of a request in a folder, or resumes it; shows progress."""
-    cache = prepare(data)
-    manifest, windows = _planned(source, cache, request)
-    with filling(path, manifest, source.head) as writer:
-        if writer is not None:
-            for part, some in windows.items():
-                _write_part(source, writer, part, some, request)
-    return load(path)
 
 
 def _write_part(
@@ -231,8 +224,8 @@ def write_probe(features: FeatureSet) -> None:
             )
             for kind in ("plain", "whitened")
         }
-        plain = sweeps["plain"]
         found |= {kind: sweep.gaps for kind, sweep in sweeps.items()}
+        plain = sweeps["plain"]
         found |= {"loss": plain.full_loss, "loss_se": plain.full_loss_se}
         found |= {name: getattr(plain, name) for name in ("document_losses", "document_tokens")}
     Probe(**found).save(path)

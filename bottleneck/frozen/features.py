@@ -28,7 +28,7 @@ from bottleneck.storage.folders import as_path, free_bytes
 from bottleneck.storage.workspace import DONE, Workspace
 
 Part = Literal["train", "validation"]
-PARTS: tuple[Part, ...] = ("train", "validation")
+PARTS: tuple[Part, ...] = get_args(Part)
 DTYPES = {
     "float32": np.dtype(np.float32),
     "float16": np.dtype(np.float16),
@@ -144,7 +144,7 @@ def read_manifest(path: Path) -> FeatureManifest:
     """Returns the manifest of a feature set; raises `UserError` if it is damaged."""
     try:
         manifest = FeatureManifest(**json_files.read(path / _MANIFEST, _REMEDY))
-        if manifest.dtype not in DTYPES or not set(manifest.tokens) <= set(get_args(Part)):
+        if manifest.dtype not in DTYPES or not set(manifest.tokens) <= set(PARTS):
             raise ValueError(f"it has {manifest.dtype} and the parts {[*manifest.tokens]}")
         return manifest
     except (ValueError, TypeError) as error:
@@ -178,9 +178,8 @@ def filling(
             yield None
             return
         if not (path / _HEAD).exists():
-            factors = {"rows": head.rows, "basis": head.basis}
-            arrays = {k: np.asarray(v) for k, v in factors.items() if v is not None}
-            write_arrays(path / _HEAD, arrays)
+            factors = {"rows": head.rows} | ({} if head.basis is None else {"basis": head.basis})
+            write_arrays(path / _HEAD, factors)
         yield FeatureWriter(path, manifest)
         names = [f"{part}/{name}" for part in PARTS for name in (_HIDDEN, _LAYERS)]
         facts.update(listed(path, [name for name in names if (path / name).is_file()]))

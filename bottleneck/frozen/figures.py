@@ -1,4 +1,4 @@
-"""Figures and tables of feature sets and of studies of frozen heads; they import no jax.
+"""Results of studies of frozen heads, and figures of them and of feature sets; imports no jax.
 
 L(r) = L∞ + c·r^−p: the law of a start's losses, nats per token; r: rank of the head.
 """
@@ -14,24 +14,18 @@ import rich.box
 import rich.table
 from matplotlib.figure import Figure
 
-from bottleneck.drawing.style import (
-    DISTINCT,
-    GREY,
-    SMALL,
-    WIDTH,
-    NothingToShow,
-    log2_ticks,
-    plain,
-    styled,
-)
+from bottleneck.drawing import style
 from bottleneck.errors import UserError
-from bottleneck.frozen.results import DOCUMENTS, RESULTS, load_results
 from bottleneck.laws.rank import LEAST_RANKS, RankLaw, fit_rank
 from bottleneck.runs.probe import Probe
 from bottleneck.runs.reading import Run
+from bottleneck.storage import json_files
 from bottleneck.storage.arrays import read_arrays
 from bottleneck.terminal import PlainConsole
 
+RESULTS = "results.json"
+DOCUMENTS = "documents.npz"  # sums of each loss over each document, for paired comparisons
+PROBE = "probe.npz"  # in the folder of a feature set
 GAPS = (0.01, 0.03, 0.1, 0.3)  # nats per token
 
 _LOOK = {
@@ -42,24 +36,29 @@ _LOOK = {
 }
 
 
+def load_results(folder: Path) -> dict[str, Any]:
+    """Returns the results of a finished study; raises `UserError` if the folder holds none."""
+    path = folder / RESULTS
+    if not path.is_file():
+        raise UserError(f"{folder} holds no finished study of frozen heads")
+    record = json_files.read(path, "delete it, and `frozen_heads` makes it again")
+    if not {"model", "d_model", "optimum_stopped", "cells"} <= record.keys():
+        raise UserError(f"{path} is not what `frozen_heads` writes")
+    return record
+
+
 def rank_laws(folder: Path) -> dict[str, RankLaw]:
     """Returns start → the law of its losses, for starts with at least four ranks."""
     record = load_results(folder)
     remedy = f"delete it and {RESULTS}, and `frozen_heads` makes them again"
     arrays = read_arrays(folder / DOCUMENTS, remedy)
-    names = [str(name) for name in arrays["names"]]
-    losses, tokens = arrays["losses"], arrays["tokens"]
+    names, losses, tokens = arrays["names"].tolist(), arrays["losses"], arrays["tokens"]
     found = {}
     for start, cells in _by_start(record).items():
-        if len({cell["rank"] for cell in cells}) < LEAST_RANKS:
-            continue
-        columns = [names.index(f"{start}/{cell['rank']}") for cell in cells]
-        found[start] = fit_rank(
-            np.array([cell["rank"] for cell in cells]),
-            np.array([cell["loss"] for cell in cells]),
-            losses[:, columns],
-            tokens,
-        )
+        ranks, means = (np.array([cell[name] for cell in cells]) for name in ("rank", "loss"))
+        if len(np.unique(ranks)) >= LEAST_RANKS:
+            columns = [names.index(f"{start}/{rank}") for rank in ranks]
+            found[start] = fit_rank(ranks, means, losses[:, columns], tokens)
     return found
 
 
@@ -99,11 +98,11 @@ def print_results(folder: Path) -> None:
 def _gaps_in_words(cells: list[dict[str, Any]]) -> str:
     """Names the rank below which the gap to the highest rank exceeds each of `GAPS`."""
     ranks, losses = (np.array([cell[name] for cell in cells]) for name in ("rank", "loss"))
-    parts = []
-    for gap in GAPS:
-        rank = rank_of_gap(ranks, losses - losses[-1], gap)
-        where = "at no rank" if rank is None else f"below rank {rank:,.1f}"
-        parts.append(f"{gap:g} nat {where}")
+    found = {gap: rank_of_gap(ranks, losses - losses[-1], gap) for gap in GAPS}
+    parts = [
+        f"{gap:g} nat " + ("at no rank" if rank is None else f"below rank {rank:,.1f}")
+        for gap, rank in found.items()
+    ]
     return f"the gap to rank {ranks[-1]:,} exceeds {', '.join(parts)}"
 
 
@@ -138,17 +137,16 @@ def _law_in_words(law: RankLaw) -> str:
 def frozen_heads(runs: Sequence[Run]) -> Figure:
     """Draws the studies in the folders of these runs."""
     places = (f"*/{RESULTS}", f"*/*/{RESULTS}")  # in the run, or in its features
-    found = [path for run in runs for place in places for path in sorted(run.path.glob(place))]
-    folders = [path.parent for path in found]
+    folders = [p.parent for run in runs for place in places for p in sorted(run.path.glob(place))]
     if not folders:
-        raise NothingToShow("no run has heads trained on its frozen features")
+        raise style.NothingToShow("no run has heads trained on its frozen features")
     return heads_figure(folders)
 
 
-@styled
+@style.styled
 def heads_figure(folders: Sequence[Path]) -> Figure:
     """Draws loss and accuracy against rank, and loss against W-error, for each study."""
-    figure = Figure(figsize=(WIDTH, 3.1 * len(folders) + 0.5), layout="constrained")
+    figure = Figure(figsize=(style.WIDTH, 3.1 * len(folders) + 0.5), layout="constrained")
     rows = figure.subplots(len(folders), 3, squeeze=False)
     for panels, folder in zip(rows, folders, strict=True):
         _draw(panels, load_results(folder), rank_laws(folder))
@@ -170,10 +168,10 @@ def _draw(panels: Any, record: dict[str, Any], fitted: dict[str, RankLaw]) -> No
             for name in ("rank", "loss", "loss_se", "accuracy", "accuracy_se", "w_error")
         )
         lowest = min(lowest, int(ranks.min()))
-        style = {"color": colour, "marker": marker, "ls": "", "mfc": "none", "ms": size}
-        of_rank.errorbar(ranks, losses, errors, label=label, **style)
-        of_accuracy.errorbar(ranks, 100 * accuracy, 100 * accuracy_se, **style)
-        of_error.errorbar(w_error, losses, errors, **style)
+        look = {"color": colour, "marker": marker, "ls": "", "mfc": "none", "ms": size}
+        of_rank.errorbar(ranks, losses, errors, label=label, **look)
+        of_accuracy.errorbar(ranks, 100 * accuracy, 100 * accuracy_se, **look)
+        of_error.errorbar(w_error, losses, errors, **look)
         if start in fitted:
             grid = np.geomspace(ranks.min(), width, 100)
             of_rank.plot(grid, fitted[start](grid), color=colour, lw=1)
@@ -183,17 +181,15 @@ def _draw(panels: Any, record: dict[str, Any], fitted: dict[str, RankLaw]) -> No
                 ranks, starts, color=colour, lw=1, ls=":", label=f"{start}: before training"
             )
     for panel in (of_rank, of_error):
-        panel.axhline(record["optimum_stopped"], color=GREY, lw=1, ls=(0, (4, 3)))
-    of_rank.text(
-        *(lowest, record["optimum_stopped"], "best full-rank head\n"),
-        **{"color": GREY, "size": SMALL, "va": "baseline"},
-    )
+        panel.axhline(record["optimum_stopped"], color=style.GREY, lw=1, ls=(0, (4, 3)))
+    words = {"color": style.GREY, "size": style.SMALL, "va": "baseline"}
+    of_rank.text(lowest, record["optimum_stopped"], "best full-rank head\n", **words)
     of_rank.set(xlabel="rank r of the head", ylabel="validation loss (nats/token)", xscale="log")
     of_accuracy.set(xlabel="rank r of the head", ylabel="next token right (%)", xscale="log")
     of_error.set(xlabel="W-error of the model's own head at r")
     of_error.set_ylabel("validation loss (nats/token)")
     for panel in (of_rank, of_accuracy):
-        log2_ticks(panel.xaxis, lowest, width)
+        style.log2_ticks(panel.xaxis, lowest, width)
     of_rank.set_title(record["model"])
 
 
@@ -206,23 +202,21 @@ def _by_start(record: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
     return found
 
 
-PROBE = "probe.npz"  # in the folder of a feature set
-
-
-@styled
+@style.styled
 def features_figure(folders: Sequence[Path]) -> Figure:
     """Draws anisotropy against depth, and the gap of the truncated head, of each feature set."""
     from bottleneck.frozen.features import read_manifest  # it imports jax
 
-    figure = Figure(figsize=(WIDTH, 4.0), layout="constrained")
+    figure = Figure(figsize=(style.WIDTH, 4.0), layout="constrained")
     of_depth, of_rank = figure.subplots(1, 2)
     ranks: list[int] = []
     for i, folder in enumerate(folders):
         if not (folder / PROBE).is_file():
             raise UserError(f"{folder} is not a finished feature set: it has no {PROBE}")
         name, probe = read_manifest(folder).model, Probe.load(folder / PROBE)
-        colour, depth = DISTINCT[i % len(DISTINCT)], np.linspace(0, 1, len(probe.anisotropy))
-        of_depth.plot(depth, probe.anisotropy, color=colour, marker="o", label=plain(name))
+        colour = style.DISTINCT[i % len(style.DISTINCT)]
+        depth = np.linspace(0, 1, len(probe.anisotropy))
+        of_depth.plot(depth, probe.anisotropy, color=colour, marker="o", label=style.plain(name))
         for gaps, line in ((probe.plain, "-"), (probe.whitened, "--")):
             if gaps is not None:
                 points = (probe.ranks[:-1], gaps.gap[:-1], gaps.gap_se[:-1])
@@ -234,6 +228,6 @@ def features_figure(folders: Sequence[Path]) -> Figure:
     of_rank.set_title("truncated by SVD; dashed: after whitening")
     if ranks:
         of_rank.set_xscale("log")
-        log2_ticks(of_rank.xaxis, min(ranks), max(ranks))
+        style.log2_ticks(of_rank.xaxis, min(ranks), max(ranks))
     figure.legend(loc="outside lower center", ncols=2)
     return figure

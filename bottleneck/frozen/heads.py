@@ -7,9 +7,10 @@ learning rates; V: vocabulary; R: rank; D: hidden width; C: E[h hᵀ].
 
 from __future__ import annotations
 
+import dataclasses
 import functools
 from dataclasses import dataclass
-from typing import Any, Literal, NamedTuple
+from typing import Any, Literal, NamedTuple, get_args
 
 import jax
 import jax.numpy as jnp
@@ -19,7 +20,7 @@ import optax
 from bottleneck.config import OptimizerConfig
 from bottleneck.model.head import HeadFactors
 from bottleneck.model.loss import cross_entropy
-from bottleneck.probes import truncation
+from bottleneck.probes.truncation import Truncation
 from bottleneck.training.schedules import learning_rate_schedule
 
 # The paper trains its heads with Pythia's optimizer (Biderman et al. 2023).
@@ -66,13 +67,8 @@ class Training:
 
     def objective(self, factors: HeadFactors, hidden_bxD: jax.Array, targets_b: jax.Array) -> Any:
         """Returns the mean cross-entropy in nats per token, plus the penalty."""
-        total, _ = cross_entropy(
-            factors,
-            hidden_bxD[None],
-            targets_b[None],
-            jnp.ones((1, len(targets_b))),
-            chunk=self.chunk,
-        )
+        arrays = (hidden_bxD[None], targets_b[None], jnp.ones((1, len(targets_b))))
+        total, _ = cross_entropy(factors, *arrays, chunk=self.chunk)
         return total / len(targets_b) + self.penalty(factors)
 
     def penalty(self, factors: HeadFactors) -> jax.Array:
@@ -135,20 +131,18 @@ class Training:
         self, heads: Heads, hidden_NxD: jax.Array, targets_N: jax.Array
     ) -> tuple[jax.Array, jax.Array]:
         """Returns each token's cross-entropy in nats, and 1 if its top guess is right: [m, N]."""
-        return jax.vmap(lambda head: self._scores(head, hidden_NxD, targets_N))(heads)
 
-    def _scores(
-        self, heads: Heads, hidden_NxD: jax.Array, targets_N: jax.Array
-    ) -> tuple[jax.Array, jax.Array]:
-        def one(arrays: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
-            hidden, target = arrays
-            logits = HeadFactors(*heads).logits(hidden)
-            loss = jax.nn.logsumexp(logits) - logits[target]
-            # Ties count as right: an untrained head has many.
-            return loss, (logits[target] >= jnp.max(logits)).astype(jnp.float32)
+        def of_head(head: Heads) -> tuple[jax.Array, jax.Array]:
+            def of_token(arrays: tuple[jax.Array, jax.Array]) -> tuple[jax.Array, jax.Array]:
+                hidden, target = arrays
+                logits = HeadFactors(*head).logits(hidden)
+                loss = jax.nn.logsumexp(logits) - logits[target]
+                # Ties count as right: an untrained head has many.
+                return loss, (logits[target] >= jnp.max(logits)).astype(jnp.float32)
 
-        loss, is_right = jax.lax.map(one, (hidden_NxD, targets_N), batch_size=self.chunk)
-        return loss, is_right
+            return jax.lax.map(of_token, (hidden_NxD, targets_N), batch_size=self.chunk)
+
+        return jax.vmap(of_head)(heads)
 
     @functools.partial(jax.jit, static_argnums=0, donate_argnums=1)
     def keep_best(self, state: State, loss_m: jax.Array, step: jax.Array) -> State:
@@ -170,11 +164,7 @@ class Training:
 
 def schedule(steps: int) -> np.ndarray:
     """Returns learning rates over their peak, float32 [steps]: 1 % warm-up, cosine to 1 %."""
-    unit = OptimizerConfig(
-        learning_rate=1.0,
-        warmup_steps=steps // 100,
-        final_fraction=_OPTIMIZER.final_fraction,
-    )
+    unit = dataclasses.replace(_OPTIMIZER, warmup_steps=steps // 100)
     return np.asarray(jax.vmap(learning_rate_schedule(unit, steps))(jnp.arange(steps)), np.float32)
 
 
@@ -204,16 +194,11 @@ class BatchOrder:
 
 
 Start = Literal["normal", "matched", "plain", "whitened"]
-STARTS: tuple[Start, ...] = ("normal", "matched", "plain", "whitened")
+STARTS: tuple[Start, ...] = get_args(Start)
 
 
 def starting_heads(
-    start: Start,
-    rank: int,
-    own: HeadFactors,
-    cut: truncation.Truncation | None,
-    n: int,
-    key: jax.Array,
+    start: Start, rank: int, own: HeadFactors, cut: Truncation | None, n: int, key: jax.Array
 ) -> Heads:
     """Returns n equal heads of a rank, before training.
 
@@ -226,9 +211,8 @@ def starting_heads(
     """
     n_rows, width = own.rows.shape[0], own.width
     if cut is None:
-        rows_std, basis_std = (
-            (1.0, 1.0) if start == "normal" else ((2 / (5 * width)) ** 0.5, rank**-0.5)
-        )
+        matched = ((2 / (5 * width)) ** 0.5, rank**-0.5)
+        rows_std, basis_std = (1.0, 1.0) if start == "normal" else matched
         of_rows, of_basis = jax.random.split(key)
         rows = rows_std * jax.random.normal(of_rows, (n_rows, rank))
         basis = basis_std * jax.random.normal(of_basis, (rank, width))
@@ -237,18 +221,14 @@ def starting_heads(
         assert factors.basis is not None
         rows, basis = factors.rows, factors.basis
         # Adam takes steps of one size, so both factors get one size.
-        scale = jnp.sqrt(_size(basis, 1) / jnp.maximum(_size(rows, 0), 1e-30))
+        sizes = [jnp.sqrt(jnp.mean(x**2, axis)) for x, axis in ((rows, 0), (basis, 1))]
+        scale = jnp.sqrt(sizes[1] / jnp.maximum(sizes[0], 1e-30))
         rows, basis = rows * scale, basis / jnp.maximum(scale, 1e-30)[:, None]
-    repeat = (n, 1, 1)
-    return Heads(jnp.tile(rows, repeat), jnp.tile(basis, repeat))
+    return Heads(jnp.tile(rows, (n, 1, 1)), jnp.tile(basis, (n, 1, 1)))
 
 
-def cut_head(own: HeadFactors, cut: truncation.Truncation, rank: int) -> HeadFactors:
+def cut_head(own: HeadFactors, cut: Truncation, rank: int) -> HeadFactors:
     """Returns the head truncated to a rank."""
     decode = jnp.float32(cut.decode[:, :rank])
     inner = decode if own.basis is None else own.basis @ decode
     return HeadFactors(own.rows @ inner, jnp.float32(cut.encode[:, :rank].T), own.n_rows)
-
-
-def _size(array: jax.Array, axis: int) -> jax.Array:
-    return jnp.sqrt(jnp.mean(array**2, axis=axis))

@@ -8,7 +8,7 @@ vocabulary; C: E[h hᵀ]; W: the head [V, D].
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import jax
@@ -66,13 +66,15 @@ def convex_optimum(
     value_and_gradient = jax.jit(jax.value_and_grad(block_loss))
 
     def objective(flat: np.ndarray) -> tuple[float, np.ndarray]:
-        rows = jnp.float32(flat.reshape(shape))
+        whitened = flat.reshape(shape)
+        rows = jnp.float32(whitened)
         total, gradient = 0.0, np.zeros(shape)
-        for hidden, targets in _blocks(hidden_NxD, targets_N):
-            value, of_rows = value_and_gradient(rows, hidden, targets)
+        for first in range(0, len(targets_N), _BLOCK):
+            tokens = slice(first, first + _BLOCK)
+            hidden = jnp.asarray(hidden_NxD[tokens], jnp.float32)
+            value, of_rows = value_and_gradient(rows, hidden, jnp.asarray(targets_N[tokens]))
             total += float(value)
             gradient += np.asarray(of_rows)
-        whitened = flat.reshape(shape)
         total = total / len(targets_N) + training.ridge / 2 * float(np.sum(whitened**2))
         gradient = gradient / len(targets_N) + training.ridge * whitened
         return total, gradient.reshape(-1)
@@ -91,9 +93,3 @@ def convex_optimum(
     )
     rows = (result.x.reshape(shape) @ inverse).astype(np.float32)
     return ConvexOptimum(rows, float(result.fun), int(result.nit), bool(result.status == 0))
-
-
-def _blocks(hidden: np.ndarray, targets: np.ndarray) -> Iterator[tuple[jax.Array, jax.Array]]:
-    for start in range(0, len(targets), _BLOCK):
-        rows = slice(start, start + _BLOCK)
-        yield jnp.asarray(hidden[rows], jnp.float32), jnp.asarray(targets[rows])

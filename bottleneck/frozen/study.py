@@ -21,7 +21,8 @@ import numpy as np
 
 from bottleneck.config import CheckpointConfig
 from bottleneck.errors import UserError
-from bottleneck.frozen.features import Features, FeatureSet
+from bottleneck.frozen.features import FeatureSet
+from bottleneck.frozen.figures import DOCUMENTS, RESULTS, load_results
 from bottleneck.frozen.heads import (
     STARTS,
     BatchOrder,
@@ -35,7 +36,6 @@ from bottleneck.frozen.heads import (
     starting_heads,
 )
 from bottleneck.frozen.optimum import MOST_ITERATIONS, convex_optimum
-from bottleneck.frozen.results import DOCUMENTS, RESULTS, load_results
 from bottleneck.model.head import HeadFactors
 from bottleneck.probes import spectral_metrics, spectrum, truncation
 from bottleneck.probes.document_sums import DocumentSums
@@ -89,18 +89,6 @@ class FrozenPlan:
                 )
 
 
-@dataclass(frozen=True)
-class _Group:
-    """The heads of one start and rank."""
-
-    start: Start
-    rank: int
-
-    @property
-    def name(self) -> str:
-        return f"{self.start}/{self.rank}"
-
-
 class FrozenStudy:
     """A study of one feature set, kept in a folder."""
 
@@ -115,22 +103,23 @@ class FrozenStudy:
         )
         self._workspace.check()
         self._train = features.part("train")
-        self._validation = _first(features.part("validation"), _VALIDATION_TOKENS)
-        self._validation_hidden = jnp.asarray(self._validation.hidden, jnp.float32)
-        self._validation_targets = jnp.asarray(self._validation.targets)
-        moment = _second_moment(self._train.hidden)
-        self._training = Training(
-            plan.loss_chunk,
-            jnp.float32(moment),
-            1 / (len(self._train.targets) * plan.logit_sd**2),
+        validation, some = features.part("validation"), slice(_VALIDATION_TOKENS)
+        self._documents = validation.documents[some]
+        self._validation = (
+            jnp.asarray(validation.hidden[some], jnp.float32),
+            jnp.asarray(validation.targets[some]),
         )
+        moment = _second_moment(self._train.hidden)
+        ridge = 1 / (len(self._train.targets) * plan.logit_sd**2)
+        self._training = Training(plan.loss_chunk, jnp.float32(moment), ridge)
         core = spectrum.read_core(features.head)
         self._cuts = {
             "plain": truncation.plain(core.raw),
             "whitened": truncation.whitened(core.raw, moment),
         }
         self._spectrum = core.resolved(self._cuts["plain"].singular_values).values
-        self._groups = [_Group(start, rank) for start in plan.starts for rank in plan.ranks]
+        pairs = itertools.product(plan.starts, plan.ranks)
+        self._groups = {f"{start}/{rank}": (start, rank) for start, rank in pairs}
         self._order = BatchOrder(len(self._train.targets), plan.batch_tokens, plan.seed)
 
     def run(self) -> dict[str, Any]:
@@ -141,7 +130,10 @@ class FrozenStudy:
                 return load_results(self.folder)
             rates = self._search()
             optimum = self._optimum()
-            results.update(self._results(rates, optimum, self._train_all(rates)))
+            of_groups = [np.array([rates[name]]) for name in self._groups]
+            with Checkpointer(self.folder / "state", CheckpointConfig(keep_last=1)) as saved:
+                states = self._trained(of_groups, self.plan.steps, "steps of all heads", saved)
+            results.update(self._results(rates, optimum, states))
         return results
 
     def _search(self) -> dict[str, float]:
@@ -149,18 +141,15 @@ class FrozenStudy:
         path = self.folder / _SEARCH
         if path.exists():
             found: dict[str, float] = json_files.read(path, _REMEDY).get("best", {})
-            if not all(isinstance(found.get(group.name), float) for group in self._groups):
+            if not all(isinstance(found.get(name), float) for name in self._groups):
                 raise UserError(f"{path} lacks the rates of some heads; {_REMEDY}")
             return found
         grid = np.array(self.plan.learning_rates)
-        states = self._states(len(grid))
-        rates = [np.broadcast_to(grid, (len(grid),)) for _ in self._groups]
-        states = self._trained(
-            states, rates, self.plan.search_steps, "steps with each learning rate", None
-        )
+        rates = [grid] * len(self._groups)
+        states = self._trained(rates, self.plan.search_steps, "steps with each learning rate")
         tried = {
-            group.name: np.asarray(state.progress.best_loss).tolist()
-            for group, state in zip(self._groups, states, strict=True)
+            name: np.asarray(state.progress.best_loss).tolist()
+            for name, state in zip(self._groups, states, strict=True)
         }
         best = {name: float(grid[int(np.argmin(losses))]) for name, losses in tried.items()}
         record = {"learning_rates": grid.tolist(), "losses": tried, "best": best}
@@ -188,42 +177,27 @@ class FrozenStudy:
             write_arrays(path, dataclasses.asdict(found) | {"best_rows": best["rows"]})
         return read_arrays(path, _REMEDY)
 
-    def _train_all(self, rates: dict[str, float]) -> list[State]:
-        states = self._states(1)
-        by_group = [np.array([rates[group.name]]) for group in self._groups]
-        with Checkpointer(self.folder / "state", CheckpointConfig(keep_last=1)) as saved:
-            return self._trained(states, by_group, self.plan.steps, "steps of all heads", saved)
-
-    def _states(self, n_rates: int) -> list[State]:
-        heads = [
-            starting_heads(
-                group.start,
-                group.rank,
-                self.features.head,
-                self._cuts.get(group.start),
-                n_rates,
-                jax.random.fold_in(jax.random.key(self.plan.seed), i),
-            )
-            for i, group in enumerate(self._groups)
-        ]
-        return [self._training.start(head) for head in heads]
-
     def _trained(
-        self,
-        states: list[State],
-        rates: list[np.ndarray],
-        steps: int,
-        what: str,
-        saved: Checkpointer | None,
+        self, rates: list[np.ndarray], steps: int, what: str, saved: Checkpointer | None = None
     ) -> list[State]:
-        """Returns the states after n steps; `saved` keeps them at each evaluation."""
+        """Returns the states of all groups after n steps; `saved` keeps them at each evaluation.
+
+        Args:
+            rates: the peak learning rates of each group.
+        """
+        states, start = [], 0
+        for i, (kind, rank) in enumerate(self._groups.values()):
+            key = jax.random.fold_in(jax.random.key(self.plan.seed), i)
+            own, cut = self.features.head, self._cuts.get(kind)
+            heads = starting_heads(kind, rank, own, cut, len(rates[i]), key)
+            states.append(self._training.start(heads))
         latest = None if saved is None else saved.latest_step()
         if saved is not None and latest is not None:
             abstract = jax.eval_shape(lambda: _apart(states))
             states = [State(*parts) for parts in zip(*saved.restore(latest, abstract), strict=True)]
             start = latest
         else:
-            states, start = self._evaluated(states, 0), 0
+            states = self._evaluated(states, 0)
         shape = schedule(steps)
         every = -(-steps // (_EVALUATIONS * _STEPS_TOGETHER)) * _STEPS_TOGETHER
         with Progress(what, steps) as progress:
@@ -252,7 +226,7 @@ class FrozenStudy:
         ]
 
     def _evaluate(self, heads: Heads) -> tuple[jax.Array, jax.Array]:
-        return self._training.evaluate(heads, self._validation_hidden, self._validation_targets)
+        return self._training.evaluate(heads, *self._validation)
 
     def _scores(self, head: HeadFactors) -> tuple[np.ndarray, np.ndarray]:
         """Returns one head's `Training.evaluate` on the validation tokens: two float64 [N]."""
@@ -266,51 +240,47 @@ class FrozenStudy:
     ) -> dict[str, Any]:
         own = self.features.head
         w_error = spectral_metrics.w_error(self._spectrum)
-        names = ["own", "optimum", "optimum_stopped"]
-        scores = [
-            self._scores(own),
-            self._scores(HeadFactors(jnp.asarray(optimum["rows"]))),
-            self._scores(HeadFactors(jnp.asarray(optimum["best_rows"]))),
-        ]
+        full = {"own": own}
+        full["optimum"] = HeadFactors(jnp.asarray(optimum["rows"]))
+        full["optimum_stopped"] = HeadFactors(jnp.asarray(optimum["best_rows"]))
+        scores = [self._scores(head) for head in full.values()]
         cells = []
-        for group, state in zip(self._groups, states, strict=True):
-            cut = self._cuts.get(group.start)
-            start = None if cut is None else self._scores(cut_head(own, cut, group.rank))[0]
+        for (name, (start, rank)), state in zip(self._groups.items(), states, strict=True):
+            cut = self._cuts.get(start)
+            before = None if cut is None else self._scores(cut_head(own, cut, rank))[0]
             cells.append(
                 {
-                    "start": group.start,
-                    "rank": group.rank,
-                    "learning_rate": rates[group.name],
+                    "start": start,
+                    "rank": rank,
+                    "learning_rate": rates[name],
                     "best_step": int(state.progress.best_step[0]),
-                    "start_loss": None if start is None else float(start.mean()),
+                    "start_loss": None if before is None else float(before.mean()),
                     "converged_loss": float(self._scores(state.heads.one(0))[0].mean()),
-                    "w_error": float(w_error[group.rank - 1]),
+                    "w_error": float(w_error[rank - 1]),
                 }
             )
-            names.append(group.name)
             scores.append(self._scores(state.progress.best.one(0)))
         losses, rights = (np.stack(column, axis=1) for column in zip(*scores, strict=True))
-        documents = self._validation.documents
-        of_loss, of_right = DocumentSums.of(losses, documents), DocumentSums.of(rights, documents)
         # Gaps to the best full-rank head are paired by token.
-        gaps = DocumentSums.of(losses - losses[:, [2]], documents)
-        for i, cell in enumerate(cells, start=3):
-            for name, sums in (("loss", of_loss), ("accuracy", of_right), ("gap", gaps)):
-                cell[name] = float(sums.means()[i])
-                cell[f"{name}_se"] = float(sums.standard_errors()[i])
+        measured = {"loss": losses, "accuracy": rights, "gap": losses - losses[:, [2]]}
+        sums = {name: DocumentSums.of(x, self._documents) for name, x in measured.items()}
+        for i, cell in enumerate(cells, start=len(full)):
+            for name, some in sums.items():
+                cell[name] = float(some.means()[i])
+                cell[f"{name}_se"] = float(some.standard_errors()[i])
         record = {
             "model": self.features.manifest.model,
             "d_model": self.features.manifest.d_model,
             "train_tokens": len(self._train.targets),
-            "validation_tokens": len(self._validation.targets),
-            **{name: float(of_loss.means()[i]) for i, name in enumerate(names[:3])},
+            "validation_tokens": len(self._documents),
+            **dict(zip(full, sums["loss"].means().tolist(), strict=False)),
             "optimum_objective": float(optimum["objective"]),
             "optimum_iterations": int(optimum["iterations"]),
             "optimum_is_converged": bool(optimum["is_converged"]),
             "cells": cells,
         }
-        kept = {"names": names, "losses": of_loss.totals, "tokens": of_loss.n_tokens}
-        write_arrays(self.folder / DOCUMENTS, kept)
+        kept = {"names": [*full, *self._groups], "losses": sums["loss"].totals}
+        write_arrays(self.folder / DOCUMENTS, kept | {"tokens": sums["loss"].n_tokens})
         return record
 
 
@@ -326,7 +296,3 @@ def _second_moment(hidden: np.ndarray) -> np.ndarray:
         block = hidden[start : start + _BLOCK].astype(np.float64)
         total += block.T @ block
     return total / len(hidden)
-
-
-def _first(features: Features, n: int) -> Features:
-    return Features(features.hidden[:n], features.targets[:n], features.documents[:n])

@@ -8,10 +8,12 @@ published tensor holds one layer.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable, Iterator
 from dataclasses import dataclass, replace
 from typing import Any, Literal
 
+import numpy as np
+
+from bottleneck.config import ModelConfig
 from bottleneck.pretrained.published_config import Architecture
 
 Path = tuple[str, ...]
@@ -31,43 +33,71 @@ class Tensor:
     name: str  # without the family's prefix
     shape: tuple[int, ...]
     paths: tuple[Path, ...]
-    layout: Layout
+    layout: Layout = "same"
     layer: int | None = None  # None: outside the layers
 
 
 @dataclass(frozen=True)
 class Family:
-    """Names of the tensors of a family.
+    """Published names of the tensors of a family.
 
     - prefix: of all tensors except the head; some files omit it.
-    - head_aliases: other names of the head in files in the wild.
+    - head_alias: another name of the head in files in the wild.
     - surplus: buffers without weights that some files hold.
-    - layers: the tensors of one layer, with {} for its number.
-    - around: the tensors outside the layers, without the head.
+    - layers: what comes before the number of a layer.
+    - norms: of attention, and of the MLP.
+    - linear: name → layout, our part of a block, and its maps.
     """
 
     prefix: str
     head: str
-    head_aliases: tuple[str, ...]
     surplus: re.Pattern[str]
-    layers: Callable[[Architecture], Iterator[Tensor]]
-    around: Callable[[Architecture], Iterator[Tensor]]
-
-
-_ATTENTION, _QUERY_KEY_VALUE = ("blocks", "attention"), ("query", "key", "value")
+    embedding: str
+    final_norm: str
+    layers: str
+    norms: tuple[str, str]
+    linear: dict[str, tuple[Layout, str, tuple[str, ...]]]
+    positions: str | None = None
+    head_alias: str | None = None
 
 
 def tensors(architecture: Architecture) -> list[Tensor]:
     """Lists all tensors of a published model, head last; a tied head is only the embedding."""
     family, model = FAMILIES[architecture.family], architecture.model
-    result = list(family.around(architecture))
-    of_a_layer = list(family.layers(architecture))
-    for layer in range(model.n_layers):
-        result += [replace(t, name=t.name.format(layer), layer=layer) for t in of_a_layer]
-    if not model.tie_embeddings:
-        shape = (model.vocab_size, model.d_model)
-        result.append(Tensor(family.head, shape, (("head", "rows"),), "same"))
-    return result
+    D, F, KV = model.d_model, model.mlp_width, model.kv_heads * model.head_size
+    head = Tensor(family.head, (model.vocab_size, D), (("head", "rows"),))
+    owner = head.paths if model.tie_embeddings else (("embedding", "rows"),)
+    around = [replace(head, name=f"{family.embedding}.weight", paths=owner)]
+    if family.positions is not None:
+        shape = (model.max_length, D)
+        around.append(Tensor(f"{family.positions}.weight", shape, (("positions",),)))
+    around += _norm(family.final_norm, ("final_norm",), model)
+    block = [
+        *_norm(family.norms[0], ("blocks", "attention_norm"), model),
+        *_norm(family.norms[1], ("blocks", "mlp_norm"), model),
+    ]
+    widths = {"query": D, "key": KV, "value": KV, "output": D, "gate": F, "up": F, "down": D}
+    for name, (layout, part, maps) in family.linear.items():
+        n_in, n_out = F if maps == ("down",) else D, sum(widths[one] for one in maps)
+        shape = (n_out, n_in) if layout in ("transposed", "by_head") else (n_in, n_out)
+        paths = [("blocks", part, one) for one in maps]
+        kernels = tuple((*path, "kernel") for path in paths)
+        block.append(Tensor(f"{name}.weight", shape, kernels, layout))
+        if architecture.attention_bias if part == "attention" else architecture.mlp_bias:
+            biases = tuple((*path, "bias") for path in paths)
+            of_bias: Layout = "same" if layout == "transposed" else layout
+            block.append(Tensor(f"{name}.bias", (n_out,), biases, of_bias))
+    layers = [
+        replace(tensor, name=f"{family.layers}.{layer}.{tensor.name}", layer=layer)
+        for layer in range(model.n_layers)
+        for tensor in block
+    ]
+    return [*around, *layers, *([] if model.tie_embeddings else [head])]
+
+
+def _norm(name: str, path: Path, model: ModelConfig) -> list[Tensor]:
+    names = {"scale": "weight"} | ({"bias": "bias"} if model.norm == "layernorm" else {})
+    return [Tensor(f"{name}.{n}", (model.d_model,), ((*path, ours),)) for ours, n in names.items()]
 
 
 def unpack(tensor: Any, layout: Layout, n_heads: int) -> tuple[Any, ...]:
@@ -83,138 +113,71 @@ def unpack(tensor: Any, layout: Layout, n_heads: int) -> tuple[Any, ...]:
     return tuple(tensor[..., i * third : (i + 1) * third] for i in range(3))
 
 
-def pack(parameters: tuple[Any, ...], layout: Layout, n_heads: int, library: Any) -> Any:
-    """Returns the published tensor of these parameters, the inverse of `unpack`.
-
-    Args:
-        library: `numpy` or `jax.numpy`, that of the arrays.
-    """
+def pack(parameters: list[np.ndarray], layout: Layout, n_heads: int) -> np.ndarray:
+    """Returns the published tensor of these parameters, the inverse of `unpack`."""
     if layout == "same":
         return parameters[0]
     if layout == "transposed":
         return parameters[0].T
     if layout == "by_head":
         rows = [part.T.reshape(n_heads, -1, *part.shape[:-1]) for part in parameters]
-        stacked = library.stack(rows, axis=1)
+        stacked = np.stack(rows, axis=1)
         return stacked.reshape(-1, *stacked.shape[3:])
-    return library.concatenate(parameters, axis=-1)
+    return np.concatenate(parameters, axis=-1)
 
 
-def _norm(name: str, path: Path, architecture: Architecture) -> Iterator[Tensor]:
-    shape = (architecture.model.d_model,)
-    yield Tensor(f"{name}.weight", shape, ((*path, "scale"),), "same")
-    if architecture.model.norm == "layernorm":
-        yield Tensor(f"{name}.bias", shape, ((*path, "bias"),), "same")
-
-
-def _linear(
-    name: str,
-    shape: tuple[int, int],
-    path: Path,
-    layout: Layout,
-    has_bias: bool,
-    parts: tuple[str, ...] = (),
-) -> Iterator[Tensor]:
-    """Yields the tensors of a linear map, or of one with three `parts`; `shape` as published."""
-    owners = [(*path, part) for part in parts] or [path]
-    n_out = shape[0] if layout in ("transposed", "by_head") else shape[1]
-    yield Tensor(f"{name}.weight", shape, tuple((*own, "kernel") for own in owners), layout)
-    if has_bias:
-        of_bias: Layout = "same" if layout == "transposed" else layout
-        yield Tensor(f"{name}.bias", (n_out,), tuple((*own, "bias") for own in owners), of_bias)
-
-
-def _embedding(name: str, architecture: Architecture) -> Tensor:
-    model = architecture.model
-    owner = "head" if model.tie_embeddings else "embedding"
-    return Tensor(name, (model.vocab_size, model.d_model), ((owner, "rows"),), "same")
-
-
-def _gpt_neox_layers(architecture: Architecture) -> Iterator[Tensor]:
-    D, F = architecture.model.d_model, architecture.model.mlp_width
-    at, own = "layers.{}", architecture.attention_bias
-    yield from _norm(f"{at}.input_layernorm", ("blocks", "attention_norm"), architecture)
-    yield from _norm(f"{at}.post_attention_layernorm", ("blocks", "mlp_norm"), architecture)
-    joint = f"{at}.attention.query_key_value"
-    yield from _linear(joint, (3 * D, D), _ATTENTION, "by_head", own, _QUERY_KEY_VALUE)
-    output = (*_ATTENTION, "output")
-    yield from _linear(f"{at}.attention.dense", (D, D), output, "transposed", own)
-    for name, shape, part in (("dense_h_to_4h", (F, D), "up"), ("dense_4h_to_h", (D, F), "down")):
-        path = ("blocks", "mlp", part)
-        yield from _linear(f"{at}.mlp.{name}", shape, path, "transposed", architecture.mlp_bias)
-
-
-def _gpt_neox_around(architecture: Architecture) -> Iterator[Tensor]:
-    yield _embedding("embed_in.weight", architecture)
-    yield from _norm("final_layer_norm", ("final_norm",), architecture)
-
-
-def _gpt2_layers(architecture: Architecture) -> Iterator[Tensor]:
-    D, F = architecture.model.d_model, architecture.model.mlp_width
-    at = "h.{}"
-    yield from _norm(f"{at}.ln_1", ("blocks", "attention_norm"), architecture)
-    yield from _norm(f"{at}.ln_2", ("blocks", "mlp_norm"), architecture)
-    joint = f"{at}.attn.c_attn"
-    yield from _linear(joint, (D, 3 * D), _ATTENTION, "in_thirds", True, _QUERY_KEY_VALUE)
-    yield from _linear(f"{at}.attn.c_proj", (D, D), (*_ATTENTION, "output"), "same", True)
-    yield from _linear(f"{at}.mlp.c_fc", (D, F), ("blocks", "mlp", "up"), "same", True)
-    yield from _linear(f"{at}.mlp.c_proj", (F, D), ("blocks", "mlp", "down"), "same", True)
-
-
-def _gpt2_around(architecture: Architecture) -> Iterator[Tensor]:
-    model = architecture.model
-    yield _embedding("wte.weight", architecture)
-    yield Tensor("wpe.weight", (model.max_length, model.d_model), (("positions",),), "same")
-    yield from _norm("ln_f", ("final_norm",), architecture)
-
-
-def _llama_layers(architecture: Architecture) -> Iterator[Tensor]:
-    model = architecture.model
-    D, F, KV = model.d_model, model.mlp_width, model.kv_heads * model.head_size
-    at, attention, mlp = "layers.{}", architecture.attention_bias, architecture.mlp_bias
-    yield from _norm(f"{at}.input_layernorm", ("blocks", "attention_norm"), architecture)
-    yield from _norm(f"{at}.post_attention_layernorm", ("blocks", "mlp_norm"), architecture)
-    for name, shape, part, has_bias in (
-        ("self_attn.q_proj", (D, D), ("attention", "query"), attention),
-        ("self_attn.k_proj", (KV, D), ("attention", "key"), attention),
-        ("self_attn.v_proj", (KV, D), ("attention", "value"), attention),
-        ("self_attn.o_proj", (D, D), ("attention", "output"), attention),
-        ("mlp.gate_proj", (F, D), ("mlp", "gate"), mlp),
-        ("mlp.up_proj", (F, D), ("mlp", "up"), mlp),
-        ("mlp.down_proj", (D, F), ("mlp", "down"), mlp),
-    ):
-        yield from _linear(f"{at}.{name}", shape, ("blocks", *part), "transposed", has_bias)
-
-
-def _llama_around(architecture: Architecture) -> Iterator[Tensor]:
-    yield _embedding("embed_tokens.weight", architecture)
-    yield from _norm("norm", ("final_norm",), architecture)
-
+_JOINT = ("query", "key", "value")
 
 FAMILIES = {
     "gpt_neox": Family(
         prefix="gpt_neox.",
         head="embed_out.weight",
-        head_aliases=("lm_head.weight",),
+        head_alias="lm_head.weight",
         # The causal mask, its stand-in for minus infinity, the frequencies of the rotation.
         surplus=re.compile(r"layers\.\d+\.attention\.(bias|masked_bias|rotary_emb\.inv_freq)"),
-        layers=_gpt_neox_layers,
-        around=_gpt_neox_around,
+        embedding="embed_in",
+        final_norm="final_layer_norm",
+        layers="layers",
+        norms=("input_layernorm", "post_attention_layernorm"),
+        linear={
+            "attention.query_key_value": ("by_head", "attention", _JOINT),
+            "attention.dense": ("transposed", "attention", ("output",)),
+            "mlp.dense_h_to_4h": ("transposed", "mlp", ("up",)),
+            "mlp.dense_4h_to_h": ("transposed", "mlp", ("down",)),
+        },
     ),
     "gpt2": Family(
         prefix="transformer.",
         head="lm_head.weight",
-        head_aliases=(),
         surplus=re.compile(r"h\.\d+\.attn\.(bias|masked_bias)"),
-        layers=_gpt2_layers,
-        around=_gpt2_around,
+        embedding="wte",
+        positions="wpe",
+        final_norm="ln_f",
+        layers="h",
+        norms=("ln_1", "ln_2"),
+        linear={
+            "attn.c_attn": ("in_thirds", "attention", _JOINT),
+            "attn.c_proj": ("same", "attention", ("output",)),
+            "mlp.c_fc": ("same", "mlp", ("up",)),
+            "mlp.c_proj": ("same", "mlp", ("down",)),
+        },
     ),
     "llama": Family(
         prefix="model.",
         head="lm_head.weight",
-        head_aliases=(),
         surplus=re.compile(r"(layers\.\d+\.self_attn\.)?rotary_emb\.inv_freq"),
-        layers=_llama_layers,
-        around=_llama_around,
+        embedding="embed_tokens",
+        final_norm="norm",
+        layers="layers",
+        norms=("input_layernorm", "post_attention_layernorm"),
+        linear={
+            "self_attn.q_proj": ("transposed", "attention", ("query",)),
+            "self_attn.k_proj": ("transposed", "attention", ("key",)),
+            "self_attn.v_proj": ("transposed", "attention", ("value",)),
+            "self_attn.o_proj": ("transposed", "attention", ("output",)),
+            "mlp.gate_proj": ("transposed", "mlp", ("gate",)),
+            "mlp.up_proj": ("transposed", "mlp", ("up",)),
+            "mlp.down_proj": ("transposed", "mlp", ("down",)),
+        },
     ),
 }

@@ -1,4 +1,4 @@
-"""Finds the folder of a released model on this machine, and downloads it if it is missing."""
+"""Released models: their names on the hub, and their folders, downloaded if they are missing."""
 
 from __future__ import annotations
 
@@ -19,7 +19,18 @@ PATTERNS = [
     "model.safetensors.index.json",
 ]
 
+UNREACHABLE = (
+    "is not on this machine and the hub cannot be reached; give a folder, or try again with a "
+    "network"
+)
+
 _NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
+
+
+def step_of_revision(name: str) -> int | None:
+    """Returns the step in a revision such as step1000, or None."""
+    found = re.fullmatch(r"step[-_]?(\d+)", name)
+    return int(found[1]) if found else None
 
 
 def locate(path_or_name: str | os.PathLike[str], revision: str | None = None) -> Path:
@@ -47,25 +58,26 @@ def locate(path_or_name: str | os.PathLike[str], revision: str | None = None) ->
         folder = Path(snapshot_download(name, revision=revision, allow_patterns=PATTERNS))
     except errors.RevisionNotFoundError as error:
         raise UserError(f"the hub's {name} has no revision {revision}") from error
-    except errors.GatedRepoError as error:
-        raise UserError(
-            f"the hub gives {name} only to users who accepted its terms; do so, then hf auth login"
-        ) from error
-    except (errors.RepositoryNotFoundError, errors.HFValidationError) as error:
-        raise UserError(
-            f"{name} is neither a folder here nor a model that the hub gives you access to"
-        ) from error
     except errors.LocalEntryNotFoundError as error:
-        raise UserError(
-            f"{asked} is not on this machine and the hub cannot be reached; "
-            "give a folder, or try again with a network"
-        ) from error
+        raise UserError(f"{asked} {UNREACHABLE}") from error
     except (OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise UserError(f"the hub did not give {asked}: {reason}") from error
+        raise UserError(refusal(error, name, asked)) from error
     if not any(folder.glob("*.safetensors")):
         raise UserError(
             f"{asked} has no safetensors; if you trust it, convert it once: "
             + conversion(name, revision)
         )
     return folder
+
+
+def refusal(error: Exception, name: str, asked: str) -> str:
+    """Returns one line for an error of the hub's library about something of a model."""
+    from huggingface_hub import errors
+
+    if isinstance(error, errors.GatedRepoError):
+        return (
+            f"the hub gives {name} only to users who accepted its terms; do so, then hf auth login"
+        )
+    if isinstance(error, (errors.RepositoryNotFoundError, errors.HFValidationError)):
+        return f"{name} is neither a folder here nor a model that the hub gives you access to"
+    return f"the hub did not give {asked}: {' '.join(str(error).split())}"

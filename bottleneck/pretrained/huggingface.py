@@ -25,17 +25,11 @@ from bottleneck.errors import UserError
 from bottleneck.model import transformer
 from bottleneck.model.head import HeadFactors
 from bottleneck.model.transformer import Params
-from bottleneck.pretrained import families, safetensors_folder
+from bottleneck.pretrained import families, published_config, safetensors_folder
 from bottleneck.pretrained.families import FAMILIES, Layout, Tensor
 from bottleneck.pretrained.hub import locate
-from bottleneck.pretrained.published_config import (
-    CONFIG,
-    Architecture,
-    config_record,
-    publish,
-    read_config,
-)
-from bottleneck.pretrained.safetensors_folder import SafetensorsFolder
+from bottleneck.pretrained.published_config import CONFIG, Architecture
+from bottleneck.pretrained.safetensors_folder import FLOATS, SafetensorsFolder
 
 
 def from_pretrained(
@@ -53,120 +47,98 @@ def from_pretrained(
     Raises: `UserError` if the model is missing, damaged, of another family, or lacks a tensor.
     """
     folder = locate(path_or_name, revision)
-    architecture = read_config(folder, 1 if mesh is None else mesh.shape["tensor"])
+    architecture = published_config.read_config(folder, 1 if mesh is None else mesh.shape["tensor"])
     with SafetensorsFolder(folder) as stored:
-        names = match_tensors(folder, architecture, stored)
-        params = _load(stored, names, architecture, _shardings(architecture, mesh))
-        return architecture.model, params
+        tensors = match_tensors(folder, architecture, stored)
+        return architecture.model, _load(stored, tensors, architecture.model, mesh)
 
 
 def match_tensors(
     folder: Path, architecture: Architecture, stored: SafetensorsFolder
-) -> dict[str, str]:
-    """Returns tensor → its name in the files; raises `UserError` naming one that does not fit."""
-    family = FAMILIES[architecture.family]
-    has_prefix = any(name.startswith(family.prefix) for name in stored.shapes)
-    short = {
-        name.removeprefix(family.prefix) if has_prefix else name: name for name in stored.shapes
-    }
-    for alias in family.head_aliases:
-        if alias in short and family.head not in short:
-            short[family.head] = short.pop(alias)
-    if architecture.model.n_layers > len(stored.shapes):  # before all names are spelled out
+) -> dict[str, Tensor]:
+    """Returns name in the files → tensor, in the order of the files; leaves out buffers.
+
+    Raises: `UserError` naming a tensor that does not fit.
+    """
+    family, model = FAMILIES[architecture.family], architecture.model
+    names = {name.removeprefix(family.prefix): name for name in stored.shapes}
+    if family.head not in names and family.head_alias in names:
+        names = {family.head if k == family.head_alias else k: v for k, v in names.items()}
+    if model.n_layers > len(names):  # before all names are spelled out
         raise UserError(
-            f"{folder} has {len(stored.shapes)} tensors, too few for the "
-            f"{architecture.model.n_layers:,} layers of its {CONFIG}"
+            f"{folder} has {len(names)} tensors, too few for the {model.n_layers:,} layers of its "
+            f"{CONFIG}"
         )
-    expected = {tensor.name: tensor.shape for tensor in families.tensors(architecture)}
-    missing = [name for name in expected if name not in short]
-    surplus = [
-        name for name in short if name not in expected and not family.surplus.fullmatch(name)
-    ]
-    if architecture.model.tie_embeddings and family.head in surplus and not missing:
-        _check_tied(folder, stored, short[family.head], short[next(iter(expected))])
-        surplus.remove(family.head)
-    for verb, names in (("lacks", missing), ("has the surplus", surplus)):
-        if names:
-            more = f" and {len(names) - 1} more" if len(names) > 1 else ""
-            raise UserError(f"{folder} {verb} tensor {names[0]}{more}, going by its {CONFIG}")
-    for name, shape in expected.items():
-        found = stored.shapes[short[name]]
+    tensors = {tensor.name: tensor for tensor in families.tensors(architecture)}
+    embedding = next(iter(tensors))
+    shapes = {name: tensor.shape for name, tensor in tensors.items()}
+    has_tied_head = model.tie_embeddings and family.head in names
+    if has_tied_head:
+        shapes[family.head] = shapes[embedding]
+    missing = [name for name in shapes if name not in names]
+    surplus = [name for name in names if name not in shapes and not family.surplus.fullmatch(name)]
+    for verb, wrong in (("lacks", missing), ("has the surplus", surplus)):
+        if wrong:
+            more = f" and {len(wrong) - 1} more" if len(wrong) > 1 else ""
+            raise UserError(f"{folder} {verb} tensor {wrong[0]}{more}, going by its {CONFIG}")
+    for name, shape in shapes.items():
+        found, kind = stored.shapes[names[name]], stored.types[names[name]]
         if found != shape:
             raise UserError(
                 f"{folder}: {name} has shape {list(found)}; going by its {CONFIG} it must have "
                 f"{list(shape)}"
             )
-        _check_type(folder, name, stored.types[short[name]])
-    return {name: short[name] for name in expected}
-
-
-def _check_type(folder: Path, name: str, kind: str) -> None:
-    if kind not in safetensors_folder.FLOATS:
-        raise UserError(
-            f"{folder}: {name} is of type {kind}; it must be one of "
-            + ", ".join(safetensors_folder.FLOATS)
-        )
+        if kind not in FLOATS:
+            raise UserError(
+                f"{folder}: {name} is of type {kind}; it must be one of {', '.join(FLOATS)}"
+            )
+    if has_tied_head:
+        _check_tied(folder, stored, names[family.head], names[embedding])
+    return {stored_as: tensors[name] for name, stored_as in names.items() if name in tensors}
 
 
 def _check_tied(folder: Path, stored: SafetensorsFolder, head: str, embedding: str) -> None:
     """Raises `UserError` if a stored head differs from the embedding that it is tied to."""
-    for name in (head, embedding):
-        _check_type(folder, name, stored.types[name])
-    shape = stored.shapes[embedding]
-    same = stored.shapes[head] == shape
-    for start in range(0, shape[0] if same else 0, 4096):
-        rows = ((start, min(start + 4096, shape[0])), (0, shape[1]))
-        same = same and np.array_equal(stored.read(head, rows), stored.read(embedding, rows))
-    if not same:
-        raise UserError(
-            f"{folder}: {head} differs from {embedding}, although its {CONFIG} ties them; "
-            "it must have tie_word_embeddings=false"
-        )
-
-
-def _shardings(architecture: Architecture, mesh: Mesh | None) -> dict[families.Path, Any]:
-    """Returns the sharding of each parameter; raises `UserError` if one has no even shares."""
-    shapes = traverse_util.flatten_dict(_abstract(architecture.model))
-    if mesh is None:
-        return dict.fromkeys(shapes, SingleDeviceSharding(jax.devices()[0]))
-    result = traverse_util.flatten_dict(transformer.shardings(architecture.model, mesh))
-    for path, sharding in result.items():
-        try:
-            sharding.shard_shape(shapes[path].shape)
-        except ValueError as error:
+    n_rows, width = stored.shapes[embedding]
+    for start in range(0, n_rows, 4096):
+        rows = ((start, min(start + 4096, n_rows)), (0, width))
+        if not np.array_equal(stored.read(head, rows), stored.read(embedding, rows)):
             raise UserError(
-                f"{'.'.join(path)} of shape {list(shapes[path].shape)} has no even shares on a "
-                f"mesh of {', '.join(f'{k}={v}' for k, v in mesh.shape.items())}"
-            ) from error
-    return result
-
-
-def _abstract(config: ModelConfig) -> Params:
-    return jax.eval_shape(lambda: transformer.init_params(config, jax.random.key(0)))
+                f"{folder}: {head} differs from {embedding}, although its {CONFIG} ties them; "
+                "it must have tie_word_embeddings=false"
+            )
 
 
 def _load(
-    stored: SafetensorsFolder,
-    names: dict[str, str],
-    architecture: Architecture,
-    shardings: dict[families.Path, Any],
+    stored: SafetensorsFolder, tensors: dict[str, Tensor], model: ModelConfig, mesh: Mesh | None
 ) -> Params:
-    shapes = traverse_util.flatten_dict(_abstract(architecture.model))
-    by_stored_name = {names[t.name]: t for t in families.tensors(architecture)}
+    """Raises `UserError` if a parameter has no even shares on the mesh."""
+    abstract = jax.eval_shape(lambda: transformer.init_params(model, jax.random.key(0)))
+    shapes = {path: leaf.shape for path, leaf in traverse_util.flatten_dict(abstract).items()}
+    shardings = dict.fromkeys(shapes, SingleDeviceSharding(jax.devices()[0]))
+    if mesh is not None:
+        shardings = traverse_util.flatten_dict(transformer.shardings(model, mesh))
+    for path, sharding in shardings.items():
+        try:
+            sharding.shard_shape(shapes[path])
+        except ValueError as error:
+            assert mesh is not None
+            raise UserError(
+                f"{'.'.join(path)} of shape {list(shapes[path])} has no even shares on a "
+                f"mesh of {', '.join(f'{k}={v}' for k, v in mesh.shape.items())}"
+            ) from error
     # Parameters outside the layers are whole tensors and need no stack.
-    stacks = {path: leaf.shape for path, leaf in shapes.items() if path[0] == "blocks"}
+    stacks = {path: shape for path, shape in shapes.items() if path[0] == "blocks"}
     params: dict[families.Path, jax.Array] = jax.jit(
         lambda: {path: jnp.zeros(shape) for path, shape in stacks.items()},
         out_shardings={path: shardings[path] for path in stacks},
     )()
-    for name in stored.shapes:  # in the order in which they lie on the disk
-        if (tensor := by_stored_name.get(name)) is None:
-            continue
+    for name, tensor in tensors.items():
         old = tuple(params.get(path) for path in tensor.paths)
         program = _placing(
             tensor.layout,
-            architecture.model.n_heads,
-            tuple(shapes[path].shape for path in tensor.paths),
+            model.n_heads,
+            tuple(shapes[path] for path in tensor.paths),
             tuple(shardings[path] for path in tensor.paths),
         )
         value = _on_devices(stored, name, tensor, shardings[tensor.paths[0]])
@@ -206,7 +178,7 @@ def _on_devices(stored: SafetensorsFolder, name: str, tensor: Tensor, sharding: 
         if tensor.layout == "in_thirds":
             axes[-1] = None  # queries, keys and values of a head are far apart
         axes = [
-            axis if axis is not None and n % _size(sharding.mesh, axis) == 0 else None
+            axis if axis is not None and n % sharding.mesh.shape[axis] == 0 else None
             for axis, n in zip(axes, shape, strict=True)
         ]
         sharding = NamedSharding(sharding.mesh, PartitionSpec(*axes))
@@ -221,11 +193,6 @@ def _on_devices(stored: SafetensorsFolder, name: str, tensor: Tensor, sharding: 
     return jax.make_array_from_callback(shape, sharding, share)
 
 
-def _size(mesh: Any, axis: str | tuple[str, ...]) -> int:
-    names = (axis,) if isinstance(axis, str) else axis
-    return int(np.prod([mesh.shape[name] for name in names]))
-
-
 def save_pretrained(config: ModelConfig, params: Params, path: str | os.PathLike[str]) -> None:
     """Writes a folder of float32 safetensors that `from_pretrained` of transformers loads.
 
@@ -236,7 +203,7 @@ def save_pretrained(config: ModelConfig, params: Params, path: str | os.PathLike
     Raises: `UserError` if no family has such a model, or the folder is not empty.
     """
     folder = Path(path).expanduser()
-    architecture = publish(config)
+    architecture = published_config.publish(config)
     if folder.exists() and (not folder.is_dir() or any(folder.iterdir())):
         raise UserError(f"{folder} exists already; choose a new folder")
     family = FAMILIES[architecture.family]
@@ -254,7 +221,7 @@ def save_pretrained(config: ModelConfig, params: Params, path: str | os.PathLike
             {name: tensor.shape for name, tensor in tensors.items()},
             lambda name: _published(tensors[name], config, flat),
         )
-        record = json.dumps(config_record(architecture), indent=2) + "\n"
+        record = json.dumps(published_config.config_record(architecture), indent=2) + "\n"
         (draft / CONFIG).write_text(record, encoding="utf-8")
         draft.replace(folder)
     except OSError as error:
@@ -275,5 +242,5 @@ def _published(
         if path == ("head", "rows"):
             value = HeadFactors(value, params.get(("head", "basis"))).matrix()
         parts.append(np.asarray(value))
-    packed = families.pack(tuple(parts), tensor.layout, config.n_heads, np)
+    packed = families.pack(parts, tensor.layout, config.n_heads)
     return packed[: tensor.shape[0]] if tensor.layer is None else packed

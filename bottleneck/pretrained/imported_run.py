@@ -12,17 +12,15 @@ from pathlib import Path
 import jax
 import numpy as np
 
-from bottleneck.config import Config, DataConfig, MeshConfig, ModelConfig, ProbeConfig, TrainConfig
+from bottleneck.config import Config, DataConfig, MeshConfig, ProbeConfig, TrainConfig
 from bottleneck.errors import UserError
 from bottleneck.model.accounting import count_parameters
-from bottleneck.model.transformer import Params
 from bottleneck.parallel.mesh import make_mesh
-from bottleneck.pretrained.checkpoint_series import step_of_revision
-from bottleneck.pretrained.hub import locate
+from bottleneck.pretrained.hub import locate, step_of_revision
 from bottleneck.pretrained.huggingface import from_pretrained
 from bottleneck.runs import folder as run_folder
 from bottleneck.runs.checkpoints import save_params
-from bottleneck.runs.reading import Run, load
+from bottleneck.runs.reading import load
 from bottleneck.sections import flatten
 from bottleneck.storage.folders import write_whole, writing
 from bottleneck.storage.workspace import check_same, is_unused
@@ -53,26 +51,36 @@ def import_run(
     source, workdir = locate(path_or_name, revision), Path(workdir).expanduser()
     if step is None:
         step = step_of_revision(revision or source.resolve().name) or 0
-    old = _run_to_add_to(workdir)
+    old = None if is_unused(workdir) else load(workdir)
+    if old is not None and old.trained_on is not None:
+        raise UserError(f"--workdir={workdir} holds a run trained here; choose a new folder")
     here = make_mesh(MeshConfig(fsdp=1), jax.devices("cpu")[:1])
     model, params = from_pretrained(source, mesh=here)
-    config = _config(model, workdir)
+    length = min(model.max_length, 2048)  # of a window that the model has positions for
+    config = Config(
+        data=DataConfig(tokenizer=str(workdir.absolute() / TOKENIZER)),
+        model=model,
+        train=TrainConfig(sequence_length=length),
+        probe=ProbeConfig(tokens=max(length, ProbeConfig().tokens)),
+    )
     if old is not None:
-        _check_same_model(old, config)
+        check_same(workdir, "a model", flatten(old.config.model), flatten(config.model))
         if step in old.steps:
-            _check_same_weights(old, step, params)
+            pairs = zip(jax.tree.leaves(old.params(step)), jax.tree.leaves(params), strict=True)
+            if not all(np.array_equal(*pair) for pair in pairs):
+                raise UserError(
+                    f"--workdir={workdir} has step {step} already, with other weights; choose "
+                    "another with --step"
+                )
             return step
     parameters = count_parameters(model)
+    facts = {
+        "mesh": dict(here.shape),
+        "parameters": {"total": parameters.total, "non_embedding": parameters.non_embedding},
+        "corpus": None,
+    }
     with writing(workdir):
         workdir.mkdir(parents=True, exist_ok=True)
-        facts = {
-            "mesh": dict(here.shape),
-            "parameters": {
-                "total": parameters.total,
-                "non_embedding": parameters.non_embedding,
-            },
-            "corpus": None,
-        }
         # The config comes first: a folder without one does not count as a run.
         run_folder.write_config(workdir, config, facts)
         for name in (TOKENIZER, TOKENIZER_CONFIG):
@@ -81,38 +89,3 @@ def import_run(
         origin = {"imported_from": os.fspath(path_or_name), "revision": revision}
         save_params(workdir / "checkpoints", step, params, origin)
     return step
-
-
-def _config(model: ModelConfig, workdir: Path) -> Config:
-    """Returns a config with the model, its tokenizer and a window that it has positions for."""
-    length = min(model.max_length, 2048)
-    return Config(
-        data=DataConfig(tokenizer=str(workdir.absolute() / TOKENIZER)),
-        model=model,
-        train=TrainConfig(sequence_length=length),
-        probe=ProbeConfig(tokens=max(length, ProbeConfig().tokens)),
-    )
-
-
-def _run_to_add_to(workdir: Path) -> Run | None:
-    """Returns the imported run in a folder; None if it is unused; raises `UserError` otherwise."""
-    if is_unused(workdir):
-        return None
-    run = load(workdir)
-    if run.trained_on is not None:
-        raise UserError(f"--workdir={workdir} holds a run trained here; choose a new folder")
-    return run
-
-
-def _check_same_model(run: Run, config: Config) -> None:
-    before, now = (flatten(one.model) for one in (run.config, config))
-    check_same(run.path, "a model", before, now)
-
-
-def _check_same_weights(run: Run, step: int, params: Params) -> None:
-    pairs = zip(jax.tree.leaves(run.params(step)), jax.tree.leaves(params), strict=True)
-    if not all(np.array_equal(old, new) for old, new in pairs):
-        raise UserError(
-            f"--workdir={run.path} has step {step} already, with other weights; choose another "
-            "with --step"
-        )

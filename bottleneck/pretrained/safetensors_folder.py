@@ -9,10 +9,11 @@ from __future__ import annotations
 import contextlib
 import json
 import shlex
-from collections.abc import Callable, Iterator
+from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
+import ml_dtypes
 import numpy as np
 from safetensors import SafetensorError, safe_open
 from safetensors.numpy import save_file
@@ -22,7 +23,8 @@ from bottleneck.errors import UserError
 _WHOLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _PICKLES = ("*.bin", "*.pt", "*.pth", "*.ckpt")
-FLOATS = ("F16", "BF16", "F32")  # the types of weights
+# The types of weights, by their names in the format.
+FLOATS: dict[str, Any] = {"F16": np.float16, "BF16": ml_dtypes.bfloat16, "F32": np.float32}
 
 _PIECE_BYTES = 2**23  # per read, as float32
 _ALIGNMENT = 64  # bytes, of arrays on XLA's CPU devices
@@ -38,22 +40,23 @@ class SafetensorsFolder(contextlib.AbstractContextManager["SafetensorsFolder"]):
 
     def __init__(self, folder: Path):
         """Opens the files; raises `UserError` if one is missing or damaged."""
-        self._owner: dict[str, Any] = {}
-        self._path_of: dict[str, Path] = {}
+        self._stored: dict[str, tuple[Path, Any]] = {}  # name → its file
         self.shapes: dict[str, tuple[int, ...]] = {}
         self.types: dict[str, str] = {}
-        self._files = contextlib.ExitStack()
-        try:
-            for path in _files(folder):
-                self._open(path)
-            self._check_index(folder)
-        except BaseException:
-            self._files.close()
-            raise
+        index = _index(folder)
+        with contextlib.ExitStack() as files:
+            for path in _files(folder, index):
+                self._open(path, files)
+            for name, file in index.items():
+                if name not in self._stored or self._stored[name][0].name != file:
+                    raise UserError(
+                        f"{folder / file} lacks the tensor {name}, which the index places there"
+                    )
+            self._files = files.pop_all()
 
-    def _open(self, path: Path) -> None:
+    def _open(self, path: Path, files: contextlib.ExitStack) -> None:
         try:
-            file = self._files.enter_context(
+            file = files.enter_context(
                 safe_open(path, framework="numpy", backend="pread")  # type: ignore[no-untyped-call]
             )
         except FileNotFoundError as error:
@@ -62,49 +65,36 @@ class SafetensorsFolder(contextlib.AbstractContextManager["SafetensorsFolder"]):
             raise UserError(_damaged(path, error)) from error
         for name in file.offset_keys():
             header = file.get_slice(name)
-            if name in self._owner:
-                raise UserError(f"{name} is in {self._path_of[name].name} and in {path.name}")
-            self._owner[name], self._path_of[name] = file, path
+            if name in self._stored:
+                raise UserError(f"{name} is in {self._stored[name][0].name} and in {path.name}")
+            self._stored[name] = path, file
             self.shapes[name] = tuple(header.get_shape())
             self.types[name] = header.get_dtype()
 
-    def _check_index(self, folder: Path) -> None:
-        for name, file in _index(folder).items():
-            if name not in self._owner or self._path_of[name].name != file:
-                raise UserError(
-                    f"{folder / file} lacks the tensor {name}, which the index places there"
-                )
-
     def read(self, name: str, bounds: tuple[tuple[int, int], ...]) -> np.ndarray:
-        """Reads a slice of a tensor, in the type of the file.
-
-        Args:
-            bounds: (start, stop) of each dimension.
-        """
+        """Reads a slice, (start, stop) of each dimension, of a tensor in the type of the file."""
         (start, stop), *rest = bounds
         inner = [slice(*pair) for pair in rest]
         shape = tuple(high - low for low, high in bounds)
         step = max(_PIECE_BYTES * (stop - start) // max(_bytes(shape), 1), 1)
-        result = None
+        result = _aligned(shape, np.dtype(FLOATS[self.types[name]]))
+        path, file = self._stored[name]
         try:
-            stored = self._owner[name].get_slice(name)
+            stored = file.get_slice(name)
             for low in range(start, stop, step):
-                piece = stored[(slice(low, min(low + step, stop)), *inner)]
-                if result is None:
-                    result = _aligned(shape, piece.dtype)
-                result[low - start : low - start + len(piece)] = piece
+                high = min(low + step, stop)
+                result[low - start : high - start] = stored[(slice(low, high), *inner)]
         except (OSError, SafetensorError) as error:
-            raise UserError(_damaged(self._path_of[name], error)) from error
-        assert result is not None, f"{name} has no rows"
+            raise UserError(_damaged(path, error)) from error
         return result
 
     def __exit__(self, *_: object) -> None:
         self._files.close()
 
 
-def _files(folder: Path) -> list[Path]:
+def _files(folder: Path, index: dict[str, str]) -> list[Path]:
     """Returns the files that hold the tensors; raises `UserError` if none exist."""
-    if index := _index(folder):
+    if index:
         return [folder / name for name in sorted(set(index.values()))]
     if (folder / _WHOLE).is_file():
         return [folder / _WHOLE]
@@ -157,33 +147,21 @@ def write(folder: Path, shapes: dict[str, tuple[int, ...]], make: Callable[[str]
         shapes: name → shape of each tensor, in order.
         make: name → tensor; called once for each. Memory holds the tensors of one file.
     """
-    groups = list(_groups(shapes))
-    names = [_WHOLE]
-    if len(groups) > 1:
-        names = [f"model-{i:05}-of-{len(groups):05}.safetensors" for i in range(1, len(groups) + 1)]
-    for name, group in zip(names, groups, strict=True):
-        arrays = {tensor: np.ascontiguousarray(make(tensor), np.float32) for tensor in group}
-        save_file(arrays, folder / name, metadata={"format": "pt"})
+    from huggingface_hub import split_state_dict_into_shards_factory
+
+    split = split_state_dict_into_shards_factory(
+        shapes,
+        get_storage_size=_bytes,
+        filename_pattern="model{suffix}.safetensors",
+        max_shard_size=SHARD_BYTES,
+    )
+    for file, names in split.filename_to_tensors.items():
+        arrays = {name: np.ascontiguousarray(make(name), np.float32) for name in names}
+        save_file(arrays, folder / file, metadata={"format": "pt"})
         del arrays
-    if len(groups) > 1:
-        index = {
-            "metadata": {"total_size": sum(map(_bytes, shapes.values()))},
-            "weight_map": {t: n for n, group in zip(names, groups, strict=True) for t in group},
-        }
+    if split.is_sharded:
+        index = {"metadata": split.metadata, "weight_map": split.tensor_to_filename}
         (folder / _INDEX).write_text(json.dumps(index, indent=2) + "\n", encoding="utf-8")
-
-
-def _groups(shapes: dict[str, tuple[int, ...]]) -> Iterator[list[str]]:
-    """Yields the names of the tensors of each file."""
-    group: list[str] = []
-    size = 0
-    for name, shape in shapes.items():
-        if group and size + _bytes(shape) > SHARD_BYTES:
-            yield group
-            group, size = [], 0
-        group.append(name)
-        size += _bytes(shape)
-    yield group
 
 
 def _aligned(shape: tuple[int, ...], dtype: np.dtype) -> np.ndarray:

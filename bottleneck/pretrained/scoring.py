@@ -58,15 +58,12 @@ class Scorer:
         shares = self._mesh.shape["replica"] * self._mesh.shape["fsdp"]
         self._batch_size = -(-batch_size // shares) * shares
         self._graph = transformer.graph(config, self.compute)
-        shardings = transformer.shardings(config, self._mesh)
         try:
-            self._params = jax.device_put(params, shardings)
+            self._params = jax.device_put(params, transformer.shardings(config, self._mesh))
         except ValueError as error:
             sizes = ", ".join(f"{k}={v}" for k, v in self._mesh.shape.items())
-            reason = " ".join(str(error).split())
-            raise UserError(
-                f"the model has no even shares on a mesh of {sizes}: {reason}"
-            ) from error
+            reason = f"the model has no even shares on a mesh of {sizes}: {error}"
+            raise UserError(" ".join(reason.split())) from error
         everywhere = mesh_lib.replicated(self._mesh)
         self._score = jax.jit(self._score_batch, out_shardings=everywhere)
         self._next = jax.jit(self._next_tokens, out_shardings=everywhere)
@@ -79,9 +76,7 @@ class Scorer:
         results: dict[int, Score] = {}
         for batch in self._batches([len(tokens) - 1 for tokens, _ in requests]):
             rows = [requests[i][0] for i in batch]
-            length = self._padded_length(max(map(len, rows)) - 1)
-            inputs = self._pad([row[:-1] for row in rows], length)
-            targets = self._pad([row[1:] for row in rows], length)
+            inputs, targets = self._pad([r[:-1] for r in rows]), self._pad([r[1:] for r in rows])
             log_p_BxL, is_top_BxL = jax.device_get(self._run(self._score, inputs, targets))
             for row, i in enumerate(batch):
                 tokens, n = requests[i]
@@ -100,10 +95,9 @@ class Scorer:
         results: dict[int, int] = {}
         for batch in self._batches([len(tokens) for tokens in sequences]):
             rows = [sequences[i] for i in batch]
-            inputs = self._pad(rows, self._padded_length(max(map(len, rows))))
             last = np.zeros(self._batch_size, np.int32)
             last[: len(rows)] = [len(row) - 1 for row in rows]
-            tokens = jax.device_get(self._run(self._next, inputs, last))
+            tokens = jax.device_get(self._run(self._next, self._pad(rows), last))
             results |= {i: int(tokens[row]) for row, i in enumerate(batch)}
         return [results[i] for i in range(len(sequences))]
 
@@ -113,14 +107,10 @@ class Scorer:
         for start in range(0, len(order), self._batch_size):
             yield order[start : start + self._batch_size]
 
-    def _padded_length(self, length: int) -> int:
-        assert 1 <= length <= self.config.max_length, length
-        padded = _SHORTEST
-        while padded < length:
-            padded *= 2
-        return min(padded, self.config.max_length)
-
-    def _pad(self, rows: Sequence[Sequence[int]], length: int) -> np.ndarray:
+    def _pad(self, rows: Sequence[Sequence[int]]) -> np.ndarray:
+        longest = max(map(len, rows))
+        assert 1 <= longest <= self.config.max_length, longest
+        length = min(max(_SHORTEST, 1 << (longest - 1).bit_length()), self.config.max_length)
         result = np.zeros((self._batch_size, length), np.int32)
         for i, row in enumerate(rows):
             result[i, : len(row)] = row

@@ -9,21 +9,17 @@ from __future__ import annotations
 
 import contextlib
 import dataclasses
-from collections.abc import Iterator
 from pathlib import Path
-from typing import Any
 
 import jax
 from jax.sharding import Mesh
 
-from bottleneck import config as config_lib
 from bottleneck.config import Config, DataConfig, ModelConfig, check_divides
 from bottleneck.data.batches import validation_windows
 from bottleneck.data.tokenizer import vocab_size_in_file
-from bottleneck.data.tokens import TokenCache, prepare
+from bottleneck.data.tokens import prepare
 from bottleneck.errors import UserError
 from bottleneck.model.accounting import count_parameters
-from bottleneck.model.transformer import Params
 from bottleneck.parallel.mesh import make_mesh
 from bottleneck.pretrained.imported_run import TOKENIZER
 from bottleneck.pretrained.series_audit import AUDIT, Audit
@@ -31,19 +27,19 @@ from bottleneck.pretrained.series_source import Checkpoint, Series
 from bottleneck.probes.prober import Prober
 from bottleneck.runs import folder as run_folder
 from bottleneck.runs.metrics_writer import MetricsWriter
-from bottleneck.runs.reading import load
+from bottleneck.runs.reading import Run, load
 from bottleneck.storage.folders import write_whole, writing
 from bottleneck.storage.workspace import check_unused, claimed
 from bottleneck.terminal import Progress
 
 
-def choose(series: Series, steps: list[int] | None = None, every: int | None = None) -> list[int]:
+def choose(series: Series, steps: list[int], every: int | None) -> list[int]:
     """Returns the requested steps, ascending: those named, multiples of `every`, or all.
 
     Raises: `UserError` if a named step is missing, or none remains.
     """
     known = list(series.checkpoints)
-    for step in steps or ():
+    for step in steps:
         if step not in series.checkpoints:
             raise UserError(
                 f"{series.name} has no step {step}; it has {len(known)}, from {known[0]} to "
@@ -58,7 +54,7 @@ def choose(series: Series, steps: list[int] | None = None, every: int | None = N
 def audit_series(series: Series, steps: list[int], workdir: Path) -> Audit:
     """Hashes the weights of each step without measuring; earlier hashes are kept."""
     with claimed(workdir), writing(workdir):
-        _record(workdir)
+        _existing(workdir)
         audit = Audit(workdir, series.name)
         with Progress("checkpoint", len(steps), unit="items", numbers="reading") as progress:
             for done, step in enumerate(reversed(steps)):
@@ -82,37 +78,34 @@ def measure_series(config: Config, series: Series, steps: list[int], workdir: Pa
             the audit.
     """
     with claimed(workdir), writing(workdir):
-        return _measured(config, series, steps, workdir)
-
-
-def _measured(config: Config, series: Series, steps: list[int], workdir: Path) -> Audit:
-    record = _record(workdir)
-    audit = Audit(workdir, series.name)
-    mesh = make_mesh(config.compute.mesh)
-    reference = _reference(series, steps, mesh, audit)
-    if reference is None:
+        old, audit = _existing(workdir), Audit(workdir, series.name)
+        mesh = make_mesh(config.compute.mesh)
+        reference = _reference(series, steps, mesh, audit)
+        if reference is None:
+            return audit
+        model = reference.model(mesh) if old is None else old.config.model
+        data = _with_tokenizer(config.data, model, series, reference, workdir)
+        config = dataclasses.replace(config, data=data, model=model)
+        check_divides(config, dict(mesh.shape))
+        if old is not None:
+            run_folder.check_continues(workdir, config)
+        cache = prepare(config.data)
+        tokenized_for = series.corpus if config.data.tokenizer is None else None
+        if tokenized_for is not None and cache.digest != tokenized_for.digest:
+            raise UserError(
+                f"{series.name} trained its tokenizer on another corpus; name the one in its token "
+                "cache with --config.data.tokenizer=FILE"
+            )
+        run_folder.check_same_corpus(workdir, cache.digest)
+        windows = validation_windows(cache, config.probe.tokens, config.train.sequence_length)
+        facts = run_folder.facts(dict(mesh.shape), count_parameters(model), cache)
+        run_folder.write_config(workdir, config, facts | {"series": series.name})
+        with jax.set_mesh(mesh):
+            prober = Prober(config, mesh, windows, cache.unigram_counts())
+            _measure(config, series, steps, workdir, mesh, prober, audit)
+        if max(measured_steps(workdir), default=-1) >= config.train.steps:
+            run_folder.write_text(workdir / run_folder.COMPLETE, "")
         return audit
-    model = reference.model(mesh)
-    if record is not None:
-        model = config_lib.parse(record["config"]).model
-    data = _with_tokenizer(config.data, model, series, reference, workdir)
-    config = dataclasses.replace(config, data=data, model=model)
-    check_divides(config, dict(mesh.shape))
-    if record is not None:
-        run_folder.check_continues(workdir, config)
-    cache = prepare(config.data)
-    _check_tokens(config, series, cache)
-    run_folder.check_same_corpus(workdir, cache.digest)
-    windows = validation_windows(cache, config.probe.tokens, config.train.sequence_length)
-    parameters = count_parameters(config.model)
-    facts = run_folder.facts(dict(mesh.shape), parameters, cache)
-    run_folder.write_config(workdir, config, facts | {"series": series.name})
-    with jax.set_mesh(mesh):
-        prober = Prober(config, mesh, windows, cache.unigram_counts())
-        _measure(config, series, steps, workdir, mesh, prober, audit)
-    if max(measured_steps(workdir), default=-1) >= config.train.steps:
-        run_folder.write_text(workdir / run_folder.COMPLETE, "")
-    return audit
 
 
 def measured_steps(workdir: Path) -> set[int]:
@@ -154,39 +147,30 @@ def _measure(
                 audit.note_failure(step, error)
                 progress.say(f"step {step:,} cannot be read: {error}")
                 continue
-            with _deleted_afterwards(params):
+            try:
                 found = prober.measure(params)
+            finally:
+                for leaf in jax.tree.leaves(params):
+                    leaf.delete()  # even if references to it remain
             writer.write_probe(step, step * config.tokens_per_step, found)
             progress.say(f"step {step:,}: {found.headline()}")
         progress.show(len(steps), "")
 
 
-@contextlib.contextmanager
-def _deleted_afterwards(params: Params) -> Iterator[None]:
-    """Frees the parameters on exit, even if references to them remain."""
-    try:
-        yield
-    finally:
-        for leaf in jax.tree.leaves(params):
-            leaf.delete()
-
-
-def _record(workdir: Path) -> dict[str, Any] | None:
-    """Reads the record of an existing series; None in a new folder, or after only an audit.
+def _existing(workdir: Path) -> Run | None:
+    """Returns the run of an existing series; None in a new folder, or after only an audit.
 
     Raises: `UserError` if the folder holds something else.
     """
-    path = workdir / run_folder.CONFIG
-    if path.is_file():
-        load(workdir)  # raises if it is not a run
-        record = run_folder.read_config(workdir)
-        if "series" not in record:
-            raise UserError(
-                f"--workdir={workdir} holds a run that is not a series; choose a new folder"
-            )
-        return record
-    check_unused(workdir, "a series", known=(AUDIT, TOKENIZER))
-    return None
+    if not (workdir / run_folder.CONFIG).is_file():
+        check_unused(workdir, "a series", known=(AUDIT, TOKENIZER))
+        return None
+    run = load(workdir)
+    if run.series_of is None:
+        raise UserError(
+            f"--workdir={workdir} holds a run that is not a series; choose a new folder"
+        )
+    return run
 
 
 def _reference(series: Series, steps: list[int], mesh: Mesh, audit: Audit) -> Checkpoint | None:
@@ -201,10 +185,10 @@ def _reference(series: Series, steps: list[int], mesh: Mesh, audit: Audit) -> Ch
 
 
 def _check_same_model(model: ModelConfig, expected: ModelConfig) -> None:
-    for entry in dataclasses.fields(ModelConfig):
-        found, wanted = getattr(model, entry.name), getattr(expected, entry.name)
+    for name, wanted in vars(expected).items():
+        found = getattr(model, name)
         if found != wanted:
-            raise UserError(f"it is another model: {entry.name} is {found}, not {wanted}")
+            raise UserError(f"it is another model: {name} is {found}, not {wanted}")
 
 
 def _with_tokenizer(
@@ -229,14 +213,3 @@ def _with_tokenizer(
             "name its own with --config.data.tokenizer=FILE"
         )
     return data
-
-
-def _check_tokens(config: Config, series: Series, cache: TokenCache) -> None:
-    """Raises `UserError` if the series trained its tokenizer on another corpus."""
-    if series.corpus is None or config.data.tokenizer is not None:
-        return
-    if cache.digest != series.corpus.digest:
-        raise UserError(
-            f"{series.name} trained its tokenizer on another corpus; name the one in its token "
-            "cache with --config.data.tokenizer=FILE"
-        )

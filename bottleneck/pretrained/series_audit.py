@@ -45,11 +45,8 @@ class Audit:
 
     def note(self, step: int, weights: str) -> Finding:
         """Records the hash of a step, and finds an earlier recorded step with equal weights."""
-        twins = [
-            other
-            for other, finding in self.findings.items()
-            if finding.weights == weights and finding.same_as is None and other != step
-        ]
+        own = {s: f.weights for s, f in self.findings.items() if f.same_as is None and s != step}
+        twins = [other for other, found in own.items() if found == weights]
         return self._put(step, Finding(weights, same_as=twins[0] if twins else None))
 
     def note_failure(self, step: int, error: UserError) -> None:

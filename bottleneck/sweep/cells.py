@@ -32,7 +32,9 @@ def product(*parts: Mapping[str, Iterable[Any]] | Sequence[Overrides]) -> list[O
         parts: dicts from field names to values, or lists of overrides.
     """
     lists = [
-        [*map(dict, part)] if not isinstance(part, Mapping) else _combinations(part)
+        [dict(zip(part, values, strict=True)) for values in itertools.product(*part.values())]
+        if isinstance(part, Mapping)
+        else part
         for part in parts
     ]
     return [_merged(cells) for cells in itertools.product(*lists)]
@@ -47,15 +49,10 @@ def zipped(fields: Mapping[str, Sequence[Any]]) -> list[Overrides]:
     return [dict(zip(fields, values, strict=True)) for values in zip(*fields.values(), strict=True)]
 
 
-def _combinations(fields: Mapping[str, Iterable[Any]]) -> list[Overrides]:
-    return [dict(zip(fields, v, strict=True)) for v in itertools.product(*fields.values())]
-
-
 def _merged(cells: Sequence[Overrides]) -> Overrides:
     merged: Overrides = {}
     for cell in cells:
-        twice = merged.keys() & cell.keys()
-        if twice:
+        if twice := merged.keys() & cell.keys():
             raise UserError(f"config.{min(twice)} varies in two parts of a product")
         merged |= cell
     return merged
@@ -101,16 +98,14 @@ def expand(fields: dict[str, Any], sweep: Any) -> list[Cell]:
             raise UserError(
                 f"cell {index}: {shown(name)} is not a field; a field's name is a string"
             )
-    names = _names(sweep)
-    cells: list[Cell] = []
-    for index, (name, overrides) in enumerate(zip(names, sweep, strict=True)):
+    cells = []
+    first: dict[Any, Cell] = {}
+    for index, (name, overrides) in enumerate(zip(_names(sweep), sweep, strict=True)):
         try:
-            config = parse(_overridden(fields, overrides))
+            cell = Cell(index, name, parse(_overridden(fields, overrides)))
         except UserError as error:
             raise UserError(f"cell {index}, {name}: {error}") from error
-        cells.append(Cell(index, name, config))
-    first: dict[Any, Cell] = {}
-    for cell in cells:
+        cells.append(cell)
         # Some disks ignore the case of names.
         folder = cell.name.casefold()
         for same in (first.setdefault(cell.config, cell), first.setdefault(folder, cell)):
@@ -139,22 +134,20 @@ def _names(sweep: Sequence[Overrides]) -> list[str]:
 
     For example, leaves out the number of heads if it follows from the width.
     """
+
+    def n_different(names: list[str]) -> int:
+        return len({tuple(_text(cell, name) for name in names) for cell in sweep})
+
     telling: list[str] = []
     for field in dict.fromkeys(itertools.chain.from_iterable(sweep)):
-        groups: dict[Any, set[str]] = {}
-        for cell in sweep:
-            key = tuple(_text(cell, name) for name in telling)
-            groups.setdefault(key, set()).add(_text(cell, field))
-        if any(len(values) > 1 for values in groups.values()):
+        if n_different([*telling, field]) > n_different(telling):
             telling.append(field)
     leaves = [field.rpartition(".")[2] for field in telling]
-    leaves = [
-        leaf if leaves.count(leaf) == 1 else field
-        for leaf, field in zip(leaves, telling, strict=True)
-    ]
-    fields = list(zip(leaves, telling, strict=True))
+    shown_as = {
+        f: f if leaves.count(leaf) > 1 else leaf for f, leaf in zip(telling, leaves, strict=True)
+    }
     return [
-        _short(",".join(f"{leaf}={_text(cell, field)}" for leaf, field in fields)) or "run"
+        _short(",".join(f"{shown_as[field]}={_text(cell, field)}" for field in telling)) or "run"
         for cell in sweep
     ]
 
@@ -173,8 +166,5 @@ def _text(cell: Overrides, field: str) -> str:
         return "base"
     value = cell[field]
     items = value if isinstance(value, tuple | list) else [value]
-    return re.sub(r"[^\w.+-]+", "-", "+".join(map(_plain, items)))
-
-
-def _plain(value: Any) -> str:
-    return value if isinstance(value, str) else shown(value)
+    texts = [item if isinstance(item, str) else shown(item) for item in items]
+    return re.sub(r"[^\w.+-]+", "-", "+".join(texts))

@@ -11,12 +11,12 @@ from __future__ import annotations
 import contextlib
 import os
 import signal
-import subprocess
 import time
 from collections import deque
 from collections.abc import Callable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
+from subprocess import DEVNULL, STDOUT, Popen
 from typing import Literal
 from urllib.parse import quote
 
@@ -83,15 +83,12 @@ def state_of(places: Places) -> State:
     return "begun" if (places.workdir / run_folder.CONFIG).exists() else "not begun"
 
 
-@contextlib.contextmanager
-def alone(places: Places) -> Iterator[None]:
+def alone(places: Places) -> contextlib.AbstractContextManager[None]:
     """Holds the lock of a cell, after a wait if another process trains it."""
-
-    def wait(holder: str) -> None:
-        console.print(f"{places.name}: waiting for {holder}, which trains it", markup=False)
-
-    with held(places.lock, wait):
-        yield
+    return held(
+        places.lock,
+        lambda holder: console.print(f"{places.name}: waiting for {holder}, which trains it"),
+    )
 
 
 @contextlib.contextmanager
@@ -126,38 +123,41 @@ def run_all(
         retry: tries failed cells again.
     Raises: `Stopped` after SIGINT or SIGTERM; the cells have saved and ended by then.
     """
+
+    def say(cell: Cell, event: str) -> None:
+        console.print(f"[{cell.index}/{len(cells)}] {cell.name}: {event}")
+
     waiting: deque[Cell] = deque()
+    places = {cell: Places(root, cell.name) for cell in cells}
     n_complete = 0
     for cell in cells:
-        places = Places(root, cell.name)
-        state = state_of(places)
+        state = state_of(places[cell])
         n_complete += state == "complete"
         if state == "failed" and not retry:
-            _say(cell, len(cells), f"failed before: {_reason(places)}; --retry tries it again")
+            say(cell, f"failed before: {_reason(places[cell])}; --retry tries it again")
         elif state != "complete":
             waiting.append(cell)
     if n_complete:
         console.print(f"{n_complete} of {len(cells)} cells are complete already")
     slots = _shares(os.environ.get(_GPUS), parallel)
-    running: dict[subprocess.Popen[bytes], tuple[Cell, dict[str, str], float]] = {}
+    running: dict[Popen[bytes], tuple[Cell, dict[str, str], float]] = {}
     stops: list[int] = []  # signals received
     with Listener(stops.append):
         try:
             while (waiting or running) and not stops:
                 while waiting and slots:
                     cell, slot = waiting.popleft(), slots.pop(0)
-                    process = _start(command(cell), Places(root, cell.name), slot)
+                    process = _start(command(cell), places[cell].log, slot)
                     running[process] = (cell, slot, time.monotonic())
-                    _say(cell, len(cells), "started")
+                    say(cell, "started")
                 time.sleep(_POLL_SECONDS)
                 for process in [p for p in running if p.poll() is not None]:
                     cell, slot, started = running.pop(process)
                     slots.append(slot)
-                    places, seconds = Places(root, cell.name), time.monotonic() - started
-                    if run_folder.is_complete(places.workdir):
-                        _say(cell, len(cells), f"complete after {seconds:,.0f} s")
+                    if run_folder.is_complete(places[cell].workdir):
+                        say(cell, f"complete after {time.monotonic() - started:,.0f} s")
                     else:
-                        _say(cell, len(cells), f"failed: {_reason(places, process.returncode)}")
+                        say(cell, f"failed: {_reason(places[cell], process.returncode)}")
         finally:
             for process in running:
                 process.terminate()
@@ -165,21 +165,13 @@ def run_all(
                 process.wait()
     if stops:
         raise Stopped(stops[0])
-    return all(run_folder.is_complete(root / cell.name) for cell in cells)
+    return all(run_folder.is_complete(place.workdir) for place in places.values())
 
 
-def _start(
-    command: Sequence[str], places: Places, environment: dict[str, str]
-) -> subprocess.Popen[bytes]:
-    places.log.parent.mkdir(parents=True, exist_ok=True)
-    with places.log.open("ab") as log:
-        return subprocess.Popen(
-            command,
-            stdin=subprocess.DEVNULL,
-            stdout=log,
-            stderr=subprocess.STDOUT,
-            env=os.environ | environment,
-        )
+def _start(command: Sequence[str], log: Path, slot: dict[str, str]) -> Popen[bytes]:
+    log.parent.mkdir(parents=True, exist_ok=True)
+    with log.open("ab") as file:
+        return Popen(command, stdin=DEVNULL, stdout=file, stderr=STDOUT, env=os.environ | slot)
 
 
 def _shares(gpus: str | None, n: int) -> list[dict[str, str]]:
@@ -203,7 +195,3 @@ def _reason(places: Places, code: int | None = None) -> str:
     if code is not None and code < 0:
         return f"killed by {signal.Signals(-code).name}; run the sweep again to continue it"
     return f"exit code {code} (see {places.log})"
-
-
-def _say(cell: Cell, n_cells: int, event: str) -> None:
-    console.print(f"[{cell.index}/{n_cells}] {cell.name}: {event}")

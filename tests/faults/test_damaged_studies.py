@@ -6,8 +6,7 @@ import pytest
 
 from bottleneck.errors import UserError
 from bottleneck.frozen.features import FeatureManifest, filling, load
-from bottleneck.frozen.figures import rank_laws
-from bottleneck.frozen.results import load_results
+from bottleneck.frozen.figures import load_results, rank_laws
 from bottleneck.model.head import HeadFactors
 from bottleneck.ngrams import counts as ngram_counts
 from bottleneck.ngrams.counts import count

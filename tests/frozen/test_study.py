@@ -16,10 +16,9 @@ from bottleneck.errors import UserError
 from bottleneck.frozen import figures as frozen_head_figures
 from bottleneck.frozen import study as frozen_heads
 from bottleneck.frozen.features import FeatureManifest, filling, load
-from bottleneck.frozen.figures import rank_of_gap
+from bottleneck.frozen.figures import load_results, rank_of_gap
 from bottleneck.frozen.heads import BatchOrder, Heads, Training, schedule, starting_heads
 from bottleneck.frozen.optimum import convex_optimum
-from bottleneck.frozen.results import load_results
 from bottleneck.frozen.study import FrozenPlan, FrozenStudy
 from bottleneck.laws.rank import fit_rank
 from bottleneck.model.head import HeadFactors

@@ -111,17 +111,17 @@ class Loads:
     def __init__(self, patch):
         self.folders, self.bytes_alive, self.earlier_are_deleted = [], [], []
         self._leaves = []
-        load = series_source._Released.load
+        load = series_source.Release.load
 
         def watched(checkpoint, mesh):
-            self.folders.append(checkpoint.release.path_or_name)
+            self.folders.append(checkpoint.path_or_name)
             self.earlier_are_deleted.append(all(leaf.is_deleted() for leaf in self._leaves))
             self.bytes_alive.append(sum(array.nbytes for array in jax.live_arrays()))
             params = load(checkpoint, mesh)
             self._leaves += jax.tree.leaves(params)
             return params
 
-        patch.setattr(series_source._Released, "load", watched)
+        patch.setattr(series_source.Release, "load", watched)
 
 
 def snapshot_name(step):

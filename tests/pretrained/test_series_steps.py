@@ -20,7 +20,7 @@ from bottleneck.errors import UserError
 from bottleneck.model import transformer
 from bottleneck.pretrained.huggingface import save_pretrained
 from bottleneck.pretrained.series_audit import left_out_steps
-from bottleneck.pretrained.weight_digest import of_folder
+from bottleneck.pretrained.series_source import Release
 
 STEPS = (0, 4, 8, 12, 16)
 
@@ -257,10 +257,10 @@ def test_the_hash_does_not_depend_on_files_their_order_and_type(published, tmp_p
     as_float32 = {name: values.astype(np.float32) for name, values in rounded.items()}
     buffer = {"gpt_neox.layers.0.attention.masked_bias": np.float32([-np.inf])}
     save_file(as_float32 | buffer, folders[2] / "model.safetensors")
-    assert len({of_folder(folder) for folder in folders}) == 1
+    assert len({Release(str(folder)).digest() for folder in folders}) == 1
     as_float32[names[0]].flat[-1] += 1e-3
     save_file(as_float32, folders[2] / "model.safetensors")
-    assert of_folder(folders[2]) != of_folder(folders[0])
+    assert Release(str(folders[2])).digest() != Release(str(folders[0])).digest()
 
 
 def test_steps_are_chosen_by_name_or_by_their_distance(published, series, tmp_path):

@@ -120,8 +120,7 @@ def answers(model, world):
 def test_every_answer_is_that_of_the_harness_own_model(world):
     from lm_eval.models.huggingface import HFLM
 
-    from bottleneck.pretrained.evaluation import tokenizer_of
-    from bottleneck.pretrained.lm_eval import HarnessModel, ends_of_text
+    from bottleneck.pretrained.evaluation import HarnessModel, ends_of_text, tokenizer_of
     from bottleneck.pretrained.scoring import Scorer
 
     run = runs.load(world / "run")
@@ -179,7 +178,7 @@ def test_what_is_not_there_is_one_line(world, capsys, flags, message):
 
 
 def test_a_task_that_asks_for_sampled_text_is_refused(world):
-    from bottleneck.pretrained.lm_eval import HarnessModel
+    from bottleneck.pretrained.evaluation import HarnessModel
     from bottleneck.pretrained.scoring import Scorer
 
     run = runs.load(world / "run")

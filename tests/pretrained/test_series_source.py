@@ -7,7 +7,7 @@ from huggingface_hub import errors
 from huggingface_hub.hf_api import GitRefInfo, GitRefs
 
 from bottleneck.errors import UserError
-from bottleneck.pretrained.checkpoint_series import Release, releases
+from bottleneck.pretrained.series_source import Release, releases
 
 
 def make_cache(folder, steps, name="models--org--model"):
