@@ -1,7 +1,4 @@
-"""Flags that all verbs share: a mistake is one line, and every number has bounds.
-
-Imports nothing slow.
-"""
+"""Flags that all verbs share: a mistake is one line, and every number has bounds."""
 
 from __future__ import annotations
 
@@ -44,12 +41,21 @@ def option(
     default: Any = None,
     **more: Any,
 ) -> None:
-    """Adds a flag that takes a value, to a parser or a group; its help ends with the default."""
+    """Adds a flag that takes a value, to a parser or a group; its help ends with the default.
+
+    `more` is for argparse; the help shows the `choices` if it has any.
+    """
     if default is not None:
         items = default if isinstance(default, tuple) else (default,)
         help += f" (default: {','.join(map(_shown, items))})"
-    more = {"metavar": _METAVARS[kind.__name__]} | more
+    if "choices" not in more:
+        more = {"metavar": _METAVARS[kind.__name__]} | more
     parser.add_argument(flag, type=kind, help=help, default=default, **more)
+
+
+def switch(parser: argparse._ActionsContainer, flag: str, help: str) -> None:
+    """Adds a flag that takes no value."""
+    parser.add_argument(flag, action="store_true", help=help)
 
 
 def whole(low: int, high: int = _LARGEST) -> Callable[[str], int]:
