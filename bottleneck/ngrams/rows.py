@@ -1,10 +1,8 @@
 """The rows of W [C, V]: an estimate for each context, from counts.
 
 Most rows have a single next token. They add only their squares to WᵀW, so these are summed by
-column. The other rows branch and make a sparse matrix.
-
-C: contexts that are rows of W; V: ids; N: windows of a context, c of them with a next token w;
-p_w: share of w among the next tokens of all rows; α: smoothing.
+column. The other rows branch and make a sparse matrix. N: windows of a context, c of them with a
+next token w; p_w: share of w among the next tokens of all rows; α: smoothing.
 """
 
 from __future__ import annotations
@@ -97,12 +95,7 @@ class Rows:
 
 
 def rows(
-    table: Table,
-    estimate: Estimate,
-    *,
-    folder: Path,
-    memory: float = 1e9,
-    unbiased: bool = False,
+    table: Table, estimate: Estimate, *, folder: Path, memory: float = 1e9, unbiased: bool = False
 ) -> Rows:
     """Returns the rows of an estimate.
 
@@ -118,9 +111,11 @@ def rows(
     ), estimate
     kept = _kept(table, estimate)
     unigram, n_rows, n_pairs = _census(table, kept)
-    on_disk = n_pairs * _ENTRY_BYTES > memory
-    data = _space(n_pairs, np.dtype(np.float64), folder / "entries.bin" if on_disk else None)
-    columns = _space(n_pairs, np.dtype(np.int32), folder / "columns.bin" if on_disk else None)
+    if n_pairs * _ENTRY_BYTES > memory:
+        data: np.ndarray = np.memmap(folder / "entries.bin", np.float64, "w+", shape=n_pairs)
+        columns: np.ndarray = np.memmap(folder / "columns.bin", np.int32, "w+", shape=n_pairs)
+    else:
+        data, columns = np.empty(n_pairs), np.empty(n_pairs, np.int32)
     ends = np.zeros(n_rows + 1, np.int64)
     vocab_size = table.windows.vocab_size
     diagonal = np.zeros(vocab_size)
@@ -133,9 +128,8 @@ def rows(
         in_row = np.repeat(wanted, lengths)
         w, c = tokens[in_row], counts[in_row].astype(np.float64)
         total, length = (np.repeat(x[wanted], lengths[wanted]) for x in (totals, lengths))
-        p = p_V[w]
         weight = total if estimate.weighting == "frequency" else np.ones(len(total))
-        entries = np.sqrt(weight) * estimate.entries(c, total, p)
+        entries = np.sqrt(weight) * estimate.entries(c, total, p_V[w])
         if unbiased:
             entries *= np.sqrt(total / (total - 1))
             diagonal -= np.bincount(w, entries**2 / c, vocab_size)
@@ -194,9 +188,3 @@ def _census(table: Table, kept: np.ndarray) -> tuple[np.ndarray, int, int]:
         branches = lengths[wanted & (lengths > 1)]
         n_rows, n_pairs = n_rows + len(branches), n_pairs + int(branches.sum())
     return unigram, n_rows, n_pairs
-
-
-def _space(size: int, dtype: np.dtype, path: Path | None) -> np.ndarray:
-    if path is None or not size:
-        return np.empty(size, dtype)
-    return np.memmap(path, dtype, mode="w+", shape=(size,))
