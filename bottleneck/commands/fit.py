@@ -44,7 +44,8 @@ def main(argv: list[str]) -> int:
         raise UserError("give run folders, or --table=FILE, but not both")
     if flags.columns and flags.table is None:
         raise UserError("--columns names the columns of a --table; give one")
-    fixed = _assigned(flags.fixed.split(",") if flags.fixed else [], "--fixed", "NAME=VALUE")
+    given = _assigned(flags.fixed.split(",") if flags.fixed else [], "--fixed", "NAME=VALUE")
+    fixed = {name: _number(name, value) for name, value in given.items()}
     columns = _assigned(flags.columns or [], "--columns", "NAME=COLUMN")
 
     # Imported here because they take seconds, and a mistake in the flags need not wait for them.
@@ -69,8 +70,7 @@ def main(argv: list[str]) -> int:
             from_runs(runs, flags.parameters, flags.flops, at_least_loss=at) for at in (False, True)
         )
         beside = Path(os.path.commonpath([path.expanduser().resolve() for path in flags.runs]))
-    numbers = {name: _number(name, value) for name, value in fixed.items()}
-    result = study_points(points, flags.form, numbers, flags.bootstrap, flags.fit_from, best)
+    result = study_points(points, flags.form, fixed, flags.bootstrap, flags.fit_from, best)
     folder = flags.output or beside / "law"
     folder.mkdir(parents=True, exist_ok=True)
     record = json.dumps(as_json(result), indent=2, ensure_ascii=False)

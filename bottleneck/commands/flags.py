@@ -138,9 +138,8 @@ def load_cells(path: str, assigned: dict[str, str]) -> list[Cell]:
     fields = _load_fields(path, assigned)
     sweep = _call(path, "get_sweep", "configs/head_rank.py")
     cells = expand(fields, sweep)
-    varying = {name for overrides in sweep for name in overrides}
     for name, value in assigned.items():
-        if name in varying:
+        if any(name in overrides for overrides in sweep):
             raise UserError(
                 f"--config.{name}={value} has no effect: {name} varies over the sweep of {path}"
             )
@@ -222,8 +221,7 @@ def _call(path: str, function: str, example: str) -> Any:
 
 def _field_names(fields: config_dict.ConfigDict, prefix: str = "") -> list[str]:
     names: list[str] = []
-    for key in fields:
-        value = fields[key]
+    for key, value in fields.items():
         is_group = isinstance(value, config_dict.ConfigDict)
         names += _field_names(value, f"{prefix}{key}.") if is_group else [prefix + key]
     return names

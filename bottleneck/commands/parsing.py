@@ -19,6 +19,7 @@ _METAVARS = {
     "list of strs": "NAME,…",
     "Path": "DIR",
 }
+_FORMATS = {int: ",", float: "g"}  # of a default
 _LARGEST = 2**63 - 1  # int64
 _VALUE = "the value "  # marks the messages of this module for `Parser.error`
 
@@ -47,7 +48,8 @@ def option(
     """
     if default is not None:
         items = default if isinstance(default, tuple) else (default,)
-        help += f" (default: {','.join(map(_shown, items))})"
+        shown = (format(item, _FORMATS.get(type(item), "")) for item in items)
+        help += f" (default: {','.join(shown)})"
     if "choices" not in more:
         more = {"metavar": _METAVARS[kind.__name__]} | more
     parser.add_argument(flag, type=kind, help=help, default=default, **more)
@@ -96,12 +98,6 @@ def listed(kind: Callable[[str], Item]) -> Callable[[str], tuple[Item, ...]]:
 
     parse.__name__ = f"list of {kind.__name__}s"
     return parse
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, (int, float)):
-        return f"{value:,}" if isinstance(value, int) else f"{value:g}"
-    return str(value)
 
 
 def _refused(text: str, allowed: str) -> argparse.ArgumentTypeError:

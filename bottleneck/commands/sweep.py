@@ -60,14 +60,9 @@ def main(argv: list[str]) -> int:
 
     start = [sys.executable, "-m", "bottleneck", "sweep", f"--config={arguments.config}"]
     start += [f"--workdir={arguments.workdir}", *(a for a in argv if a.startswith("--config."))]
+    how = {"parallel": arguments.parallel, "retry": arguments.retry}
     try:
-        are_complete = run_all(
-            cells,
-            root,
-            lambda cell: [*start, f"--index={cell.index}"],
-            parallel=arguments.parallel,
-            retry=arguments.retry,
-        )
+        are_complete = run_all(cells, root, lambda cell: [*start, f"--index={cell.index}"], **how)
     except Stopped as stop:
         print("stopped; repeat the command to resume", file=sys.stderr)
         return stop.exit_code

@@ -62,18 +62,14 @@ def compute_optimal(
 
 @dataclass(frozen=True)
 class IsoFlop:
-    """The minima of parabolas of log L in log N, float64 [m], and the power a of N ∝ C^a over them.
-
-    n_params_se: standard errors of log N.
-    exponent, exponent_se: a; NaN if the budgets are too few.
-    """
+    """The minima of parabolas of log L in log N, float64 [m], and the power a of N ∝ C^a."""
 
     flops: np.ndarray
     n_params: np.ndarray
-    n_params_se: np.ndarray
+    n_params_se: np.ndarray  # standard errors of log N
     n_tokens: np.ndarray
     loss: np.ndarray
-    exponent: float
+    exponent: float  # a; NaN, like its standard error, if the budgets are too few
     exponent_se: float
 
 

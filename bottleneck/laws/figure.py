@@ -13,7 +13,6 @@ from bottleneck.laws.comparison import middle
 from bottleneck.laws.study import LawStudy
 
 _LINE = "#0072b2"
-_COLOURS = "plasma"
 
 
 @styled
@@ -25,7 +24,7 @@ def law_figure(result: LawStudy) -> Figure:
     budgets = np.geomspace(flops.min(), result.optimum.flops[-1], 60)
     sizes, tokens = compute_optimal(result.law.constants, budgets, per_token)
 
-    colours = {"c": points.n_params, "cmap": _COLOURS, "s": 16, "zorder": 3}
+    colours = {"c": points.n_params, "cmap": "plasma", "s": 16, "zorder": 3}
     colours |= {"norm": LogNorm(points.n_params.min(), 1.3 * points.n_params.max())}
     dots = of_loss.scatter(flops, points.loss, **colours)
     if "R" not in result.law.form.quantities:

@@ -1,7 +1,4 @@
-"""The onset of a rise: one change of slope, with an interval.
-
-n: points; τ: the step at which the slope changes.
-"""
+"""The onset of a rise: one change of slope at a step τ, with an interval. n: points."""
 
 from __future__ import annotations
 

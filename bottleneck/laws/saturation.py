@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -19,8 +18,6 @@ from bottleneck.runs.reading import Run
 FALSE_POSITIVES = 0.05  # at most, if neighbours' noise correlates by NOISE_CORRELATION or less
 NOISE_CORRELATION = 0.2
 FEWEST_CHECKPOINTS = 8  # of the last nine tenths
-
-Verdict = Literal["saturates", "rises and recovers", "does not saturate"]
 
 _FIRST_SHARE = 0.1  # of the steps, left out: every training begins with a fall
 _WINDOW_SHARE = 0.25  # of the checkpoints; a rise must have filled more than half of such a window
@@ -64,7 +61,7 @@ class Saturation:
         return (self.final_loss - self.best_loss) / self.best_loss
 
     @property
-    def verdict(self) -> Verdict | None:
+    def verdict(self) -> str | None:
         """The outcome of the test at `FALSE_POSITIVES`; None if the checkpoints are too few."""
         if self.p_end is None or self.p_rise is None:
             return None

@@ -32,10 +32,7 @@ _SAME = 1e-3  # minima are one if no log coefficient or exponent differs by more
 
 @dataclass(frozen=True)
 class ScalingLaw:
-    """A law's constants, and how they were fitted.
-
-    minima: float64 [m, free], the best distinct minima that the starts led to, the law's own first.
-    """
+    """A law's constants, and how they were fitted."""
 
     E: float
     A: float
@@ -48,6 +45,7 @@ class ScalingLaw:
     fixed: tuple[str, ...] = ()  # names of the constants that were given
     delta: float = DELTA  # where the Huber loss turns linear, in units of log L
     objective: float = float("nan")  # the sum of Huber losses at the minimum
+    # float64 [m, free], the best distinct minima that the starts led to, the law's own first.
     minima: np.ndarray = field(default_factory=lambda: np.empty((0, 0)), repr=False)
 
     @property
@@ -152,10 +150,9 @@ def _check(form: Form, fixed: Mapping[str, float], n_points: int) -> None:
             raise UserError(
                 f"{name} is not a constant of the law {form.formula}; those are {known}"
             )
-        if not np.isfinite(value):
-            raise UserError(f"{name}={value:g} is not allowed; it must be finite")
-        if name in form.coefficients and not value > 0:
-            raise UserError(f"{name}={value:g} is not allowed; it must be above zero")
+        if not np.isfinite(value) or (name in form.coefficients and value <= 0):
+            allowed = "above zero" if np.isfinite(value) else "finite"
+            raise UserError(f"{name}={value:g} is not allowed; it must be {allowed}")
     n_free = len(form.constants) - len(fixed)
     if n_free == 0:
         raise UserError(f"every constant of {form.formula} is fixed; leave one to be fitted")

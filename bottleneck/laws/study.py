@@ -1,7 +1,4 @@
-"""A study of points: their law, its intervals, its best budgets, and each point's gap to it.
-
-N, T, C: see `points`; n: points; m: budgets.
-"""
+"""A study of n points: their law, its intervals, its m best budgets, each point's gap to it."""
 
 from __future__ import annotations
 
@@ -94,13 +91,7 @@ def study_points(
         parabolas = isoflop(chosen.take(chosen.is_full))  # a parabola is of one rank
     except UserError:
         parabolas = None
-    return LawStudy(
-        points,
-        fitted,
-        candidates,
-        resampled,
-        Optimum(budgets, n_params, n_tokens, of_n, of_t, per_token),
-        parabolas,
-        law.relative_gap(points),
-        None if best is None else law.relative_gap(best),
-    )
+    optimum = Optimum(budgets, n_params, n_tokens, of_n, of_t, per_token)
+    of_best = None if best is None else law.relative_gap(best)
+    gaps = law.relative_gap(points)
+    return LawStudy(points, fitted, candidates, resampled, optimum, parabolas, gaps, of_best)

@@ -37,6 +37,7 @@ TABLE: dict[str, np.dtype] = {
     "tokens": np.dtype("<u4"),
     "counts": np.dtype("<u4"),
 }
+Block = tuple[int, np.ndarray, np.ndarray, np.ndarray]  # see `Table.blocks`
 _REMEDY = "delete the folder, and they are counted again"
 _WINDOW_BYTES = 120  # of memory for a window and its place in a sort
 _MOST_PARTS = 1024  # more would make short pieces
@@ -88,9 +89,6 @@ def plan(n_tokens: int, windows: Windows, memory: float) -> CountPlan:
     return CountPlan(n_windows, run, parts, _WINDOW_BYTES * run + beside, on_disk)
 
 
-Block = tuple[int, np.ndarray, np.ndarray, np.ndarray]
-
-
 @dataclass(frozen=True)
 class Table:
     """The counts by context, memory-mapped, in an arbitrary order of contexts."""
@@ -130,7 +128,9 @@ class Table:
 def count(
     tokens: Tokens, windows: Windows, folder: Path, *, memory: float = 2e9, identity: str = ""
 ) -> Table:
-    """Returns the counts of all windows, kept in a folder, whose finished table it checks.
+    """Returns the counts of all windows, kept in a folder; resumes after a killed process.
+
+    A finished table is read through once to check it, about a second per gigabyte.
 
     Args:
         memory: bytes for sorting, beside the libraries.
@@ -193,8 +193,7 @@ class _CountState:
     @classmethod
     def new(cls, folder: Path, layout: CountPlan) -> _CountState:
         zeros = [0] * layout.parts
-        how = (folder / STATE, layout.run, layout.parts)
-        return cls(*how, run_bytes=zeros, run_crc=zeros.copy())
+        return cls(folder / STATE, layout.run, layout.parts, run_bytes=zeros, run_crc=[*zeros])
 
     @classmethod
     def open(cls, folder: Path, layout: CountPlan) -> _CountState:

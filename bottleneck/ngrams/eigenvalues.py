@@ -49,8 +49,7 @@ class Eigenvalues:
 
     def w_error(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns upper and lower bounds of √(1 − Σ_{i≤d} λᵢ / Σλ): two float64 [V′ + 1]."""
-        left = (np.clip(1 - sums / self.trace, 0.0, 1.0) for sums in (self.low, self.high))
-        most, least = map(np.sqrt, left)
+        most, least = (np.sqrt(np.clip(1 - s / self.trace, 0, 1)) for s in (self.low, self.high))
         return most, least
 
     def uncertainty(self, d: int) -> float:

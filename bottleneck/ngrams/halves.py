@@ -18,7 +18,7 @@ import scipy.linalg
 from bottleneck.errors import UserError
 from bottleneck.ngrams.counts import TABLE, Table, write_at
 from bottleneck.ngrams.gram import Gram
-from bottleneck.ngrams.rows import Estimate, Rows, rows
+from bottleneck.ngrams.rows import Estimate, rows
 
 _MOST_AXES = 4096  # rotated into singular vectors; lighter tokens keep their axes
 
@@ -58,7 +58,9 @@ def compare_halves(
     squares_a, squares_b = rows_a.squares, rows_b.squares
     columns = gram_a.columns[:p]
     others = np.setdiff1d(np.flatnonzero(squares_a > 0), columns)
-    held = np.concatenate([_held(rows_b, columns, vectors), squares_b[others]])
+    block_b = Gram(np.zeros(0), columns, rows_b.diagonal[columns], rows_b.branching[:, columns])
+    along = np.einsum("ij,ij->j", vectors, block_b.dense(p) @ vectors)  # vᵀ·WᵀW·v
+    held = np.concatenate([along, squares_b[others]])
     order = np.argsort(-np.concatenate([theta, squares_a[others]]), kind="stable")
     norm = float(squares_b.sum())
     if not norm > 0:
@@ -88,9 +90,3 @@ def _halves(table: Table, seed: int, folder: Path) -> tuple[Table, Table]:
     if not (a.n_contexts and b.n_contexts):
         raise UserError(f"{table.n_windows} windows are too few to split in halves")
     return a, b
-
-
-def _held(of: Rows, columns: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """Returns vᵀ·WᵀW·v for each vector over some columns."""
-    block = Gram(np.zeros(0), columns, of.diagonal[columns], of.branching[:, columns])
-    return np.asarray(np.einsum("ij,ij->j", vectors, block.dense(len(columns)) @ vectors))

@@ -17,9 +17,6 @@ import scipy.sparse
 from bottleneck.errors import UserError
 from bottleneck.ngrams.counts import Table
 
-Space = Literal["probability", "log", "pmi"]
-Weighting = Literal["equal", "frequency"]
-
 _BLOCK_ENTRIES = 2**21  # squared at a time
 _ENTRY_BYTES = 12  # of the sparse matrix: a float64 and an int32
 
@@ -38,8 +35,9 @@ class Estimate:
     Subtracting P₀ changes the rank by 1, log P₀ by 2, so it moves a curve by as many dimensions.
     """
 
-    space: Space = "probability"
-    weighting: Weighting = "equal"  # "frequency": rows times √N, so windows weigh the same
+    space: Literal["probability", "log", "pmi"] = "probability"
+    # "frequency": rows times √N, so windows weigh the same
+    weighting: Literal["equal", "frequency"] = "equal"
     smoothing: float = 0.0  # α
     min_count: int = 1  # leaves out contexts with fewer windows
     contexts: int | None = None  # number of contexts to draw; None: all
@@ -87,11 +85,6 @@ class Rows:
             data = self.branching.data[some]
             total += np.bincount(self.branching.indices[some], data * data, len(total))
         return total
-
-    @property
-    def one_hot_share(self) -> float:
-        """Fraction of rows with a single next token."""
-        return 1 - self.branching.shape[0] / self.n_contexts
 
 
 def rows(

@@ -141,8 +141,7 @@ def spectrum_of(
     if not gram.trace > 0:
         raise UserError(f"every entry of W is 0 in the {estimate.space} space; take another")
     # The sparse rows take memory up to three times, beside dense matrices.
-    sparse = 3 * 12 * made.branching.nnz
-    room = max(memory - sparse, memory / 4)
+    room = max(memory - 3 * 12 * made.branching.nnz, memory / 4)
     found = eigenvalues(gram, dimensions, memory=room, exact=exact)
     halves = compare_halves(table, estimate, folder, memory=room) if split_half else None
     facts = {
@@ -150,7 +149,7 @@ def spectrum_of(
         **{f"windows_{k}" if k == "seed" else k: v for k, v in vars(table.windows).items()},
         "contexts": made.n_contexts,
         "windows": int(made.unigram.sum()),
-        "one_hot_share": made.one_hot_share,
+        "one_hot_share": 1 - made.branching.shape[0] / made.n_contexts,
         "columns": len(found.values),
         "norm": float(np.sqrt(found.trace)),
         "dimensions": dimensions,

@@ -57,7 +57,7 @@ def carry_out(
     Raises: `UserError` if there is no window, or the folder is in use, refused or not writable.
     """
     curves, table_of = folder / "curves", folder / "counts"
-    spectra = {}
+    spectra, facts = [], {}
     with Workspace(folder, {"tokens": identity}, "n-gram spectra").opened():
         curves.mkdir(exist_ok=True)
         for windows in study.windows:
@@ -70,11 +70,11 @@ def carry_out(
                     table = table or _counted(study, tokens, windows, identity, table_of)
                     found = _computed(study, table, estimate, folder / "scratch", asked)
                     found.save(path)
-                spectra[path.stem] = found
-        facts = {name: dict(one.facts) for name, one in spectra.items()}
+                spectra.append(found)
+                facts[path.stem] = dict(found.facts)
         contents = {"bottleneck": __version__, "tokens": identity, "curves": facts}
         json_files.write(folder / MANIFEST, contents)
-    return list(spectra.values())
+    return spectra
 
 
 def draw(
