@@ -1,4 +1,4 @@
-"""Flags that all verbs share: a mistake is one line, and every number has bounds."""
+"""Flags that all verbs share: a mistake is one line, numbers have bounds, no import is slow."""
 
 from __future__ import annotations
 

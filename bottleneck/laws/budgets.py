@@ -19,7 +19,7 @@ _FEWEST_ON_PARABOLA = 4  # three fit any parabola and leave nothing to judge it 
 
 @dataclass(frozen=True)
 class FlopsPerToken:
-    """Training FLOPs per token, c(N) = factor·N^exponent: 6·N if C and N count the same."""
+    """Training FLOPs per token, c(N) = factor·N^exponent: 6·N if C is of the parameters in N."""
 
     factor: float = 6.0
     exponent: float = 1.0

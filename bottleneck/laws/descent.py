@@ -61,11 +61,11 @@ def minimise(
     weights = np.ones((1, n_points)) if weights_Sxn is None else weights_Sxn
     padded = np.pad(weights, (none, padding))
     weights = np.broadcast_to(padded, (n_starts, padded.shape[1]))
-    design, offset = (
+    problem = (
         np.pad(design_nxKxP, (padding, none, none)),
         np.pad(offset_nxK, (padding, none)),
+        np.pad(log_loss_n, padding),
     )
-    problem = (design, offset, np.pad(log_loss_n, padding))
     found = []
     with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
         for first in range(0, n_starts, _LANES):

@@ -52,8 +52,8 @@ def law_figure(result: LawStudy) -> Figure:
     if result.isoflop is not None:
         crosses = {"ls": "", "marker": "x", "color": "#d55e00", "label": "IsoFLOP minima"}
         of_size.plot(result.isoflop.flops, result.isoflop.n_params, **crosses)
-    of_size.set(xscale="log", yscale="log", title="best size", xlabel="training FLOPs, C")
-    of_size.set(ylabel="N")
+    of_size.set(xscale="log", yscale="log", xlabel="training FLOPs, C", ylabel="N")
+    of_size.set_title("best size")
     of_size.yaxis.set_major_formatter(EngFormatter(sep=" "))
     of_size.legend()
     bar = figure.colorbar(dots, ax=[of_loss, of_gap, of_size], label="N", pad=0.01, aspect=30)

@@ -28,10 +28,11 @@ def detect_onset(steps: np.ndarray, values: np.ndarray) -> Onset | None:
     """Returns the step at which a series turns to a rise; None if no such turn is clear.
 
     Fits a broken line, y = c + s₁·min(t − τ, 0) + s₂·max(t − τ, 0) with s₂ > max(s₁, 0), by least
-    squares to the points of `_valley`. It must beat a straight line in an F-test at 1 %. The
-    interval holds every τ that an F-test at 95 % cannot tell from the best one. It covers the true
-    τ about nine times in ten, because it takes the choice of points for given and the fall for
-    straight. `steps` [n] must ascend.
+    squares. Its first point follows the last one in the fall that is three quarters as high as the
+    rise; its last one is half way up the rise. A broken line must beat a straight one in an F-test
+    at 1 %. The interval holds every τ that an F-test at 95 % cannot tell from the best one. It
+    covers the true τ about nine times in ten, because it takes the choice of points for given and
+    the fall for straight. `steps` [n] must ascend.
     """
     steps, values = np.asarray(steps, np.float64), np.asarray(values, np.float64)
     valley = _valley(values)
@@ -58,11 +59,7 @@ def detect_onset(steps: np.ndarray, values: np.ndarray) -> Onset | None:
 
 
 def _valley(values: np.ndarray) -> slice:
-    """Returns the points around the foot of the greatest rise that a broken line may describe.
-
-    The first follows the last one in the fall that is three quarters as high as the rise; the last
-    is half way up the rise.
-    """
+    """Returns the points around the foot of the greatest rise that a broken line may describe."""
     lowest = np.minimum.accumulate(values)
     top = int(np.argmax(values - lowest))
     bottom = int(np.argmin(values[: top + 1]))
