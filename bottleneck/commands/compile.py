@@ -9,7 +9,7 @@ import json
 import os
 
 from bottleneck.commands.flags import parse_command
-from bottleneck.commands.parsing import Parser, option, whole
+from bottleneck.commands.parsing import Parser, option, switch, whole
 
 # Read by libtpu and jax when they are imported. Without them, libtpu asks a metadata server about
 # the machine, logs to the terminal and to /tmp, and serves one process at a time.
@@ -32,12 +32,8 @@ def main(argv: list[str]) -> int:
     topology = "the slice, such as v5e:16x16"
     option(parser, "--topology", str, topology, metavar="CHIP:SHAPE", required=True)
     option(parser, "--num_slices", whole(1, 2**16), "slices", 1)
-    parser.add_argument(
-        "--train_step_only",
-        action="store_true",
-        help="leave out the probe programs; takes half the time",
-    )
-    parser.add_argument("--json", action="store_true", help="print JSON")
+    switch(parser, "--train_step_only", "leave out the probe programs; takes half the time")
+    switch(parser, "--json", "print JSON")
     arguments, config = parse_command(parser, argv, needs_data=False)
 
     os.environ |= ENVIRONMENT
@@ -46,12 +42,8 @@ def main(argv: list[str]) -> int:
     from bottleneck.aot.report import as_json, show
     from bottleneck.terminal import PlainConsole
 
-    rehearsal = rehearse(
-        config,
-        arguments.topology,
-        arguments.num_slices,
-        with_probes=not arguments.train_step_only,
-    )
+    slices, with_probes = arguments.num_slices, not arguments.train_step_only
+    rehearsal = rehearse(config, arguments.topology, slices, with_probes=with_probes)
     if arguments.json:
         print(json.dumps(as_json(config, rehearsal), indent=2))
     else:

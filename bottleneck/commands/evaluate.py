@@ -15,8 +15,8 @@ from bottleneck.errors import UserError
 def main(argv: list[str]) -> int:
     parser = Parser("python -m bottleneck evaluate", description=__doc__)
     parser.add_argument("run", metavar="RUN", type=Path, help="a run folder")
-    tasks = "tasks to run, such as lambada_openai,wikitext,sciq,arc_easy"
-    option(parser, "--tasks", listed(str), tasks, required=True)
+    names = "tasks to run, such as lambada_openai,wikitext,sciq,arc_easy"
+    option(parser, "--tasks", listed(str), names, required=True)
     option(parser, "--steps", listed(whole(0)), "steps to evaluate (default: the last)")
     option(parser, "--limit", whole(1), "only the first N examples of each task")
     option(parser, "--batch_size", whole(1, 2**16), "sequences in a batch", 16)
@@ -39,14 +39,9 @@ def main(argv: list[str]) -> int:
 
     compile_cache.use()
     run = load(flags.run)
-    rows = evaluate(
-        run,
-        list(flags.steps or ()),
-        list(flags.tasks),
-        limit=flags.limit,
-        batch_size=flags.batch_size,
-        include=flags.include,
-    )
+    steps, tasks = list(flags.steps or ()), list(flags.tasks)
+    how = {"limit": flags.limit, "batch_size": flags.batch_size, "include": flags.include}
+    rows = evaluate(run, steps, tasks, **how)
     append(flags.output or run.path / EVALUATION, rows)
     table = rich.table.Table("step", "task", "metric", "value", box=None, header_style="bold")
     for row in rows:

@@ -11,7 +11,7 @@ import dataclasses
 from pathlib import Path
 
 from bottleneck.commands.flags import parse_command_with_data
-from bottleneck.commands.parsing import Parser, option, whole
+from bottleneck.commands.parsing import Parser, option, switch, whole
 from bottleneck.errors import UserError
 
 
@@ -20,9 +20,7 @@ def main(argv: list[str]) -> int:
     parser.add_argument("model", metavar="MODEL", help="such as runs/demo/full")
     option(parser, "--output", Path, "folder to write", required=True)
     option(parser, "--step", whole(0), "step of the run (default: the last)")
-    parser.add_argument(
-        "--transformers", action="store_true", help="MODEL is for the transformers library"
-    )
+    switch(parser, "--transformers", "MODEL is for the transformers library")
     option(parser, "--revision", str, "revision on the hub, with --transformers")
     option(parser, "--tokens", whole(0), "training tokens; 0 for none", 1_000_000)
     option(parser, "--validation_tokens", whole(0), "validation tokens; 0 for none", 100_000)
@@ -32,12 +30,8 @@ def main(argv: list[str]) -> int:
     option(parser, "--batch_size", whole(1, 2**16), "sequences in a batch", 8)
     beside = "other finished feature folders, drawn in the same figure"
     parser.add_argument("--beside", nargs="+", type=Path, default=[], metavar="DIR", help=beside)
-    parser.add_argument(
-        "--dtype",
-        choices=["float32", "bfloat16", "float16"],
-        default="float32",
-        help="of the stored hidden states (default: float32)",
-    )
+    dtypes = ("float32", "bfloat16", "float16")
+    option(parser, "--dtype", str, "of the stored hidden states", dtypes[0], choices=dtypes)
     flags, data = parse_command_with_data(parser, argv)
     if not flags.tokens + flags.validation_tokens:
         raise UserError(

@@ -20,60 +20,33 @@ from bottleneck.runs.folder import write_text
 
 def main(argv: list[str]) -> int:
     parser = Parser("python -m bottleneck fit", description=__doc__)
-    parser.add_argument(
-        "runs", metavar="RUN", nargs="*", type=Path, help="a run folder, or a folder of them"
-    )
-    parser.add_argument("--table", type=Path, metavar="FILE", help="a table of points instead")
-    parser.add_argument(
-        "--columns",
-        nargs="+",
-        default=[],
-        metavar="NAME=COLUMN",
-        help="the table's own name of a column, such as n_params='Model Size'",
-    )
-    parser.add_argument(
-        "--fixed", default="", metavar="NAME=VALUE,…", help="known constants: B=410.7"
-    )
-    parser.add_argument(
-        "--form",
-        choices=("chinchilla", "additive", "effective_width", "effective_data"),
-        help="the one law to fit (default: compare all if ranks differ)",
-    )
-    parser.add_argument(
-        "--fit_from",
-        type=real(0),
-        default=0.0,
-        metavar="N",
-        help="fit to models of at least N parameters, and compare the smaller ones with the law",
-    )
-    parser.add_argument(
-        "--bootstrap",
-        type=whole(0, 100_000),
-        default=1000,
-        metavar="N",
-        help="resamples, 0 for none (default: 1000)",
-    )
-    parser.add_argument(
-        "--parameters",
-        choices=("total", "non_embedding"),
-        default="total",
-        help="parameters that count as N of runs (default: total)",
-    )
-    parser.add_argument(
-        "--flops",
-        choices=("total", "with_head", "without_head"),
-        default="total",
-        help="parameters that count for the compute of runs, 6 FLOPs a token each: all, those of "
-        "layers and head, those of layers alone (default: total)",
-    )
+    folders = "a run folder, or a folder of them"
+    parser.add_argument("runs", metavar="RUN", nargs="*", type=Path, help=folders)
+    option(parser, "--table", Path, "a table of points instead", metavar="FILE")
+    other = "the table's own name of a column, such as n_params='Model Size'"
+    option(parser, "--columns", str, other, nargs="+", metavar="NAME=COLUMN")
+    option(parser, "--fixed", str, "known constants: B=410.7", metavar="NAME=VALUE,…")
+    forms = ("chinchilla", "additive", "effective_width", "effective_data")
+    form = "the one law to fit (default: compare all if ranks differ)"
+    option(parser, "--form", str, form, choices=forms)
+    least = "fit to models of at least N parameters, and compare the smaller ones with the law"
+    option(parser, "--fit_from", real(0), least, 0.0)
+    option(parser, "--bootstrap", whole(0, 100_000), "resamples, 0 for none", 1000)
+    counted = "parameters that count as N of runs"
+    option(parser, "--parameters", str, counted, "total", choices=("total", "non_embedding"))
+    cost = "parameters that count for the compute of runs, 6 FLOPs a token each: all, those of "
+    cost += "layers and head, those of layers alone"
+    conventions = ("total", "with_head", "without_head")
+    option(parser, "--flops", str, cost, "total", choices=conventions)
     option(parser, "--output", Path, "folder to write (default: law/ beside the points)")
     flags = parser.parse_args(argv)
     if bool(flags.runs) == (flags.table is not None):
         raise UserError("give run folders, or --table=FILE, but not both")
     if flags.columns and flags.table is None:
         raise UserError("--columns names the columns of a --table; give one")
-    fixed = _assigned(flags.fixed.split(",") if flags.fixed else [], "--fixed", "NAME=VALUE")
-    columns = _assigned(flags.columns, "--columns", "NAME=COLUMN")
+    given = _assigned(flags.fixed.split(",") if flags.fixed else [], "--fixed", "NAME=VALUE")
+    fixed = {name: _number(name, value) for name, value in given.items()}
+    columns = _assigned(flags.columns or [], "--columns", "NAME=COLUMN")
 
     # Imported here because they take seconds, and a mistake in the flags need not wait for them.
     from bottleneck.drawing.style import save
@@ -97,8 +70,7 @@ def main(argv: list[str]) -> int:
             from_runs(runs, flags.parameters, flags.flops, at_least_loss=at) for at in (False, True)
         )
         beside = Path(os.path.commonpath([path.expanduser().resolve() for path in flags.runs]))
-    numbers = {name: _number(name, value) for name, value in fixed.items()}
-    result = study_points(points, flags.form, numbers, flags.bootstrap, flags.fit_from, best)
+    result = study_points(points, flags.form, fixed, flags.bootstrap, flags.fit_from, best)
     folder = flags.output or beside / "law"
     folder.mkdir(parents=True, exist_ok=True)
     record = json.dumps(as_json(result), indent=2, ensure_ascii=False)

@@ -23,7 +23,7 @@ from ml_collections import config_dict, config_flags
 from bottleneck import config as config_lib
 from bottleneck.commands.parsing import option, whole
 from bottleneck.errors import UserError, suggestion
-from bottleneck.sections import list_item_type
+from bottleneck.sections import list_item_type, require
 from bottleneck.sweep.cells import Cell, expand
 
 _OVERRIDES_HELP = """\
@@ -39,10 +39,9 @@ def parse_command(
 ) -> tuple[argparse.Namespace, config_lib.Config]:
     """Adds `--config` to a verb's parser; returns the parsed flags and the validated config.
 
-    Args:
-        needs_data: the verb reads data, so a given tokenizer must exist and fit the model.
+    If the verb `needs_data`, a given tokenizer must exist and fit the model.
     """
-    arguments, assigned = _parse(parser, argv, is_required=True)
+    arguments, assigned = _parse(parser, argv)
     config = load_config(arguments.config, assigned)
     if needs_data:
         check_vocabulary(config)
@@ -54,20 +53,19 @@ def parse_command_with_data(
 ) -> tuple[argparse.Namespace, config_lib.DataConfig | None]:
     """Does `parse_command` for a verb that needs only data; returns None without `--config`."""
     arguments, assigned = _parse(parser, argv, is_required=False)
-    if arguments.config is None:
-        if assigned:
-            raise UserError(
-                f"--config.{next(iter(assigned))} overrides a field of --config; give --config"
-            )
-        return arguments, None
-    return arguments, load_config(arguments.config, assigned).data
+    if arguments.config is not None:
+        return arguments, load_config(arguments.config, assigned).data
+    if assigned:
+        name = next(iter(assigned))
+        raise UserError(f"--config.{name} overrides a field of --config; give --config")
+    return arguments, None
 
 
 def parse_sweep_command(
     parser: argparse.ArgumentParser, argv: list[str]
 ) -> tuple[argparse.Namespace, list[Cell]]:
     """Does `parse_command` for a verb that takes a sweep; returns the flags and the cells."""
-    arguments, assigned = _parse(parser, argv, is_required=True)
+    arguments, assigned = _parse(parser, argv)
     return arguments, load_cells(arguments.config, assigned)
 
 
@@ -97,20 +95,23 @@ def joined_world(arguments: argparse.Namespace) -> Iterator[None]:
 
 
 def _parse(
-    parser: argparse.ArgumentParser, argv: list[str], *, is_required: bool
+    parser: argparse.ArgumentParser, argv: list[str], *, is_required: bool = True
 ) -> tuple[argparse.Namespace, dict[str, str]]:
     """Returns the parsed flags, with `--config`, and its overrides."""
-    parser.add_argument(
-        "--config",
-        required=is_required,
-        metavar="FILE.py",
-        help="config file, such as configs/nano.py",
-    )
+    file = "config file, such as configs/nano.py"
+    option(parser, "--config", str, file, metavar="FILE.py", required=is_required)
     parser.formatter_class = argparse.RawDescriptionHelpFormatter
     parser.epilog = _OVERRIDES_HELP
-    overrides = [argument for argument in argv if argument.startswith("--config.")]
-    assigned = dict(_parse_override(override) for override in overrides)
-    return parser.parse_args([a for a in argv if not a.startswith("--config.")]), assigned
+    others, assigned = [], {}
+    for argument in argv:
+        if not argument.startswith("--config."):
+            others.append(argument)
+            continue
+        match = re.fullmatch(r"--config\.([\w.]+)=(.*)", argument, flags=re.DOTALL)
+        if match is None:
+            raise UserError(f"{argument}: an override has the form --config.FIELD=VALUE")
+        assigned[match[1]] = match[2]
+    return parser.parse_args(others), assigned
 
 
 def check_vocabulary(config: config_lib.Config) -> None:
@@ -119,12 +120,9 @@ def check_vocabulary(config: config_lib.Config) -> None:
         return
     from bottleneck.data.tokenizer import vocab_size_in_file
 
-    size = vocab_size_in_file(Path(config.data.tokenizer))
-    if size > config.model.vocab_size:
-        raise UserError(
-            f"config.model.vocab_size={config.model.vocab_size} is not allowed; it must be at "
-            f"least the {size} tokens of config.data.tokenizer={config.data.tokenizer}"
-        )
+    size, rows = vocab_size_in_file(Path(config.data.tokenizer)), config.model.vocab_size
+    allowed = f"at least the {size} tokens of config.data.tokenizer={config.data.tokenizer}"
+    require(rows >= size, "model.vocab_size", rows, allowed)
 
 
 def load_config(path: str, assigned: dict[str, str]) -> config_lib.Config:
@@ -135,16 +133,13 @@ def load_config(path: str, assigned: dict[str, str]) -> config_lib.Config:
 def load_cells(path: str, assigned: dict[str, str]) -> list[Cell]:
     """Returns the validated cells of a file's sweep, with overrides of the fields they share.
 
-    Raises:
-        UserError: the file has no sweep, a cell is not a valid config, or an overridden field
-            varies over the sweep.
+    Raises: `UserError` if there is no sweep, a cell is not valid, or an overridden field varies.
     """
     fields = _load_fields(path, assigned)
     sweep = _call(path, "get_sweep", "configs/head_rank.py")
     cells = expand(fields, sweep)
-    varying = {name for overrides in sweep for name in overrides}
     for name, value in assigned.items():
-        if name in varying:
+        if any(name in overrides for overrides in sweep):
             raise UserError(
                 f"--config.{name}={value} has no effect: {name} varies over the sweep of {path}"
             )
@@ -156,17 +151,19 @@ def _load_fields(path: str, assigned: dict[str, str]) -> dict[str, Any]:
     file = path.partition(":")[0]
     if not os.path.isfile(file):  # Path.is_file refuses long names
         raise UserError(f"--config={path}: {file!r} is not a file")
-    fields = _read_file(path)
+    fields = _call(path, "get_config", "configs/nano.py")
+    if not isinstance(fields, config_dict.ConfigDict):
+        raise UserError(
+            f"--config={path}: get_config() must return a ConfigDict; see configs/nano.py"
+        )
     known = _field_names(fields)
     for name in assigned:
         if name not in known:
-            raise UserError(f"config.{name} is not a field; {_nearest(name, known)}")
-    # ml_collections cannot parse None, and reads a comma as part of a path. So None and lists are
-    # set afterwards.
-    later = {
-        name: _late_value(name, value) for name, value in assigned.items() if _is_late(name, value)
-    }
-    typed = [f"--config.{k}={v}" for k, v in assigned.items() if k not in later]
+            group = f"{name.rpartition('.')[0]}."
+            advice = suggestion(name, [k for k in known if k.startswith(group)] or known)
+            raise UserError(f"config.{name} is not a field; {advice}")
+    late = _late_values(assigned)
+    typed = [f"--config.{k}={v}" for k, v in assigned.items() if k not in late]
     values = flags.FlagValues()
     config_flags.DEFINE_config_dict("config", fields, flag_values=values, sys_argv=["", *typed])
     try:
@@ -174,42 +171,30 @@ def _load_fields(path: str, assigned: dict[str, str]) -> dict[str, Any]:
     except flags.IllegalFlagValueError as error:
         raise UserError(str(error).splitlines()[0].removeprefix("flag --")) from error
     plain = fields.to_dict()
-    for name, value in later.items():
+    for name, value in late.items():
         *groups, key = name.split(".")
         functools.reduce(operator.getitem, groups, plain)[key] = value
     return plain
 
 
-def _is_late(name: str, value: str) -> bool:
-    return value.lower() == "none" or list_item_type(config_lib.Config, name) is not None
+def _late_values(assigned: dict[str, str]) -> dict[str, list[Any] | None]:
+    """Returns None and the lists, "a,b", "(a, b)" or "['a', 'b']", among the overrides.
 
-
-def _late_value(name: str, value: str) -> list[Any] | None:
-    """Returns None, or the items of "a,b", "(a, b)" or "['a', 'b']"."""
-    if value.lower() == "none":
-        return None
-    items = [item.strip(" '\"") for item in value.strip(" ()[]").split(",")]
-    item_type = list_item_type(config_lib.Config, name) or str
-    try:
-        return [item_type(item) for item in items if item]
-    except ValueError as error:
-        raise UserError(f"config.{name}={value} is not allowed; {error}") from error
-
-
-def _parse_override(override: str) -> tuple[str, str]:
-    match = re.fullmatch(r"--config\.([\w.]+)=(.*)", override, flags=re.DOTALL)
-    if match is None:
-        raise UserError(f"{override}: an override has the form --config.FIELD=VALUE")
-    return match[1], match[2]
-
-
-def _read_file(path: str) -> config_dict.ConfigDict:
-    fields = _call(path, "get_config", "configs/nano.py")
-    if not isinstance(fields, config_dict.ConfigDict):
-        raise UserError(
-            f"--config={path}: get_config() must return a ConfigDict; see configs/nano.py"
-        )
-    return fields
+    They are set last: ml_collections cannot parse None, and reads a comma as part of a path.
+    """
+    late: dict[str, list[Any] | None] = {}
+    for name, value in assigned.items():
+        if value.lower() == "none":
+            late[name] = None
+            continue
+        item_type = list_item_type(config_lib.Config, name)
+        if item_type is not None:
+            items = [item.strip(" '\"") for item in value.strip(" ()[]").split(",")]
+            try:
+                late[name] = [item_type(item) for item in items if item]
+            except ValueError as error:
+                raise UserError(f"config.{name}={value} is not allowed; {error}") from error
+    return late
 
 
 def _call(path: str, function: str, example: str) -> Any:
@@ -218,18 +203,11 @@ def _call(path: str, function: str, example: str) -> Any:
     Runs the file each time: a module imported before would keep its old names.
     """
     file, has_argument, argument = path.partition(":")
-    with _errors_in_one_line(path):
+    try:
         names = runpy.run_path(file)
         if function not in names:
             raise UserError(f"--config={path} has no {function}(); see {example}")
         return names[function](*([argument] if has_argument else []))
-
-
-@contextlib.contextmanager
-def _errors_in_one_line(path: str) -> Iterator[None]:
-    """Turns an error in a config file's code into a `UserError`."""
-    try:
-        yield
     except UserError:
         raise
     except (Exception, SystemExit) as error:
@@ -243,14 +221,7 @@ def _errors_in_one_line(path: str) -> Iterator[None]:
 
 def _field_names(fields: config_dict.ConfigDict, prefix: str = "") -> list[str]:
     names: list[str] = []
-    for key in fields:
-        value = fields[key]
+    for key, value in fields.items():
         is_group = isinstance(value, config_dict.ConfigDict)
         names += _field_names(value, f"{prefix}{key}.") if is_group else [prefix + key]
     return names
-
-
-def _nearest(name: str, known: list[str]) -> str:
-    """Suggests a field of the same group, or of any group if that one is unknown."""
-    group = name.rpartition(".")[0]
-    return suggestion(name, [k for k in known if k.startswith(f"{group}.")] or known)

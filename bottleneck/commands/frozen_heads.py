@@ -15,8 +15,8 @@ def main(argv: list[str]) -> int:
     parser = Parser("python -m bottleneck frozen_heads", description=__doc__)
     parser.add_argument("features", metavar="FEATURES", type=Path, help="such as features/410m")
     option(parser, "--output", Path, "folder to write (default: frozen_heads/ in FEATURES)")
-    ranks = "ranks to train; the full rank is added (default: powers of two)"
-    option(parser, "--ranks", listed(whole(1)), ranks)
+    some = "ranks to train; the full rank is added (default: powers of two)"
+    option(parser, "--ranks", listed(whole(1)), some)
     starts = "initialisations: whitened, normal (the paper's), matched, plain"
     option(parser, "--starts", listed(str), starts, ("whitened", "normal"))
     rates = "peak learning rates to try for each rank"
@@ -40,16 +40,14 @@ def main(argv: list[str]) -> int:
     compile_cache.use()
     features = frozen.load(flags.features)
     width = features.manifest.d_model
-    powers = tuple(2**i for i in range(width.bit_length()))
+    ranks = flags.ranks or [2**i for i in range((width - 1).bit_length())]
     plan = frozen.FrozenPlan(
         features=f"{features.manifest.model}, {features.manifest.corpus}",
-        ranks=tuple(sorted({*(flags.ranks or (r for r in powers if r < width)), width})),
+        ranks=tuple(sorted({*ranks, width})),
         starts=flags.starts,
         learning_rates=flags.learning_rates,
         steps=flags.steps,
-        search_steps=max(flags.steps // 10, 10)
-        if flags.search_steps is None
-        else flags.search_steps,
+        search_steps=flags.search_steps or max(flags.steps // 10, 10),
         batch_tokens=flags.batch_tokens,
         logit_sd=flags.logit_sd,
         loss_chunk=flags.loss_chunk,

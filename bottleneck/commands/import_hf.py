@@ -15,13 +15,9 @@ def main(argv: list[str]) -> int:
     parser = Parser("python -m bottleneck import_hf", description=__doc__)
     parser.add_argument("model", metavar="MODEL", help="such as EleutherAI/pythia-160m")
     option(parser, "--workdir", Path, "run folder to write", required=True)
-    parser.add_argument("--revision", metavar="NAME", help="revision on the hub, such as step1000")
-    parser.add_argument(
-        "--step",
-        type=whole(0),
-        metavar="N",
-        help="step to import it as (default: N of a revision or folder named stepN, otherwise 0)",
-    )
+    option(parser, "--revision", str, "revision on the hub, such as step1000")
+    number = "step to import it as (default: N of a revision or folder named stepN, otherwise 0)"
+    option(parser, "--step", whole(0), number)
     flags = parser.parse_args(argv)
 
     from bottleneck.pretrained.imported_run import TOKENIZER, import_run

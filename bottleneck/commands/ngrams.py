@@ -14,7 +14,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING
 
 from bottleneck.commands.flags import parse_command
-from bottleneck.commands.parsing import Parser, listed, option, real, whole
+from bottleneck.commands.parsing import Parser, listed, option, real, switch, whole
 from bottleneck.errors import UserError
 
 if TYPE_CHECKING:
@@ -43,12 +43,8 @@ def main(argv: list[str]) -> int:
     smoothing = flags.smoothing
     if smoothing is None:
         smoothing = 1.0 if flags.space == "log" else 0.0
-    estimates = [
-        ngrams.Estimate(
-            flags.space, flags.weighting, smoothing, flags.min_count, contexts, seed=flags.seed
-        )
-        for contexts in flags.contexts or [None]
-    ]
+    how = (flags.space, flags.weighting, smoothing, flags.min_count)
+    estimates = [ngrams.Estimate(*how, c, flags.seed) for c in flags.contexts or [None]]
     tokens: Tokens
     if config is None:
         tokens, identity = _stored(flags.ids)
@@ -59,22 +55,16 @@ def main(argv: list[str]) -> int:
         cache = prepare(config.data)
         tokens, identity = cache.tokens("train"), cache.digest
         vocab_size, end_of_text = cache.vocab_size, cache.end_of_text
-    samples = flags.windows or [None]
     windows = [
         ngrams.Windows(n, vocab_size, end_of_text, sample, flags.seed)
-        for n, sample in itertools.product(flags.n, samples)
+        for n, sample in itertools.product(flags.n, flags.windows or [None])
     ]
-    study = ngrams.NgramStudy(
-        windows,
-        estimates,
-        flags.dimensions,
-        (flags.memory - _LIBRARIES) * 1e9,
-        flags.exact,
-        flags.split_half,
-    )
-    published = w_errors() if flags.paper else None
+    memory = (flags.memory - _LIBRARIES) * 1e9
+    cost = (flags.dimensions, memory, flags.exact, flags.split_half)
+    study = ngrams.NgramStudy(windows, estimates, *cost)
     spectra = ngrams.carry_out(study, tokens, identity, flags.output)
     print(ngrams.summary(spectra))
+    published = w_errors() if flags.paper else None
     print(f"\nfigure: {ngrams.draw(spectra, flags.output, published)}")
     return 0
 
@@ -92,30 +82,20 @@ def _parser() -> argparse.ArgumentParser:
     rows = parser.add_argument_group("rows of the matrix")
     option(rows, "--contexts", listed(whole(1)), "number of contexts to draw (default: all)")
     option(rows, "--min_count", whole(1), "drop contexts rarer than N", 1)
-    rows.add_argument(
-        "--weighting",
-        choices=("equal", "frequency"),
-        default="equal",
-        help="weight rows equally, or by the square root of the context's count (default: equal)",
-    )
-    rows.add_argument(
-        "--space",
-        choices=("probability", "log", "pmi"),
-        default="probability",
-        help="entries: probabilities, their logarithms, or positive PMI (default: probability)",
-    )
+    weighting = "weight rows equally, or by the square root of the context's count"
+    option(rows, "--weighting", str, weighting, "equal", choices=("equal", "frequency"))
+    space = "entries: probabilities, their logarithms, or positive PMI"
+    option(rows, "--space", str, space, "probability", choices=("probability", "log", "pmi"))
     smoothing = "pseudo-counts of a row, in total (default: 1 with --space=log, otherwise 0)"
     option(rows, "--smoothing", real(0), smoothing)
-    halves = "also estimate the W-error without sampling noise"
-    rows.add_argument("--split_half", action="store_true", help=halves)
+    switch(rows, "--split_half", "also estimate the W-error without sampling noise")
     cost = parser.add_argument_group("cost")
     dimensions = "dimensions up to which W-errors are exact to 1e-3"
     option(cost, "--dimensions", whole(0), dimensions, 4000)
     option(cost, "--memory", real(0), "memory to use", 4.0, metavar="GB")
-    exact = "compute all eigenvalues, however long it takes"
-    cost.add_argument("--exact", action="store_true", help=exact)
+    switch(cost, "--exact", "compute all eigenvalues, however long it takes")
     option(parser, "--seed", whole(0), "seed of the draws", 0)
-    parser.add_argument("--paper", action="store_true", help="also draw the paper's curves")
+    switch(parser, "--paper", "also draw the paper's curves")
     return parser
 
 

@@ -15,13 +15,10 @@ from bottleneck.storage.folders import as_path
 
 def main(argv: list[str]) -> int:
     parser = Parser("python -m bottleneck paper", description=__doc__)
-    parser.add_argument(
-        "runs", metavar="RUN", nargs="*", type=Path, help="a run folder, or a folder of them"
-    )
+    folders = "a run folder, or a folder of them"
+    parser.add_argument("runs", metavar="RUN", nargs="*", type=Path, help=folders)
     option(parser, "--output", Path, "folder to write", Path("paper"))
-    published = (
-        "published evaluations: a copy of evals/ of EleutherAI/pythia, or a .json summary of it"
-    )
+    published = "published evaluations: a copy of evals/ of EleutherAI/pythia, or its .json summary"
     option(parser, "--evals", Path, published, metavar="PATH")
     flags = parser.parse_args(argv)
 

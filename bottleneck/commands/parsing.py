@@ -1,7 +1,4 @@
-"""Flags that all verbs share: a mistake is one line, and every number has bounds.
-
-Imports nothing slow.
-"""
+"""Flags that all verbs share: a mistake is one line, numbers have bounds, no import is slow."""
 
 from __future__ import annotations
 
@@ -22,6 +19,7 @@ _METAVARS = {
     "list of strs": "NAME,…",
     "Path": "DIR",
 }
+_FORMATS = {int: ",", float: "g"}  # of a default
 _LARGEST = 2**63 - 1  # int64
 _VALUE = "the value "  # marks the messages of this module for `Parser.error`
 
@@ -44,12 +42,22 @@ def option(
     default: Any = None,
     **more: Any,
 ) -> None:
-    """Adds a flag that takes a value, to a parser or a group; its help ends with the default."""
+    """Adds a flag that takes a value, to a parser or a group; its help ends with the default.
+
+    `more` is for argparse; the help shows the `choices` if it has any.
+    """
     if default is not None:
         items = default if isinstance(default, tuple) else (default,)
-        help += f" (default: {','.join(map(_shown, items))})"
-    more = {"metavar": _METAVARS[kind.__name__]} | more
+        shown = (format(item, _FORMATS.get(type(item), "")) for item in items)
+        help += f" (default: {','.join(shown)})"
+    if "choices" not in more:
+        more = {"metavar": _METAVARS[kind.__name__]} | more
     parser.add_argument(flag, type=kind, help=help, default=default, **more)
+
+
+def switch(parser: argparse._ActionsContainer, flag: str, help: str) -> None:
+    """Adds a flag that takes no value."""
+    parser.add_argument(flag, action="store_true", help=help)
 
 
 def whole(low: int, high: int = _LARGEST) -> Callable[[str], int]:
@@ -90,12 +98,6 @@ def listed(kind: Callable[[str], Item]) -> Callable[[str], tuple[Item, ...]]:
 
     parse.__name__ = f"list of {kind.__name__}s"
     return parse
-
-
-def _shown(value: Any) -> str:
-    if isinstance(value, (int, float)):
-        return f"{value:,}" if isinstance(value, int) else f"{value:g}"
-    return str(value)
 
 
 def _refused(text: str, allowed: str) -> argparse.ArgumentTypeError:

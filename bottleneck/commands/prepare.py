@@ -3,15 +3,13 @@
 from __future__ import annotations
 
 from bottleneck.commands.flags import parse_command
-from bottleneck.commands.parsing import Parser
+from bottleneck.commands.parsing import Parser, switch
 
 
 def main(argv: list[str]) -> int:
-    parser = Parser("python -m bottleneck prepare", description=__doc__.splitlines()[0])
-    parser.add_argument("--rebuild", action="store_true", help="tokenize again")
-    parser.add_argument(
-        "--verify", action="store_true", help="read all tokens and compare them with the manifest"
-    )
+    parser = Parser("python -m bottleneck prepare", description=__doc__)
+    switch(parser, "--rebuild", "tokenize again")
+    switch(parser, "--verify", "read all tokens and compare them with the manifest")
     arguments, config = parse_command(parser, argv)
 
     from bottleneck.data.tokens import prepare

@@ -11,7 +11,7 @@ import argparse
 from pathlib import Path
 
 from bottleneck.commands.flags import parse_command
-from bottleneck.commands.parsing import Parser, listed, option, whole
+from bottleneck.commands.parsing import Parser, listed, option, switch, whole
 
 
 def main(argv: list[str]) -> int:
@@ -21,9 +21,7 @@ def main(argv: list[str]) -> int:
     some = parser.add_mutually_exclusive_group()
     option(some, "--steps", listed(whole(0)), "steps to measure (default: all)")
     option(some, "--every", whole(1), "measure the multiples of N")
-    parser.add_argument(
-        "--audit_only", action="store_true", help="only hash the weights of each step"
-    )
+    switch(parser, "--audit_only", "only hash the weights of each step")
     config = None
     if "--audit_only" in argv:
         parser.add_argument("--config", help=argparse.SUPPRESS)  # not used here

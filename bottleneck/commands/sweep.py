@@ -9,16 +9,10 @@ from __future__ import annotations
 import argparse
 import contextlib
 import sys
-from collections.abc import Sequence
 from pathlib import Path
 
-from bottleneck.commands.flags import (
-    add_world,
-    check_vocabulary,
-    joined_world,
-    parse_sweep_command,
-)
-from bottleneck.commands.parsing import Parser, option, whole
+from bottleneck.commands.flags import add_world, check_vocabulary, joined_world, parse_sweep_command
+from bottleneck.commands.parsing import Parser, option, switch, whole
 from bottleneck.errors import UserError
 from bottleneck.parallel.host_memory import keep_freed_memory
 from bottleneck.storage.folders import as_path
@@ -30,13 +24,11 @@ def main(argv: list[str]) -> int:
     parser = Parser("python -m bottleneck sweep", description=__doc__)
     parser.add_argument("--workdir", metavar="DIR", help="folder of the cells' run folders")
     what = parser.add_mutually_exclusive_group()
-    what.add_argument("--list", action="store_true", help="print the cells and their cost")
-    what.add_argument("--status", action="store_true", help="show the progress of the cells")
+    switch(what, "--list", "print the cells and their cost")
+    switch(what, "--status", "show the progress of the cells")
     option(what, "--index", whole(0), "train only cell N, in this process")
     option(what, "--parallel", whole(1), "cells to train at a time", 1)
-    parser.add_argument(
-        "--retry", action="store_true", help="also train cells again that ended with an error"
-    )
+    switch(parser, "--retry", "also train cells again that ended with an error")
     add_world(parser)
     arguments, cells = parse_sweep_command(parser, argv)
 
@@ -58,31 +50,23 @@ def main(argv: list[str]) -> int:
     for cell in cells:
         check_vocabulary(cell.config)
     if arguments.index is not None:
-        _train(_cell(cells, arguments.index), root, arguments)
+        if arguments.index >= len(cells):
+            allowed = f"from 0 to {len(cells) - 1}"
+            raise UserError(f"--index={arguments.index} is not allowed; it must be {allowed}")
+        _train(cells[arguments.index], root, arguments)
         return 0
 
     from bottleneck.sweep.runner import Stopped, run_all
 
     start = [sys.executable, "-m", "bottleneck", "sweep", f"--config={arguments.config}"]
     start += [f"--workdir={arguments.workdir}", *(a for a in argv if a.startswith("--config."))]
+    how = {"parallel": arguments.parallel, "retry": arguments.retry}
     try:
-        are_complete = run_all(
-            cells,
-            root,
-            lambda cell: [*start, f"--index={cell.index}"],
-            parallel=arguments.parallel,
-            retry=arguments.retry,
-        )
+        are_complete = run_all(cells, root, lambda cell: [*start, f"--index={cell.index}"], **how)
     except Stopped as stop:
         print("stopped; repeat the command to resume", file=sys.stderr)
         return stop.exit_code
     return 0 if are_complete else 1
-
-
-def _cell(cells: Sequence[Cell], index: int) -> Cell:
-    if not 0 <= index < len(cells):
-        raise UserError(f"--index={index} is not allowed; it must be from 0 to {len(cells) - 1}")
-    return cells[index]
 
 
 def _train(cell: Cell, root: Path, arguments: argparse.Namespace) -> None:

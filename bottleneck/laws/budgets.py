@@ -1,7 +1,6 @@
 """The N and T of least loss at a compute budget, by a law and by IsoFLOP parabolas.
 
-C: training FLOPs, C = c(N)·T; N: parameters in the law's own convention; T: training tokens;
-m: budgets; S: resamples.
+C: training FLOPs, C = c(N)·T; N, T: see `points`; m: budgets; S: resamples.
 """
 
 from __future__ import annotations
@@ -20,14 +19,11 @@ _FEWEST_ON_PARABOLA = 4  # three fit any parabola and leave nothing to judge it 
 
 @dataclass(frozen=True)
 class FlopsPerToken:
-    """Training FLOPs per token, c(N) = factor·N^exponent: 6·N if C and N count the same parameters.
-
-    misfit: the largest error of log c over the points that the power was fitted to.
-    """
+    """Training FLOPs per token, c(N) = factor·N^exponent: 6·N if C is of the parameters in N."""
 
     factor: float = 6.0
     exponent: float = 1.0
-    misfit: float = 0.0
+    misfit: float = 0.0  # the largest error of log c over the points that it was fitted to
 
     @classmethod
     def of_points(cls, points: Points) -> FlopsPerToken:
@@ -53,9 +49,7 @@ def compute_optimal(
 
     Args:
         constants: A, B, alpha and beta: numbers, or float64 [S] from a bootstrap.
-        flops_m: budgets C.
-        per_token: c; None takes 6·N.
-    Source: Hoffmann et al. 2022, equation 4, for c = 6·N.
+        per_token: c; None takes 6·N, as in Hoffmann et al. 2022, equation 4.
     """
     per_token = per_token or FlopsPerToken()
     A, B, alpha, beta = (np.asarray(constants[k])[..., None] for k in ("A", "B", "alpha", "beta"))
@@ -68,24 +62,19 @@ def compute_optimal(
 
 @dataclass(frozen=True)
 class IsoFlop:
-    """The minima of parabolas of log L in log N, one a budget, and the power of C in N ∝ C^a.
-
-    flops, n_params, n_tokens, loss: float64 [m], at the minimum of each parabola.
-    n_params_se: float64 [m], standard errors of log N there.
-    exponent, exponent_se: a over the budgets; NaN for one budget.
-    """
+    """The minima of parabolas of log L in log N, float64 [m], and the power a of N ∝ C^a."""
 
     flops: np.ndarray
     n_params: np.ndarray
-    n_params_se: np.ndarray
+    n_params_se: np.ndarray  # standard errors of log N
     n_tokens: np.ndarray
     loss: np.ndarray
-    exponent: float
+    exponent: float  # a; NaN, like its standard error, if the budgets are too few
     exponent_se: float
 
 
 def isoflop(points: Points) -> IsoFlop:
-    """Returns the minimum along N of the points that share a budget, for each budget.
+    """Returns the minimum along N of the points of each budget.
 
     Skips a budget with fewer than four model sizes, or without a minimum between its smallest and
     its largest. Budgets closer than 0.1 in log C are one.
@@ -93,8 +82,10 @@ def isoflop(points: Points) -> IsoFlop:
     Raises: `UserError` if no budget is left.
     Source: Hoffmann et al. 2022, approach 2.
     """
+    order = np.argsort(points.flops, kind="stable")
+    gaps = np.flatnonzero(np.diff(np.log(points.flops[order])) > _SAME_BUDGET)
     found = []
-    for chosen in _budgets(points.flops) if len(points) else []:
+    for chosen in np.split(order, gaps + 1):
         log_n, log_l = np.log(points.n_params[chosen]), np.log(points.loss[chosen])
         if len(np.unique(log_n)) < _FEWEST_ON_PARABOLA:
             continue
@@ -115,20 +106,10 @@ def isoflop(points: Points) -> IsoFlop:
             "parabola can be fitted"
         )
     budgets, sizes, errors, tokens, losses = (np.array(c) for c in zip(*found, strict=True))
-    exponent, exponent_se = _power(np.log(budgets), np.log(sizes))
+    exponent = exponent_se = np.nan
+    if len(found) > 1:
+        exponent = float(np.polyfit(np.log(budgets), np.log(sizes), 1)[0])
+    if len(found) > 2:
+        _, covariance = np.polyfit(np.log(budgets), np.log(sizes), 1, cov=True)
+        exponent_se = float(np.sqrt(covariance[0, 0]))
     return IsoFlop(budgets, sizes, errors, tokens, losses, exponent, exponent_se)
-
-
-def _budgets(flops: np.ndarray) -> list[np.ndarray]:
-    """Returns the indices of the points of each budget, by ascending budget."""
-    order = np.argsort(flops, kind="stable")
-    gaps = np.flatnonzero(np.diff(np.log(flops[order])) > _SAME_BUDGET)
-    return np.split(order, gaps + 1)
-
-
-def _power(log_x: np.ndarray, log_y: np.ndarray) -> tuple[float, float]:
-    """Returns the slope of a line and its standard error; NaN if the points are too few."""
-    if len(log_x) < 3:
-        return (float(np.polyfit(log_x, log_y, 1)[0]) if len(log_x) == 2 else np.nan), np.nan
-    line, covariance = np.polyfit(log_x, log_y, 1, cov=True)
-    return float(line[0]), float(np.sqrt(covariance[0, 0]))

@@ -11,14 +11,12 @@ from dataclasses import dataclass
 
 import numpy as np
 from scipy.optimize import minimize_scalar
-from scipy.special import erf
+from scipy.special import erf, huber
 
 from bottleneck.errors import UserError
 from bottleneck.laws.forms import CHINCHILLA, FORMS, Form, form_of
 from bottleneck.laws.points import Points
 from bottleneck.laws.scaling_law import ScalingLaw, fit, log_prediction, refit
-
-COVERAGE = 0.95
 
 _FOLDS = 10
 _LARGEST_SHARE = 0.1  # of the points, by N, that extrapolation leaves out
@@ -26,17 +24,12 @@ _LARGEST_SHARE = 0.1  # of the points, by N, that extrapolation leaves out
 
 @dataclass(frozen=True)
 class Candidate:
-    """A fitted form with its scores; lower is better.
-
-    held_out: mean |log L̂ − log L| in ten-fold cross-validation.
-    extrapolation: the same over the largest N, fitted to all others.
-    aicc, bic: information criteria under the density of `log_likelihood`.
-    """
+    """A fitted form with its scores; lower is better."""
 
     law: ScalingLaw
-    held_out: float
-    extrapolation: float
-    aicc: float
+    held_out: float  # mean |log L̂ − log L| in ten-fold cross-validation
+    extrapolation: float  # the same over the largest N, fitted to all others
+    aicc: float  # an information criterion under the density of `log_likelihood`, like bic
     bic: float
 
 
@@ -52,7 +45,9 @@ def compare(
         fixed: known constants by name; each form takes those that it has.
     Raises: `UserError` if a fixed constant is in no form, and for what `fit` refuses.
     """
-    fixed, chosen = fixed or {}, [form_of(form) for form in forms or _default_forms(points)]
+    if not forms:
+        forms = [CHINCHILLA] if points.is_full.all() else list(FORMS.values())
+    fixed, chosen = fixed or {}, [form_of(form) for form in forms]
     known = dict.fromkeys(name for form in chosen for name in form.constants)
     for name in fixed:
         if name not in known:
@@ -66,25 +61,13 @@ def compare(
     return sorted(candidates, key=lambda candidate: candidate.held_out)
 
 
-def _default_forms(points: Points) -> list[Form]:
-    """Returns all forms if some head is not of full rank; the others need that."""
-    if points.rank is None or points.width is None or (points.rank == points.width).all():
-        return [CHINCHILLA]
-    return list(FORMS.values())
-
-
 def judge(law: ScalingLaw, points: Points) -> Candidate:
     """Returns the law with its errors and its information criteria."""
     n, k = len(points), len(law.free) + 1
     log_l = log_likelihood(np.log1p(law.relative_gap(points)), law.delta)
     correction = 2 * k * (k + 1) / (n - k - 1) if n > k + 1 else math.inf
-    return Candidate(
-        law,
-        held_out=held_out_error(law, points),
-        extrapolation=extrapolation_error(law, points),
-        aicc=2 * k - 2 * log_l + correction,
-        bic=k * math.log(n) - 2 * log_l,
-    )
+    aicc, bic = 2 * k - 2 * log_l + correction, k * math.log(n) - 2 * log_l
+    return Candidate(law, held_out_error(law, points), extrapolation_error(law, points), aicc, bic)
 
 
 def held_out_error(law: ScalingLaw, points: Points) -> float:
@@ -113,14 +96,13 @@ def log_likelihood(residuals: np.ndarray, delta: float) -> float:
     At every τ the Huber fit maximises it over the law's constants, so the criteria judge the fit
     that was made. The normaliser is Z = √(2πτ)·erf(δ/√(2τ)) + (2τ/δ)·exp(−δ²/2τ).
     """
-    size = np.abs(residuals)
-    total = float(np.sum(np.minimum(size, delta) * (size - np.minimum(size, delta) / 2)))
+    total = float(np.sum(huber(delta, residuals)))
 
     def negative(log_tau: float) -> float:
         tau = math.exp(log_tau)
         normal = math.sqrt(2 * math.pi * tau) * erf(delta / math.sqrt(2 * tau))
         tails = 2 * tau / delta * math.exp(-(delta**2) / (2 * tau)) if delta < math.inf else 0.0
-        return total / tau + len(size) * math.log(normal + tails)
+        return total / tau + len(residuals) * math.log(normal + tails)
 
     # Between residuals of 1e-8 of the loss and of ten times it.
     return -float(minimize_scalar(negative, bounds=(-37, 5), method="bounded").fun)
@@ -147,15 +129,14 @@ class Bootstrap:
 
 def middle(values: np.ndarray) -> np.ndarray:
     """Returns the ends of the middle 95 % of resampled values [S, …]: float64 [2, …]."""
-    tail = (1 - COVERAGE) / 2
+    tail = (1 - 0.95) / 2
     return np.quantile(values, [tail, 1 - tail], axis=0)
 
 
 def bootstrap(law: ScalingLaw, points: Points, n_resamples: int = 1000, seed: int = 0) -> Bootstrap:
     """Returns the law refitted to resamples of its points, drawn with replacement.
 
-    A resample with fewer distinct points than the law has free constants cannot determine them,
-    and is drawn again.
+    A resample with fewer distinct points than the law has free constants is drawn again.
     """
     rng = np.random.default_rng(seed)
     n, n_free = len(points), len(law.free)

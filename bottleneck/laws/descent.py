@@ -24,14 +24,11 @@ _FARTHEST = 100.0  # |θ|: a coefficient of e^-100 is zero
 
 
 class Minima(NamedTuple):
-    """The ends of the descents in the order of their starts: θ float64 [S, P], F float64 [S].
+    """The ends of the descents, in the order of their starts."""
 
-    is_minimum: bool [S], False if the steps ran out first.
-    """
-
-    theta: np.ndarray
-    objective: np.ndarray
-    is_minimum: np.ndarray
+    theta: np.ndarray  # float64 [S, P]
+    objective: np.ndarray  # F, float64 [S]
+    is_minimum: np.ndarray  # bool [S], False if the steps ran out first
 
 
 class _State(NamedTuple):
@@ -56,20 +53,18 @@ def minimise(
 
     Args:
         design_nxKxP, offset_nxK: M and o of F, float64.
-        log_loss_n: log L, float64.
         weights_Sxn: how often each point counts for each start; None: once.
         delta: where the Huber loss turns from r²/2 to linear; infinity gives least squares.
     """
     n_starts, n_points = len(starts_SxP), len(log_loss_n)
-    padding = -n_points % _POINTS
+    none, padding = (0, 0), (0, -n_points % _POINTS)
     weights = np.ones((1, n_points)) if weights_Sxn is None else weights_Sxn
-    weights = np.broadcast_to(
-        np.pad(weights, ((0, 0), (0, padding))), (n_starts, n_points + padding)
-    )
+    padded = np.pad(weights, (none, padding))
+    weights = np.broadcast_to(padded, (n_starts, padded.shape[1]))
     problem = (
-        np.pad(design_nxKxP, ((0, padding), (0, 0), (0, 0))),
-        np.pad(offset_nxK, ((0, padding), (0, 0))),
-        np.pad(log_loss_n, (0, padding)),
+        np.pad(design_nxKxP, (padding, none, none)),
+        np.pad(offset_nxK, (padding, none)),
+        np.pad(log_loss_n, padding),
     )
     found = []
     with jax.enable_x64(True), jax.default_device(jax.devices("cpu")[0]):
@@ -151,13 +146,8 @@ def _descend(
         )
 
     def descend(theta: jax.Array, weight: jax.Array) -> _State:
-        start = _State(
-            theta,
-            objective(theta, weight),
-            jnp.asarray(_FIRST_DAMPING),
-            jnp.asarray(False),
-            jnp.asarray(0),
-        )
+        others = (jnp.asarray(_FIRST_DAMPING), jnp.asarray(False), jnp.asarray(0))
+        start = _State(theta, objective(theta, weight), *others)
         return jax.lax.while_loop(
             lambda state: ~state.is_minimum & (state.n_steps < n_steps),
             lambda state: step(state, weight),

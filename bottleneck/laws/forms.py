@@ -1,8 +1,7 @@
 """The forms of a scaling law, L = E + a sum of powers, and the grid of starts to fit each from.
 
-N: parameters; T: training tokens; R: rank of the head; D: hidden width; ρ = R/D, the fraction of
-the hidden width that the head lets through; θ: log coefficients and exponents, as the fit holds
-them; n: points; K: terms, E being one; P: constants of a law.
+N: parameters; T: training tokens; R: rank of the head; D: hidden width; ρ = R/D; θ: log
+coefficients and exponents; n: points; K: terms, E being one; P: constants of a law.
 """
 
 from __future__ import annotations
@@ -16,14 +15,10 @@ import numpy as np
 
 from bottleneck.errors import UserError, suggestion
 
-# Hoffmann et al. 2022, appendix D.3: a, b are log A, log B and e is log E.
-_EXPONENT_STARTS = (0.0, 0.5, 1.0, 1.5, 2.0)
-_COEFFICIENT_STARTS = (0.0, 5.0, 10.0, 15.0, 20.0, 25.0)
-_E_STARTS = (-1.0, -0.5, 0.0, 0.5, 1.0)
+# Starts of log E, of other log coefficients, and of exponents: Hoffmann et al. 2022, appendix D.3.
+_GRID = (np.linspace(-1, 1, 5), np.linspace(0, 25, 6), np.linspace(0, 2, 5))
 # With a rank in the law the same grid would have 135,000 starts; this one has 2,187 at most.
-_COARSE_EXPONENTS = (0.0, 0.5, 1.0)
-_COARSE_COEFFICIENTS = (0.0, 10.0, 20.0)
-_COARSE_E = (-1.0, 0.0, 1.0)
+_COARSE_GRID = (np.linspace(-1, 1, 3), np.linspace(0, 20, 3), np.linspace(0, 1, 3))
 
 
 @dataclass(frozen=True)
@@ -55,13 +50,8 @@ class Form:
 
     def theta(self, constants: Mapping[str, Any]) -> np.ndarray:
         """Returns the given constants in the form's order, coefficients as logarithms: [P, …]."""
-        return np.array(
-            [
-                np.log(constants[name]) if name in self.coefficients else constants[name]
-                for name in self.constants
-                if name in constants
-            ]
-        )
+        kept = {name: constants[name] for name in self.constants if name in constants}
+        return np.array([np.log(v) if k in self.coefficients else v for k, v in kept.items()])
 
     def named(self, names: Sequence[str], theta: np.ndarray) -> dict[str, Any]:
         """Returns the constants of these names by name: the inverse of `theta`."""
@@ -73,8 +63,6 @@ class Form:
     def design(self, quantities: Mapping[str, np.ndarray]) -> np.ndarray:
         """Returns M, float64 [n, K, P], of log L = logsumexp_k (M θ)_k.
 
-        Args:
-            quantities: those of `log_quantities`, each [n].
         Raises: `UserError` if the form names a quantity that is missing.
         """
         if not self.quantities <= quantities.keys():
@@ -93,31 +81,22 @@ class Form:
 
         `CHINCHILLA` with no constant fixed has the 4,500 of Hoffmann et al. 2022, appendix D.3.
         """
-        is_coarse = len(self.constants) > len(CHINCHILLA.constants)
-        e, coefficients, exponents = (
-            (_COARSE_E, _COARSE_COEFFICIENTS, _COARSE_EXPONENTS)
-            if is_coarse
-            else (_E_STARTS, _COEFFICIENT_STARTS, _EXPONENT_STARTS)
-        )
-        grids = [
-            e if name == "E" else coefficients if name in self.coefficients else exponents
-            for name in free
-        ]
+        has_rank = len(self.constants) > len(CHINCHILLA.constants)
+        e, coefficients, exponents = _COARSE_GRID if has_rank else _GRID
+        grid_of = dict.fromkeys(self.constants, exponents)
+        grid_of |= dict.fromkeys(self.coefficients, coefficients) | {"E": e}
+        grids = [grid_of[name] for name in free]
         return np.array(list(itertools.product(*grids)), np.float64).reshape(-1, len(free))
 
 
 CHINCHILLA = Form(
-    "chinchilla",
-    "E + A/N^alpha + B/T^beta",
-    {"A": (("alpha", "N"),), "B": (("beta", "T"),)},
+    "chinchilla", "E + A/N^alpha + B/T^beta", {"A": (("alpha", "N"),), "B": (("beta", "T"),)}
 )
 
 # The head is a bottleneck of its own. Its cost depends on R alone, however large the model is and
 # however long it trains: the error of a rank-R approximation of the text's own distribution.
 ADDITIVE = Form(
-    "additive",
-    "E + A/N^alpha + B/T^beta + G/R^gamma",
-    {**CHINCHILLA.terms, "G": (("gamma", "R"),)},
+    "additive", "E + A/N^alpha + B/T^beta + G/R^gamma", {**CHINCHILLA.terms, "G": (("gamma", "R"),)}
 )
 
 # The head lets R of D directions through, so the model acts like one of N·ρ^(gamma/alpha)
@@ -157,11 +136,9 @@ def log_quantities(
     width: np.ndarray | None = None,
 ) -> dict[str, np.ndarray]:
     """Returns the logarithms of "N" and "T", and of "R" and "ρ" if rank and width are given."""
-    given = {"N": n_params, "T": n_tokens, "R": rank, "ρ": None}
-    if rank is not None and width is not None:
-        given["ρ"] = np.asarray(rank, np.float64) / np.asarray(width, np.float64)
-    return {
-        name: np.log(np.asarray(values, np.float64))
-        for name, values in given.items()
-        if values is not None
-    }
+    given = {"N": n_params, "T": n_tokens}
+    if rank is not None:
+        given["R"] = rank
+        if width is not None:
+            given["ρ"] = np.asarray(rank, np.float64) / np.asarray(width, np.float64)
+    return {name: np.log(np.asarray(values, np.float64)) for name, values in given.items()}

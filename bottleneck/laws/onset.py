@@ -1,7 +1,4 @@
-"""The onset of a rise: one change of slope, with an interval.
-
-n: points; τ: the step at which the slope changes.
-"""
+"""The onset of a rise: one change of slope at a step τ, with an interval. n: points."""
 
 from __future__ import annotations
 
@@ -35,11 +32,7 @@ def detect_onset(steps: np.ndarray, values: np.ndarray) -> Onset | None:
     rise; its last one is half way up the rise. A broken line must beat a straight one in an F-test
     at 1 %. The interval holds every τ that an F-test at 95 % cannot tell from the best one. It
     covers the true τ about nine times in ten, because it takes the choice of points for given and
-    the fall for straight.
-
-    Args:
-        steps: [n], ascending.
-        values: [n].
+    the fall for straight. `steps` [n] must ascend.
     """
     steps, values = np.asarray(steps, np.float64), np.asarray(values, np.float64)
     valley = _valley(values)

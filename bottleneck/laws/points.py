@@ -35,25 +35,17 @@ _COLUMNS = ("n_params", "flops", "n_tokens", "loss", "rank", "width")
 class Points:
     """A table of n points, checked once: float64 [n] each, finite and above 0.
 
-    n_params: N, by one convention throughout.
-    n_tokens: T, training tokens.
-    loss: L, nats per token.
-    rank, width: R and D of the head, for the forms that name them.
-    flops: C, training FLOPs; 6·N·T if None.
-    names: one for each point; row numbers from 0 if empty.
-    note: how N and C are counted.
-
     Raises: `UserError` if columns differ in length or hold a number that is not allowed.
     """
 
-    n_params: np.ndarray
-    n_tokens: np.ndarray
-    loss: np.ndarray
-    rank: np.ndarray | None = None
+    n_params: np.ndarray  # N, by one convention throughout
+    n_tokens: np.ndarray  # T
+    loss: np.ndarray  # L, nats per token
+    rank: np.ndarray | None = None  # R and D of the head, for the forms that name them
     width: np.ndarray | None = None
-    flops: np.ndarray = None  # type: ignore[assignment]  # an array from here on
-    names: tuple[str, ...] = ()
-    note: str = ""
+    flops: np.ndarray = None  # type: ignore[assignment]  # C; 6·N·T if None
+    names: tuple[str, ...] = ()  # one for each point; row numbers from 0 if empty
+    note: str = ""  # how N and C are counted
 
     def __post_init__(self) -> None:
         n = len(self.n_params)
@@ -66,8 +58,7 @@ class Points:
                 raise UserError(f"{name} must be {n} numbers, one a point")
             bad = ~(np.isfinite(values) & (values > 0))
             if bad.any():
-                row = int(np.argmax(bad))
-                what = f"{name} is {values[row]:g} in row {row + 1}"
+                what = f"{name} is {values[bad][0]:g} in row {int(np.argmax(bad)) + 1}"
                 raise UserError(f"{what}; it must be a finite number above 0")
         columns.setdefault("flops", 6 * columns["n_params"] * columns["n_tokens"])
         for name, values in columns.items():
@@ -76,6 +67,13 @@ class Points:
 
     def __len__(self) -> int:
         return len(self.loss)
+
+    @property
+    def is_full(self) -> np.ndarray:
+        """True for each head of full rank, and for all if ranks or widths are unknown: bool [n]."""
+        if self.rank is None or self.width is None:
+            return np.ones(len(self), bool)
+        return self.rank == self.width
 
     def take(self, chosen: np.ndarray) -> Points:
         """Returns the points that a mask or indices choose."""
@@ -97,8 +95,7 @@ def from_runs(
     """Returns a point for each finished run: its last validation loss and its training tokens.
 
     Args:
-        n_convention: one of `N_CONVENTIONS`.
-        flop_convention: one of `FLOP_CONVENTIONS`.
+        n_convention, flop_convention: of `N_CONVENTIONS` and `FLOP_CONVENTIONS`.
         at_least_loss: take each run where its validation loss is least, not at its end.
     Raises: `UserError` if no run is finished, or if they were validated on different text.
     """
@@ -110,14 +107,12 @@ def from_runs(
             continue
         count = count_parameters(run.config.model)
         n_params = {"total": count.total, "non_embedding": count.non_embedding}[n_convention]
-        counted = {
-            "total": count.total,
-            "with_head": count.layers + count.head,
-            "without_head": count.layers,
-        }[flop_convention]
+        layers, head = count.layers, count.head
+        counted = {"total": count.total, "with_head": layers + head, "without_head": layers}
         i = int(np.argmin(losses)) if at_least_loss else -1
         shape = (run.head_rank, run.config.model.d_model)
-        rows.append((n_params, tokens[i], losses[i], *shape, 6 * counted * tokens[i]))
+        flops = 6 * counted[flop_convention] * tokens[i]
+        rows.append((n_params, tokens[i], losses[i], *shape, flops))
         names.append(run.name)
         texts.add(run.corpus.digest)
     if not rows:
@@ -135,10 +130,9 @@ def from_table(path: Path, columns: Mapping[str, str] | None = None) -> Points:
     """Returns the rows of a .csv, .tsv, .json or .jsonl file as points.
 
     The file needs columns n_params, n_tokens and loss; rank, width and flops are read if present.
-    A file with flops may lack n_tokens, which then is C/6N.
+    A file with flops may lack n_tokens, which then is C/6N. `columns` maps names of columns here to
+    the file's own.
 
-    Args:
-        columns: the file's own name of a column, by the name that it has here.
     Raises: `UserError` if the file or a column is missing, or a value is not a number above 0.
     """
     columns, table = columns or {}, _read(path)
@@ -147,11 +141,8 @@ def from_table(path: Path, columns: Mapping[str, str] | None = None) -> Points:
         if column not in table.columns:
             raise UserError(f"--columns {name}={column}: {path} has no such column; it has {has}")
     wanted = {name: columns.get(name, name) for name in _COLUMNS}
-    found: dict[str, Any] = {
-        name: _numbers(table[column], path)
-        for name, column in wanted.items()
-        if column in table.columns
-    }
+    present = {name: column for name, column in wanted.items() if column in table.columns}
+    found: dict[str, Any] = {name: _numbers(table[c], path) for name, c in present.items()}
     note = "N: as the table counts it; C: " + ("the table's" if "flops" in found else "6·N·T")
     if "n_tokens" not in found and {"n_params", "flops"} <= found.keys():
         with np.errstate(divide="ignore", invalid="ignore"):  # Points says which row has N = 0
@@ -203,6 +194,5 @@ def _numbers(column: pl.Series, path: Path) -> np.ndarray:
             raise pl.exceptions.InvalidOperationError(f"{column.dtype}")
         return column.cast(pl.Float64).to_numpy()
     except pl.exceptions.PolarsError as error:
-        raise UserError(
-            f"{path}: column {column.name} holds a value that is not a number"
-        ) from error
+        what = f"column {column.name} holds a value that is not a number"
+        raise UserError(f"{path}: {what}") from error

@@ -22,17 +22,13 @@ _RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class RankLaw:
-    """A fitted law of the rank: L∞ (`floor`), c (`scale`) and p (`exponent`).
-
-    residual: the largest |L(R) − loss| over the fitted losses.
-    intervals: 95 % of each of the three, by resampling documents; None without documents.
-    """
+    """A fitted law of the rank: L∞ (`floor`), c (`scale`) and p (`exponent`)."""
 
     floor: float
     scale: float
     exponent: float
-    residual: float = 0.0
-    intervals: dict[str, tuple[float, float]] | None = None
+    residual: float = 0.0  # the largest |L(R) − loss| over the fitted losses
+    intervals: dict[str, tuple[float, float]] | None = None  # 95 %, by resampling documents
 
     def __call__(self, ranks: np.ndarray) -> np.ndarray:
         """Returns the law's loss at the ranks, nats per token: float64 of their shape."""
@@ -50,36 +46,29 @@ def fit_rank(
     All losses weigh the same: those of one experiment share the sampling error of its documents.
 
     Args:
-        ranks: [n], at least `LEAST_RANKS` different ones.
-        losses: [n], nats per token.
+        ranks, losses: [n].
         document_losses, document_tokens: sums over each document [g, n] and their tokens [g]. Given
             both, intervals come from resampled documents, drawn once for all ranks.
-    Raises: `UserError` if the ranks are too few.
+    Raises: `UserError` if fewer than `LEAST_RANKS` ranks differ.
     """
     ranks, losses = np.asarray(ranks, np.float64), np.asarray(losses, np.float64)
     if len(set(ranks)) < LEAST_RANKS:
-        raise UserError(
-            f"a law of the rank needs {LEAST_RANKS} different ranks, not {len(set(ranks))}"
-        )
-    (floor, scale, exponent), *_ = _solve(ranks, losses[None]).tolist()
-    intervals = None
+        found = f"{LEAST_RANKS} different ranks, not {len(set(ranks))}"
+        raise UserError(f"a law of the rank needs {found}")
+    law, intervals = RankLaw(*_solve(ranks, losses[None])[0].tolist()), None
     if document_losses is not None and document_tokens is not None:
         documents = DocumentSums(document_losses, document_tokens)
         resampled = _solve(ranks, documents.resampled_means(_RESAMPLES))
         ends = np.quantile(resampled, [0.025, 0.975], axis=0)
-        names = ("floor", "scale", "exponent")
-        intervals = {
-            name: (low, high) for name, low, high in zip(names, *ends.tolist(), strict=True)
-        }
-    law = RankLaw(floor, scale, exponent)
+        pairs = map(tuple, ends.T.tolist())
+        intervals = dict(zip(("floor", "scale", "exponent"), pairs, strict=True))
     return replace(law, residual=float(np.abs(law(ranks) - losses).max()), intervals=intervals)
 
 
 def _solve(ranks: np.ndarray, losses_kxn: np.ndarray) -> np.ndarray:
     """Returns L∞, c and p of each row of losses: float64 [k, 3].
 
-    Given p, the other two are a linear problem, so the search has one dimension: the whole range,
-    then the interval between the neighbours of the best p.
+    Given p, the other two are a linear problem, so the search has one dimension.
     """
     best = _best(ranks, losses_kxn, np.tile(_EXPONENTS, (len(losses_kxn), 1)))
     step = np.log(_EXPONENTS[1] / _EXPONENTS[0])

@@ -11,25 +11,20 @@ from rich.console import Console, Group
 from rich.table import Table
 from rich.text import Text
 
-from bottleneck.laws.study import LawStudy
+from bottleneck.laws.study import LawStudy, Optimum
 from bottleneck.terminal import count
 
 
 def as_json(result: LawStudy) -> dict[str, Any]:
     """Returns the content of law.json; numbers that are not finite are null."""
     law, best, optimum = result.law, result.candidates[0], result.optimum
-    of_best = [None] * len(result.gaps) if result.gaps_of_best is None else result.gaps_of_best
     record = {
         "form": law.form.name,
         "formula": law.form.formula,
         "counted_as": result.points.note,
         "constants": {
-            name: {
-                "value": value,
-                "interval_95": result.interval(name),
-                "is_fixed": name in law.fixed,
-            }
-            for name, value in law.constants.items()
+            k: {"value": v, "interval_95": result.interval(k), "is_fixed": k in law.fixed}
+            for k, v in law.constants.items()
         },
         "objective": law.objective,
         "delta": law.delta,
@@ -50,40 +45,25 @@ def as_json(result: LawStudy) -> dict[str, Any]:
         ],
         "compute_optimal": {
             "flops_per_token": vars(optimum.per_token),
-            "budgets": [
-                {
-                    "flops": optimum.flops[i],
-                    "n_params": optimum.n_params[i],
-                    "n_params_interval_95": _column(optimum.n_params_interval, i),
-                    "n_tokens": optimum.n_tokens[i],
-                    "n_tokens_interval_95": _column(optimum.n_tokens_interval, i),
-                }
-                for i in range(len(optimum.flops))
-            ],
+            "budgets": _budgets(optimum),
         },
         "isoflop": result.isoflop and vars(result.isoflop),
-        "points": [
-            {
-                "name": name,
-                "is_fitted": is_fitted,
-                "relative_gap": gap,
-                "relative_gap_of_best": gap_of_best,
-            }
-            for name, is_fitted, gap, gap_of_best in zip(
-                result.points.names, result.fitted.tolist(), result.gaps, of_best, strict=True
-            )
-        ],
+        "points": _records(
+            name=result.points.names,
+            is_fitted=result.fitted,
+            relative_gap=result.gaps,
+            relative_gap_of_best=result.gaps_of_best,
+        ),
     }
     return _plain(record)
 
 
 def show(result: LawStudy, console: Console) -> None:
     """Prints the law, the forms that it was chosen from, and the best N and T of budgets."""
-    law, best = result.law, result.candidates[0]
+    law, best, optimum = result.law, result.candidates[0], result.optimum
     constants = _grid("constant", "value", "95 % interval")
     for name, value in law.constants.items():
-        interval = result.interval(name)
-        shown = "given" if name in law.fixed else _range(interval) if interval else "–"
+        shown = "given" if name in law.fixed else _range(result.interval(name))
         constants.add_row(name, f"{value:.5g}", shown)
     parts: list[Any] = [
         Text(f"L = {law.form.formula}, {result.fitted.sum()} points"),
@@ -96,12 +76,10 @@ def show(result: LawStudy, console: Console) -> None:
     ]
     if len(result.candidates) > 1:
         forms = _grid("form", "held out", "largest N", "AICc", "BIC")
-        least = [min(getattr(c, key) for c in result.candidates) for key in ("aicc", "bic")]
+        aicc, bic = (min(getattr(c, key) for c in result.candidates) for key in ("aicc", "bic"))
         for c in result.candidates:
-            forms.add_row(
-                *(c.law.form.name, _percent(c.held_out), _percent(c.extrapolation)),
-                *(f"{c.aicc - least[0]:+.1f}", f"{c.bic - least[1]:+.1f}"),
-            )
+            errors = (_percent(c.held_out), _percent(c.extrapolation))
+            forms.add_row(c.law.form.name, *errors, f"{c.aicc - aicc:+.1f}", f"{c.bic - bic:+.1f}")
         parts += [Text(), forms]
     if not result.fitted.all():
         gaps = _grid("smaller models", "N", "last above the law", "best above the law")
@@ -110,32 +88,21 @@ def show(result: LawStudy, console: Console) -> None:
             size = count(result.points.n_params[i])
             gaps.add_row(result.points.names[i], size, f"{result.gaps[i]:+.2%}", at_best)
         parts += [Text(), gaps]
-    optimum = result.optimum
     budgets = _grid("budget C", "best N", "95 % interval", "best T", "95 % interval")
-    for i, flops in enumerate(optimum.flops):
-        budgets.add_row(
-            f"{flops:.3g}",
-            *(count(optimum.n_params[i]), _range(_column(optimum.n_params_interval, i), count)),
-            *(count(optimum.n_tokens[i]), _range(_column(optimum.n_tokens_interval, i), count)),
-        )
+    for row in _budgets(optimum):
+        best_n = (count(row["n_params"]), _range(row["n_params_interval_95"], count))
+        best_t = (count(row["n_tokens"]), _range(row["n_tokens_interval_95"], count))
+        budgets.add_row(f"{row['flops']:.3g}", *best_n, *best_t)
     parts += [Text(), budgets]
-    if optimum.per_token.misfit > 0:
-        per_token = optimum.per_token
-        parts.append(
-            Text(
-                f"with C = {per_token.factor:.3g}·N^{per_token.exponent:.3f}·T, which is at most "
-                f"{_percent(per_token.misfit)} off these points"
-            )
-        )
-    if result.isoflop is not None:
-        found = result.isoflop
-        parts.append(
-            Text(
-                f"IsoFLOP parabolas of {len(found.flops)} budgets: N ∝ C^{found.exponent:.3f}"
-                f" ± {found.exponent_se:.3f}; by the law "
-                f"C^{law.beta / (law.alpha + optimum.per_token.exponent * law.beta):.3f}"
-            )
-        )
+    per_token, found = optimum.per_token, result.isoflop
+    if per_token.misfit > 0:
+        power = f"C = {per_token.factor:.3g}·N^{per_token.exponent:.3f}·T"
+        off = f"which is at most {_percent(per_token.misfit)} off these points"
+        parts.append(Text(f"with {power}, {off}"))
+    if found is not None:
+        by_law = law.beta / (law.alpha + per_token.exponent * law.beta)
+        exponent = f"C^{found.exponent:.3f} ± {found.exponent_se:.3f}; by the law C^{by_law:.3f}"
+        parts.append(Text(f"IsoFLOP parabolas of {len(found.flops)} budgets: N ∝ {exponent}"))
     console.print(Group(*parts))
 
 
@@ -146,8 +113,21 @@ def _grid(*headings: str) -> Table:
     return grid
 
 
-def _column(interval: np.ndarray | None, index: int) -> list[float] | None:
-    return None if interval is None else [float(end) for end in interval[:, index]]
+def _budgets(optimum: Optimum) -> list[dict[str, Any]]:
+    return _records(
+        flops=optimum.flops,
+        n_params=optimum.n_params,
+        n_params_interval_95=optimum.n_params_interval,
+        n_tokens=optimum.n_tokens,
+        n_tokens_interval_95=optimum.n_tokens_interval,
+    )
+
+
+def _records(**columns: Any) -> list[dict[str, Any]]:
+    """Returns the rows of columns [n] and intervals [2, n]; one that is None is null in each."""
+    given = {k: np.transpose(v).tolist() for k, v in columns.items() if v is not None}
+    rows = [dict(zip(given, row, strict=True)) for row in zip(*given.values(), strict=True)]
+    return [dict.fromkeys(columns) | row for row in rows]
 
 
 def _range(interval: list[float] | None, form: Any = lambda end: f"{end:.5g}") -> str:

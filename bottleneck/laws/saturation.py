@@ -9,7 +9,6 @@ from __future__ import annotations
 
 import functools
 from dataclasses import dataclass
-from typing import Literal
 
 import numpy as np
 
@@ -20,8 +19,6 @@ FALSE_POSITIVES = 0.05  # at most, if neighbours' noise correlates by NOISE_CORR
 NOISE_CORRELATION = 0.2
 FEWEST_CHECKPOINTS = 8  # of the last nine tenths
 
-Verdict = Literal["saturates", "rises and recovers", "does not saturate"]
-
 _FIRST_SHARE = 0.1  # of the steps, left out: every training begins with a fall
 _WINDOW_SHARE = 0.25  # of the checkpoints; a rise must have filled more than half of such a window
 _KEPT_RESIDUALS = 0.8  # the largest fifth may be spikes
@@ -31,26 +28,19 @@ _N_RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class LossSeries:
-    """The loss of one model over training, on the same text at every step.
-
-    steps: int [n], ascending.
-    loss: float64 [n], nats per token, or a logarithm of perplexity.
-    document_losses: float64 [n, g], sums over the tokens of each document.
-    document_tokens: int [g], their counts. Both are None if only means were kept.
-    """
+    """The loss of one model over training, on the same text at every step."""
 
     name: str
-    steps: np.ndarray
-    loss: np.ndarray
-    document_losses: np.ndarray | None = None
-    document_tokens: np.ndarray | None = None
+    steps: np.ndarray  # int [n], ascending
+    loss: np.ndarray  # float64 [n], nats per token, or a logarithm of perplexity
+    document_losses: np.ndarray | None = None  # float64 [n, g], sums over a document's tokens
+    document_tokens: np.ndarray | None = None  # int [g]; both are None if only means were kept
 
 
 @dataclass(frozen=True)
 class Saturation:
     """The end of a series against its least loss.
 
-    best_step, best_loss: at the least loss; final_step, final_loss: at the end.
     interval: 95 %, of `relative` over resampled documents at these two steps; None without them. It
         is the error of measuring two models on this text, not that of the choice of steps.
     p_end, p_rise: the probabilities that noise alone ends, or at any time lies, as far above an
@@ -71,7 +61,7 @@ class Saturation:
         return (self.final_loss - self.best_loss) / self.best_loss
 
     @property
-    def verdict(self) -> Verdict | None:
+    def verdict(self) -> str | None:
         """The outcome of the test at `FALSE_POSITIVES`; None if the checkpoints are too few."""
         if self.p_end is None or self.p_rise is None:
             return None
@@ -86,20 +76,12 @@ def detect_saturation(series: LossSeries) -> Saturation:
     late = late_part(series.steps)
     p_end = p_rise = None
     if late.sum() >= FEWEST_CHECKPOINTS:
-        statistics = end_and_rise(series.loss[late])
-        p_end, p_rise = (
-            float((null >= statistic).mean())
-            for null, statistic in zip(_null(int(late.sum())), statistics, strict=True)
-        )
-    return Saturation(
-        best_step=int(series.steps[best]),
-        best_loss=float(series.loss[best]),
-        final_step=int(series.steps[-1]),
-        final_loss=float(series.loss[-1]),
-        interval=_paired_interval(series, best),
-        p_end=p_end,
-        p_rise=p_rise,
-    )
+        null_end, null_rise = _null(int(late.sum()))
+        end, rise = end_and_rise(series.loss[late])
+        p_end, p_rise = float((null_end >= end).mean()), float((null_rise >= rise).mean())
+    steps, loss = series.steps, series.loss
+    ends = (int(steps[best]), float(loss[best]), int(steps[-1]), float(loss[-1]))
+    return Saturation(*ends, _paired_interval(series, best), p_end, p_rise)
 
 
 def late_part(steps: np.ndarray) -> np.ndarray:
@@ -114,13 +96,9 @@ def end_and_rise(loss: np.ndarray) -> tuple[np.ndarray, np.ndarray]:
     move. The first statistic is the last level minus the lowest of a window that does not overlap
     it. The second is the most that a level exceeds that of any window wholly before it. The unit is
     the noise: the mean distance of a checkpoint from the mean of its four neighbours, without the
-    largest fifth.
-
-    Args:
-        loss: float64 [..., n], n ≥ `FEWEST_CHECKPOINTS`.
+    largest fifth. `loss` is float64 [..., n], n ≥ `FEWEST_CHECKPOINTS`.
     """
-    n = loss.shape[-1]
-    width = max(3, round(_WINDOW_SHARE * n))
+    width = max(3, round(_WINDOW_SHARE * loss.shape[-1]))
     windows = np.lib.stride_tricks.sliding_window_view(loss, width, axis=-1)
     level = np.median(windows, axis=-1)
     lowest = np.minimum.accumulate(level, axis=-1)
@@ -142,11 +120,8 @@ def series_of_run(run: Run) -> LossSeries | None:
     kept = [probe for probe in probes if probe.document_losses is not None]
     if not kept or len(kept) != len(steps):
         return LossSeries(run.name, steps, loss)
-    return LossSeries(
-        *(run.name, steps, loss),
-        np.stack([probe.document_losses for probe in kept]),
-        kept[0].document_tokens,
-    )
+    document_losses = np.stack([probe.document_losses for probe in kept])
+    return LossSeries(run.name, steps, loss, document_losses, kept[0].document_tokens)
 
 
 def _noise(loss: np.ndarray) -> np.ndarray:

@@ -32,26 +32,20 @@ _SAME = 1e-3  # minima are one if no log coefficient or exponent differs by more
 
 @dataclass(frozen=True)
 class ScalingLaw:
-    """A law's constants, and how they were fitted.
-
-    G, gamma: of the rank; None if the form has none.
-    fixed: names of the constants that were given, not fitted.
-    delta: where the Huber loss turns linear, in units of log L.
-    objective: the sum of Huber losses at the minimum.
-    minima: float64 [m, free], the best distinct minima that the starts led to, the law's own first.
-    """
+    """A law's constants, and how they were fitted."""
 
     E: float
     A: float
     B: float
     alpha: float
     beta: float
-    G: float | None = None
+    G: float | None = None  # of the rank, like gamma; None if the form has none
     gamma: float | None = None
     form: Form = CHINCHILLA
-    fixed: tuple[str, ...] = ()
-    delta: float = DELTA
-    objective: float = float("nan")
+    fixed: tuple[str, ...] = ()  # names of the constants that were given
+    delta: float = DELTA  # where the Huber loss turns linear, in units of log L
+    objective: float = float("nan")  # the sum of Huber losses at the minimum
+    # float64 [m, free], the best distinct minima that the starts led to, the law's own first.
     minima: np.ndarray = field(default_factory=lambda: np.empty((0, 0)), repr=False)
 
     @property
@@ -77,9 +71,8 @@ class ScalingLaw:
         """
         sizes, tokens = np.broadcast_arrays(np.atleast_1d(n_params), np.atleast_1d(n_tokens))
         shape = [None if x is None else np.broadcast_to(x, sizes.shape) for x in (rank, width)]
-        return np.exp(
-            log_prediction(self.form, self.constants, log_quantities(sizes, tokens, *shape))
-        )
+        quantities = log_quantities(sizes, tokens, *shape)
+        return np.exp(log_prediction(self.form, self.constants, quantities))
 
     def relative_gap(self, points: Points) -> np.ndarray:
         """Returns L/L̂ − 1 of each point: float64 [n], above 0 if it is worse than the law.
@@ -98,9 +91,6 @@ def fit(
     delta: float = DELTA,
 ) -> ScalingLaw:
     """Returns the law with the least sum of Huber losses of log L̂ − log L.
-
-    Every start of the form's grid takes 20 damped Newton steps, and the lowest 512 take 60 more.
-    The lowest 64 stop once the next step promises to lower the sum by less than 1e-13 of it.
 
     Args:
         form: a form, or its name in `FORMS`.
@@ -121,24 +111,15 @@ def fit(
     objectives = found.objective[order]
     minima = _distinct(starts[objectives <= _NEAR * objectives[0]])
     fitted = {name: float(value) for name, value in form.named(free, minima[0]).items()}
-    return ScalingLaw(
-        **fixed,
-        **fitted,
-        form=form,
-        fixed=tuple(fixed),
-        delta=delta,
-        objective=float(objectives[0]),
-        minima=minima,
-    )
+    law: dict[str, Any] = {**fixed, **fitted, "form": form, "minima": minima}
+    return ScalingLaw(**law, fixed=tuple(fixed), delta=delta, objective=float(objectives[0]))
 
 
 def refit(law: ScalingLaw, points: Points, counts_Sxn: np.ndarray) -> dict[str, np.ndarray]:
     """Returns the law's constants refitted to each resample of the points: name → float64 [S].
 
     Starts from the law's own minima, not the grid: the minimum of a resample is near one of them.
-
-    Args:
-        counts_Sxn: how often each point counts; 0 leaves it out.
+    `counts_Sxn` says how often each point counts; 0 leaves it out.
     """
     n_fits, n_minima = len(counts_Sxn), len(law.minima)
     fixed = {name: law.constants[name] for name in law.fixed}
@@ -165,14 +146,13 @@ def log_prediction(
 def _check(form: Form, fixed: Mapping[str, float], n_points: int) -> None:
     for name, value in fixed.items():
         if name not in form.constants:
+            known = ", ".join(form.constants)
             raise UserError(
-                f"{name} is not a constant of the law {form.formula}; those are "
-                f"{', '.join(form.constants)}"
+                f"{name} is not a constant of the law {form.formula}; those are {known}"
             )
-        if not np.isfinite(value):
-            raise UserError(f"{name}={value:g} is not allowed; it must be finite")
-        if name in form.coefficients and not value > 0:
-            raise UserError(f"{name}={value:g} is not allowed; it must be above zero")
+        if not np.isfinite(value) or (name in form.coefficients and value <= 0):
+            allowed = "above zero" if np.isfinite(value) else "finite"
+            raise UserError(f"{name}={value:g} is not allowed; it must be {allowed}")
     n_free = len(form.constants) - len(fixed)
     if n_free == 0:
         raise UserError(f"every constant of {form.formula} is fixed; leave one to be fitted")

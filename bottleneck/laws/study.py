@@ -1,7 +1,4 @@
-"""A study of points: their law, its intervals, its best budgets, and each point's gap to it.
-
-N, T, C: see `points`; n: points; m: budgets.
-"""
+"""A study of n points: their law, its intervals, its m best budgets, each point's gap to it."""
 
 from __future__ import annotations
 
@@ -23,10 +20,7 @@ _BEYOND = (1.0, 10.0, 100.0)  # times the points' largest budget: the budgets to
 
 @dataclass(frozen=True)
 class Optimum:
-    """The best N and T of budgets: float64 [m], with 95 % intervals [2, m], None if not resampled.
-
-    per_token: C per token as a function of N.
-    """
+    """The best N and T of budgets, float64 [m], and their 95 % intervals, [2, m], if resampled."""
 
     flops: np.ndarray
     n_params: np.ndarray
@@ -38,22 +32,16 @@ class Optimum:
 
 @dataclass(frozen=True)
 class LawStudy:
-    """A law, the points it was fitted to, and the points it is compared with.
-
-    fitted: bool [n], the points that the law was fitted to.
-    candidates: the forms that were compared, the best first; `law` is the first one's.
-    gaps: float64 [n], L/L̂ − 1 of all points.
-    gaps_of_best: the same where the loss of each was least; None if only the end is known.
-    """
+    """A law, the points it was fitted to, and the points it is compared with."""
 
     points: Points
-    fitted: np.ndarray
-    candidates: Sequence[Candidate]
+    fitted: np.ndarray  # bool [n], the points that the law was fitted to
+    candidates: Sequence[Candidate]  # the forms that were compared, the best first
     bootstrap: Bootstrap | None
     optimum: Optimum
     isoflop: IsoFlop | None
-    gaps: np.ndarray
-    gaps_of_best: np.ndarray | None
+    gaps: np.ndarray  # float64 [n], L/L̂ − 1 of all points
+    gaps_of_best: np.ndarray | None  # the same where the loss of each was least, if known
 
     @property
     def law(self) -> ScalingLaw:
@@ -64,7 +52,7 @@ class LawStudy:
         """Returns the 95 % interval of a constant; None if it was fixed or not resampled."""
         if self.bootstrap is None or constant in self.law.fixed:
             return None
-        return [float(end) for end in self.bootstrap.interval(constant)]
+        return self.bootstrap.interval(constant).tolist()
 
 
 def study_points(
@@ -78,8 +66,7 @@ def study_points(
     """Returns a law of the points with its intervals, its best budgets and each point's gap to it.
 
     Args:
-        form: a form or its name; None takes Chinchilla's, or compares all if ranks differ.
-        fixed: known constants by name.
+        form, fixed: as in `fit`; no form takes Chinchilla's, or compares all if ranks differ.
         n_resamples: of the bootstrap; 0 skips it.
         fit_from: the least N that the law is fitted to; smaller models are compared with it, as in
             figure 1b of Godey et al. 2024.
@@ -97,28 +84,14 @@ def study_points(
     per_token = FlopsPerToken.of_points(chosen)
     budgets = np.array(_BEYOND) * chosen.flops.max()
     n_params, n_tokens = compute_optimal(law.constants, budgets, per_token)
-    intervals: list[np.ndarray | None] = [None, None]
+    of_n = of_t = None
     if resampled is not None:
-        optima = compute_optimal(resampled.constants, budgets, per_token)
-        intervals = [middle(values) for values in optima]
+        of_n, of_t = map(middle, compute_optimal(resampled.constants, budgets, per_token))
     try:
-        parabolas = isoflop(_full_heads(chosen))
+        parabolas = isoflop(chosen.take(chosen.is_full))  # a parabola is of one rank
     except UserError:
         parabolas = None
-    return LawStudy(
-        points,
-        fitted,
-        candidates,
-        resampled,
-        Optimum(budgets, n_params, n_tokens, intervals[0], intervals[1], per_token),
-        parabolas,
-        law.relative_gap(points),
-        None if best is None else law.relative_gap(best),
-    )
-
-
-def _full_heads(points: Points) -> Points:
-    """Returns the points with heads of full rank: a parabola is of one rank."""
-    if points.rank is None or points.width is None:
-        return points
-    return points.take(points.rank == points.width)
+    optimum = Optimum(budgets, n_params, n_tokens, of_n, of_t, per_token)
+    of_best = None if best is None else law.relative_gap(best)
+    gaps = law.relative_gap(points)
+    return LawStudy(points, fitted, candidates, resampled, optimum, parabolas, gaps, of_best)

@@ -2,9 +2,7 @@
 
 Windows are sorted and added up a run at a time. If there are several runs, a hash of the context
 splits each run into parts on disk, and the parts are merged one by one. Both passes resume after a
-killed process.
-
-V: ids of the vocabulary; C: distinct contexts; a pair is a context and one of its next tokens.
+kill. C: distinct contexts; a pair is a context and one of its next tokens.
 """
 
 from __future__ import annotations
@@ -39,6 +37,7 @@ TABLE: dict[str, np.dtype] = {
     "tokens": np.dtype("<u4"),
     "counts": np.dtype("<u4"),
 }
+Block = tuple[int, np.ndarray, np.ndarray, np.ndarray]  # see `Table.blocks`
 _REMEDY = "delete the folder, and they are counted again"
 _WINDOW_BYTES = 120  # of memory for a window and its place in a sort
 _MOST_PARTS = 1024  # more would make short pieces
@@ -72,13 +71,11 @@ def plan(n_tokens: int, windows: Windows, memory: float) -> CountPlan:
     """
     n_windows = n_tokens - windows.n + 1
     if n_windows < 1:
-        raise UserError(
-            f"the corpus has {n_tokens} tokens; at least {windows.n} are needed for one "
-            f"{windows.n}-gram"
-        )
+        least = f"at least {windows.n} are needed for one {windows.n}-gram"
+        raise UserError(f"the corpus has {n_tokens} tokens; {least}")
     # A sample and its random numbers are in memory beside a run.
-    room = memory - _WINDOW_BYTES * min(windows.sample or 0, n_windows)
-    run = min(int(room // _WINDOW_BYTES), n_windows)
+    beside = _WINDOW_BYTES * min(windows.sample or 0, n_windows)
+    run = min(int((memory - beside) // _WINDOW_BYTES), n_windows)
     if run < min(n_windows, 1000):
         raise UserError(f"{memory / 1e9:g} GB of memory is too little to count windows; give more")
     parts = 1
@@ -89,8 +86,7 @@ def plan(n_tokens: int, windows: Windows, memory: float) -> CountPlan:
     table = sum(dtype.itemsize for dtype in TABLE.values())
     kept = min(windows.sample or n_windows, n_windows)
     on_disk = (table + (RECORD.itemsize if parts > 1 else 0)) * kept
-    in_memory = _WINDOW_BYTES * (run + min(windows.sample or 0, n_windows))
-    return CountPlan(n_windows, run, parts, in_memory, on_disk)
+    return CountPlan(n_windows, run, parts, _WINDOW_BYTES * run + beside, on_disk)
 
 
 @dataclass(frozen=True)
@@ -103,13 +99,17 @@ class Table:
     windows: Windows
     n_windows: int  # the sum of the counts
 
+    @classmethod
+    def stored(cls, folder: Path, windows: Windows, n_windows: int) -> Table:
+        """Returns the table whose columns are files of a folder."""
+        columns = {name: mapped(folder / f"{name}.bin", dtype) for name, dtype in TABLE.items()}
+        return cls(**columns, windows=windows, n_windows=n_windows)
+
     @property
     def n_contexts(self) -> int:
         return len(self.starts)
 
-    def blocks(
-        self, pairs: int = _BLOCK_PAIRS
-    ) -> Iterator[tuple[int, np.ndarray, np.ndarray, np.ndarray]]:
+    def blocks(self, pairs: int = _BLOCK_PAIRS) -> Iterator[Block]:
         """Yields pieces of about `pairs` pairs: index of the first context, starts, tokens, counts.
 
         The starts are relative to the piece.
@@ -151,7 +151,7 @@ def count(
                 _write_runs(tokens, windows, state, runs)
             else:
                 high, low = _drawn(tokens, windows, layout.run)
-                _start_over(runs, state)
+                state = _CountState.new(folder, layout)
                 _append(runs, state, *sorted_by_part(high, low, windows.bits, state.parts))
                 state.read = layout.windows
             _merge(windows, state, folder, runs)
@@ -160,12 +160,12 @@ def count(
                 _check_grown(path, state.lengths[name] * TABLE[name].itemsize, crc)
             facts.update(listed(folder, [f"{name}.bin" for name in TABLE]))
         shutil.rmtree(runs, ignore_errors=True)
-    table = {name: mapped(folder / f"{name}.bin", dtype) for name, dtype in TABLE.items()}
-    if not len(table["tokens"]):
+    table = Table.stored(folder, windows, state.counted)
+    if not len(table.tokens):
         raise UserError(
             f"no document of the corpus has {windows.n} tokens, so there are no {windows.n}-grams"
         )
-    return Table(**table, windows=windows, n_windows=state.counted)
+    return table
 
 
 @dataclass
@@ -191,11 +191,15 @@ class _CountState:
         return {"starts": self.contexts, "tokens": self.pairs, "counts": self.pairs}
 
     @classmethod
+    def new(cls, folder: Path, layout: CountPlan) -> _CountState:
+        zeros = [0] * layout.parts
+        return cls(folder / STATE, layout.run, layout.parts, run_bytes=zeros, run_crc=[*zeros])
+
+    @classmethod
     def open(cls, folder: Path, layout: CountPlan) -> _CountState:
         path = folder / STATE
         if not path.exists():
-            zeros = [0] * layout.parts
-            return cls(path, layout.run, layout.parts, run_bytes=zeros, run_crc=zeros.copy())
+            return cls.new(folder, layout)
         try:
             return cls(path, **json_files.read(path, _REMEDY))
         except TypeError as error:
@@ -239,14 +243,6 @@ def _drawn(tokens: Tokens, windows: Windows, run: int) -> tuple[np.ndarray, np.n
     return high, low
 
 
-def _start_over(runs: Path, state: _CountState) -> None:
-    shutil.rmtree(runs)
-    runs.mkdir()
-    state.run_bytes, state.run_crc = [0] * state.parts, [0] * state.parts
-    state.table_crc = dict.fromkeys(TABLE, 0)
-    state.merged = state.contexts = state.pairs = state.counted = 0
-
-
 def _append(runs: Path, state: _CountState, records: np.ndarray, ends: np.ndarray) -> None:
     """Appends the records of each part to its file, after the length in the state."""
     for part, (start, end) in enumerate(zip([0, *ends[:-1]], ends, strict=True)):
@@ -268,14 +264,10 @@ def _merge(windows: Windows, state: _CountState, folder: Path, runs: Path) -> No
             context = records["low"] >> np.uint64(windows.bits)
             begins = np.flatnonzero(differs(records["high"]) | differs(context))
             next_token = records["low"] & np.uint64(2**windows.bits - 1)
-            columns = {
-                "starts": (state.contexts, begins + state.pairs),
-                "tokens": (state.pairs, next_token),
-                "counts": (state.pairs, records["count"]),
-            }
-            for name, (offset, values) in columns.items():
-                column = values.astype(TABLE[name])
-                write_at(folder / f"{name}.bin", offset * column.itemsize, column)
+            columns = (begins + state.pairs, next_token, records["count"])
+            for (name, dtype), values in zip(TABLE.items(), columns, strict=True):
+                column = values.astype(dtype)
+                write_at(folder / f"{name}.bin", state.lengths[name] * dtype.itemsize, column)
                 state.table_crc[name] = zlib.crc32(column.data, state.table_crc[name])
             state.contexts += len(begins)
             state.pairs += len(records)

@@ -39,12 +39,9 @@ _NEGLIGIBLE = 1e-12  # of the trace
 
 @dataclass(frozen=True)
 class Eigenvalues:
-    """The eigenvalues of G, with bounds on the sum of the d largest for d = 0, 1, ….
+    """The eigenvalues of G, with bounds on the sum of the d largest for d = 0, 1, …."""
 
-    V′: columns with an entry.
-    """
-
-    values: np.ndarray  # float64 [V′], descending
+    values: np.ndarray  # float64 [V′], descending, with V′ columns that have an entry
     low: np.ndarray  # float64 [V′ + 1], lower bounds
     high: np.ndarray  # float64 [V′ + 1], upper bounds
     trace: float
@@ -52,9 +49,7 @@ class Eigenvalues:
 
     def w_error(self) -> tuple[np.ndarray, np.ndarray]:
         """Returns upper and lower bounds of √(1 − Σ_{i≤d} λᵢ / Σλ): two float64 [V′ + 1]."""
-        most, least = (
-            np.sqrt(np.clip(1 - sums / self.trace, 0.0, 1.0)) for sums in (self.low, self.high)
-        )
+        most, least = (np.sqrt(np.clip(1 - s / self.trace, 0, 1)) for s in (self.low, self.high))
         return most, least
 
     def uncertainty(self, d: int) -> float:
@@ -68,18 +63,19 @@ def eigenvalues(
 ) -> Eigenvalues:
     """Returns eigenvalues of G with W-error within the tolerance at each dimension up to d.
 
-    If the memory is too small for the tolerance, the bounds are wider.
+    Bounds are wider beyond d, or if the memory is too small for the tolerance.
 
     Args:
-        d: largest dimension of interest; bounds beyond it hold, but may be wide.
         memory: bytes for dense matrices.
         exact: find all eigenvalues by LAPACK, however long it takes.
     Raises: `UserError` if exact eigenvalues need more memory.
     """
     m = gram.size
     cells = (m + gram.branching.shape[0]) * m
-    if cells <= _SVD_CELLS:
-        return _exact(gram, _by_svd(gram), "singular values of W itself")
+    if cells <= _SVD_CELLS:  # with the accuracy of W and not of W²
+        stacked = np.concatenate([np.diag(np.sqrt(gram.diagonal)), gram.branching.toarray()])
+        values = np.linalg.svd(stacked, compute_uv=False) ** 2
+        return _exact(gram, values, "singular values of W itself")
     needed = 8 * m * m
     if exact and needed > memory:
         raise UserError(
@@ -96,13 +92,6 @@ def w_error_of(mass: np.ndarray) -> np.ndarray:
     return np.append(1.0, spectral_metrics.w_error(np.sqrt(np.sort(mass[mass > 0])[::-1])))
 
 
-def _by_svd(gram: Gram) -> np.ndarray:
-    """Returns all eigenvalues of the coupled block, with the accuracy of W and not of W²."""
-    one_hot = np.diag(np.sqrt(gram.diagonal))
-    stacked = np.concatenate([one_hot, gram.branching.toarray()])
-    return np.asarray(np.linalg.svd(stacked, compute_uv=False) ** 2)
-
-
 def _exact(gram: Gram, coupled: np.ndarray, method: str) -> Eigenvalues:
     values = np.sort(np.concatenate([coupled, gram.alone]))[::-1]
     sums = _sums(values)
@@ -111,7 +100,7 @@ def _exact(gram: Gram, coupled: np.ndarray, method: str) -> Eigenvalues:
 
 def _by_axes(gram: Gram, d: int, memory: float, tolerance: float) -> Eigenvalues:
     """Takes the axes of the heaviest columns, then power steps if those are not enough."""
-    m, trace = gram.size, gram.trace
+    m = gram.size
     # Memory holds the projection and perhaps LAPACK's copy.
     p = int(min(m, np.sqrt(memory / 16), _OVERSAMPLING * d + _RANDOM_COLUMNS))
     theta = scipy.linalg.eigvalsh(gram.dense(p), overwrite_a=True, check_finite=False)[::-1]
@@ -131,33 +120,30 @@ def _by_axes(gram: Gram, d: int, memory: float, tolerance: float) -> Eigenvalues
         return float(np.sum(far) + np.sum(2 * near - room[~inside]))
 
     values = np.sort(np.concatenate([theta, own, gram.alone]))[::-1]
-    found = Eigenvalues(
-        values,
-        _sums(values),
-        _upper(values, np.concatenate([theta, gram.alone]), light, trace),
-        trace,
-        f"{p:,} heaviest of {m:,} coupled tokens",
-    )
+    high = _upper(gram, values, np.concatenate([theta, gram.alone]), light)
+    method = f"{p:,} heaviest of {m:,} coupled tokens"
+    found = Eigenvalues(values, _sums(values), high, gram.trace, method)
     tall = 3 * 8 * m * p  # bytes of a block, its image, and the workspace of QR
     if found.uncertainty(d) <= tolerance or tall > memory:
         return found
     return _by_steps(gram, d, p, tolerance, found)
 
 
-def _by_steps(gram: Gram, d: int, p: int, tolerance: float, start: Eigenvalues) -> Eigenvalues:
+def _by_steps(gram: Gram, d: int, p: int, tolerance: float, found: Eigenvalues) -> Eigenvalues:
     """Takes block power steps Q ← orth(G·Q) until the bounds are within the tolerance."""
-    m = gram.size
     axes = p - _RANDOM_COLUMNS
-    block = np.zeros((m, p), order="F")
+    block = np.zeros((gram.size, p), order="F")
     block[np.arange(axes), np.arange(axes)] = 1.0
-    block[:, axes:] = np.random.default_rng(0).standard_normal((m, _RANDOM_COLUMNS))
-    found = start
+    block[:, axes:] = np.random.default_rng(0).standard_normal((gram.size, _RANDOM_COLUMNS))
     with Progress("block power steps", _MOST_STEPS) as progress:
         image = gram.times(block)
         for step in range(1, _MOST_STEPS + 1):
             block = _orthonormal(image)
             image = gram.times(block)
-            found = _better(found, _ritz(gram, block, image, step))
+            new = _ritz(gram, block, image, step)
+            low, high = np.maximum(found.low, new.low), np.minimum(found.high, new.high)
+            values = np.concatenate([new.values, found.values[len(new.values) :]])
+            found = Eigenvalues(values, low, high, gram.trace, new.method)
             progress.show(step)
             if found.uncertainty(d) <= tolerance:
                 break
@@ -197,10 +183,9 @@ def _ritz(gram: Gram, block: np.ndarray, image: np.ndarray, step: int) -> Eigenv
         """Returns tr(B·T⁻¹·Bᵀ) for T = (μ − λ_max(C))·1, so C + T − μ has no positive part."""
         return coupling / (level - limit) if level > limit else np.inf
 
-    n_values = gram.size + len(gram.alone)
     values = np.sort(np.concatenate([theta, gram.alone]))[::-1]
-    high = _upper(values, values, outside, gram.trace, n_values)
-    low = np.full(n_values + 1, values.sum())
+    high = _upper(gram, values, values, outside)
+    low = np.full(len(high), values.sum())
     low[: len(values) + 1] = _sums(values)
     size = f"{block.shape[1]:,} of {gram.size:,} dimensions"
     return Eigenvalues(values, low, high, gram.trace, f"{size}, {step} block power steps")
@@ -232,23 +217,12 @@ def _largest_outside(gram: Gram, block: np.ndarray) -> float:
     return float(values[-1] + lengths[-1] * abs(vectors[-1, -1]))
 
 
-def _better(one: Eigenvalues, other: Eigenvalues) -> Eigenvalues:
-    """Returns the tighter bounds of both at every d, with the values of the other."""
-    low, high = np.maximum(one.low, other.low), np.minimum(one.high, other.high)
-    values = np.concatenate([other.values, one.values[len(other.values) :]])
-    return Eigenvalues(values, low, high, one.trace, other.method)
-
-
 def _upper(
-    values: np.ndarray,
-    known: np.ndarray,
-    remainder: Callable[[float], float],
-    trace: float,
-    n_values: int | None = None,
+    gram: Gram, values: np.ndarray, known: np.ndarray, remainder: Callable[[float], float]
 ) -> np.ndarray:
     """Returns min over μ of d·μ + Σ(known − μ)₊ + remainder(μ), at most the trace: [V′ + 1]."""
-    d = np.arange((n_values or len(values)) + 1)
-    high = np.full(len(d), trace)
+    d = np.arange(gram.size + len(gram.alone) + 1)
+    high = np.full(len(d), gram.trace)
     places = np.unique(np.geomspace(1, len(values), _LEVELS).astype(int)) - 1
     ascending = np.sort(known)
     tails = np.append(np.cumsum(ascending[::-1])[::-1], 0.0)

@@ -60,8 +60,7 @@ def figure_7(spectra: Sequence[NgramSpectrum], published: Published | None = Non
     left.set(xlim=(0, last), ylim=(0, 1), xlabel="dimensions d", ylabel="W-error(d)")
     left.set_title("W-error, and the null from token frequencies")
     right.axhline(0, color=GREY, lw=0.8)
-    right.set(xscale="log", xlim=(1, last), xlabel="dimensions d")
-    right.set_ylabel("null − W-error")
+    right.set(xscale="log", xlim=(1, last), xlabel="dimensions d", ylabel="null − W-error")
     right.set_title("structure beyond token frequencies")
     for panel in (left, right):
         panel.xaxis.set_major_formatter(EngFormatter(sep=""))

@@ -60,7 +60,7 @@ class Gram:
         """Returns G over the k heaviest coupled columns: float64 [k, k], Fortran order."""
         heavy = self.branching[:, :k] if k < self.size else self.branching
         matrix = np.zeros((k, k), order="F")
-        for start, stop, product in _products(heavy, k, f"WᵀW of {k:,} columns"):
+        for start, stop, product in _products(heavy, heavy, f"WᵀW of {k:,} columns"):
             matrix[:, start:stop] = product.T.toarray()
         matrix[np.diag_indices(k)] += self.diagonal[:k]
         return matrix
@@ -71,11 +71,9 @@ class Gram:
         They are its diagonal, the norm of its entries in the k heaviest rows, and the sum of the
         magnitudes of its other entries. The largest such sum bounds that block's eigenvalues.
         """
-        norms, sums = np.zeros(self.size - k), np.zeros(self.size - k)
-        own = np.zeros(self.size - k)
+        own, norms, sums = np.zeros((3, self.size - k))
         what = f"WᵀW of {self.size - k:,} light columns"
-        light = self.branching[:, k:]
-        for start, stop, product in _products(self.branching, self.size, what, light):
+        for start, stop, product in _products(self.branching[:, k:], self.branching, what):
             into_heavy = product[:, :k]
             norms[start:stop] = np.sqrt(into_heavy.power(2).sum(axis=1))
             sums[start:stop] = abs(product).sum(axis=1) - abs(into_heavy).sum(axis=1)
@@ -95,19 +93,15 @@ class Gram:
 
 
 def _products(
-    right: scipy.sparse.csr_array,
-    width: int,
-    what: str,
-    left: scipy.sparse.csr_array | None = None,
+    left: scipy.sparse.csr_array, right: scipy.sparse.csr_array, what: str
 ) -> Iterator[tuple[int, int, scipy.sparse.csr_array]]:
     """Yields rows start … stop − 1 of leftᵀ·right, sparse, piece by piece."""
-    left = right if left is None else left
     # A row of the product has as many terms as the rows of W with that column have entries.
     lengths = np.diff(right.indptr).astype(np.float64)
     indicator = scipy.sparse.csr_array(
         (np.ones(left.nnz, np.int8), left.indices, left.indptr), shape=left.shape
     )
-    terms = np.cumsum(np.minimum(indicator.T @ lengths, width))
+    terms = np.cumsum(np.minimum(indicator.T @ lengths, right.shape[1]))
     transposed = left.T.tocsr()
     start = 0
     with Progress(what, left.shape[1]) as progress:

@@ -16,9 +16,9 @@ import numpy as np
 import scipy.linalg
 
 from bottleneck.errors import UserError
-from bottleneck.ngrams.counts import TABLE, Table, mapped, write_at
+from bottleneck.ngrams.counts import TABLE, Table, write_at
 from bottleneck.ngrams.gram import Gram
-from bottleneck.ngrams.rows import Estimate, Rows, rows
+from bottleneck.ngrams.rows import Estimate, rows
 
 _MOST_AXES = 4096  # rotated into singular vectors; lighter tokens keep their axes
 
@@ -43,10 +43,9 @@ def compare_halves(
     """Returns the W-error of half B along the directions of half A.
 
     Args:
-        estimate: in the probability space, without smoothing.
         folder: for the counts of the halves.
         memory: bytes for dense matrices.
-    Raises: `UserError` for other estimates, or if no context has two windows in half B.
+    Raises: `UserError` as `check_comparable` does, or if no context has two windows in half B.
     """
     check_comparable(estimate)
     half_a, half_b = _halves(table, estimate.seed, folder)
@@ -59,7 +58,9 @@ def compare_halves(
     squares_a, squares_b = rows_a.squares, rows_b.squares
     columns = gram_a.columns[:p]
     others = np.setdiff1d(np.flatnonzero(squares_a > 0), columns)
-    held = np.concatenate([_held(rows_b, columns, vectors), squares_b[others]])
+    block_b = Gram(np.zeros(0), columns, rows_b.diagonal[columns], rows_b.branching[:, columns])
+    along = np.einsum("ij,ij->j", vectors, block_b.dense(p) @ vectors)  # vᵀ·WᵀW·v
+    held = np.concatenate([along, squares_b[others]])
     order = np.argsort(-np.concatenate([theta, squares_a[others]]), kind="stable")
     norm = float(squares_b.sum())
     if not norm > 0:
@@ -71,40 +72,21 @@ def compare_halves(
 def _halves(table: Table, seed: int, folder: Path) -> tuple[Table, Table]:
     """Returns two tables; a coin decides which one a window joins."""
     rng = np.random.default_rng([seed, 2])
-    names = ("a", "b")
-    sizes = {name: dict.fromkeys(TABLE, 0) for name in names}
-    n_windows = dict.fromkeys(names, 0)
+    sizes = {name: dict.fromkeys(TABLE, 0) | {"windows": 0} for name in "ab"}
     for _, starts, tokens, counts in table.blocks():
         in_a = rng.binomial(counts, 0.5).astype(counts.dtype)
         of_pair = np.repeat(np.arange(len(starts)), np.diff(starts, append=len(tokens)))
-        for name, part in zip(names, (in_a, counts - in_a), strict=True):
+        for (name, size), part in zip(sizes.items(), (in_a, counts - in_a), strict=True):
             (folder / name).mkdir(parents=True, exist_ok=True)
             there = part > 0
             begins = np.flatnonzero(np.diff(of_pair[there], prepend=-1))
-            pieces = {
-                "starts": begins + sizes[name]["tokens"],
-                "tokens": tokens[there],
-                "counts": part[there],
-            }
-            for key, values in pieces.items():
+            columns = (begins + size["tokens"], tokens[there], part[there])
+            for (key, dtype), values in zip(TABLE.items(), columns, strict=True):
                 path = folder / name / f"{key}.bin"
-                write_at(path, sizes[name][key] * TABLE[key].itemsize, values.astype(TABLE[key]))
-                sizes[name][key] += len(values)
-            n_windows[name] += int(part.sum(dtype=np.int64))
-    halves = [
-        Table(
-            **{key: mapped(folder / name / f"{key}.bin", dtype) for key, dtype in TABLE.items()},
-            windows=table.windows,
-            n_windows=n_windows[name],
-        )
-        for name in names
-    ]
-    if not all(half.n_contexts for half in halves):
+                write_at(path, size[key] * dtype.itemsize, values.astype(dtype))
+                size[key] += len(values)
+            size["windows"] += int(part.sum(dtype=np.int64))
+    a, b = (Table.stored(folder / k, table.windows, size["windows"]) for k, size in sizes.items())
+    if not (a.n_contexts and b.n_contexts):
         raise UserError(f"{table.n_windows} windows are too few to split in halves")
-    return halves[0], halves[1]
-
-
-def _held(of: Rows, columns: np.ndarray, vectors: np.ndarray) -> np.ndarray:
-    """Returns vᵀ·WᵀW·v for each vector over some columns."""
-    block = Gram(np.zeros(0), columns, of.diagonal[columns], of.branching[:, columns])
-    return np.asarray(np.einsum("ij,ij->j", vectors, block.dense(len(columns)) @ vectors))
+    return a, b

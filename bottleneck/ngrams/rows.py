@@ -1,10 +1,8 @@
 """The rows of W [C, V]: an estimate for each context, from counts.
 
 Most rows have a single next token. They add only their squares to WᵀW, so these are summed by
-column. The other rows branch and make a sparse matrix.
-
-C: contexts that are rows of W; V: ids; N: windows of a context, c of them with a next token w;
-p_w: share of w among the next tokens of all rows; α: smoothing.
+column. The other rows branch and make a sparse matrix. N: windows of a context, c of them with a
+next token w; p_w: share of w among the next tokens of all rows; α: smoothing.
 """
 
 from __future__ import annotations
@@ -18,9 +16,6 @@ import scipy.sparse
 
 from bottleneck.errors import UserError
 from bottleneck.ngrams.counts import Table
-
-Space = Literal["probability", "log", "pmi"]
-Weighting = Literal["equal", "frequency"]
 
 _BLOCK_ENTRIES = 2**21  # squared at a time
 _ENTRY_BYTES = 12  # of the sparse matrix: a float64 and an int32
@@ -40,8 +35,9 @@ class Estimate:
     Subtracting P₀ changes the rank by 1, log P₀ by 2, so it moves a curve by as many dimensions.
     """
 
-    space: Space = "probability"
-    weighting: Weighting = "equal"  # "frequency": rows times √N, so windows weigh the same
+    space: Literal["probability", "log", "pmi"] = "probability"
+    # "frequency": rows times √N, so windows weigh the same
+    weighting: Literal["equal", "frequency"] = "equal"
     smoothing: float = 0.0  # α
     min_count: int = 1  # leaves out contexts with fewer windows
     contexts: int | None = None  # number of contexts to draw; None: all
@@ -90,19 +86,9 @@ class Rows:
             total += np.bincount(self.branching.indices[some], data * data, len(total))
         return total
 
-    @property
-    def one_hot_share(self) -> float:
-        """Fraction of rows with a single next token."""
-        return 1 - self.branching.shape[0] / self.n_contexts
-
 
 def rows(
-    table: Table,
-    estimate: Estimate,
-    *,
-    folder: Path,
-    memory: float = 1e9,
-    unbiased: bool = False,
+    table: Table, estimate: Estimate, *, folder: Path, memory: float = 1e9, unbiased: bool = False
 ) -> Rows:
     """Returns the rows of an estimate.
 
@@ -118,9 +104,11 @@ def rows(
     ), estimate
     kept = _kept(table, estimate)
     unigram, n_rows, n_pairs = _census(table, kept)
-    on_disk = n_pairs * _ENTRY_BYTES > memory
-    data = _space(n_pairs, np.dtype(np.float64), folder / "entries.bin" if on_disk else None)
-    columns = _space(n_pairs, np.dtype(np.int32), folder / "columns.bin" if on_disk else None)
+    if n_pairs * _ENTRY_BYTES > memory:
+        data: np.ndarray = np.memmap(folder / "entries.bin", np.float64, "w+", shape=n_pairs)
+        columns: np.ndarray = np.memmap(folder / "columns.bin", np.int32, "w+", shape=n_pairs)
+    else:
+        data, columns = np.empty(n_pairs), np.empty(n_pairs, np.int32)
     ends = np.zeros(n_rows + 1, np.int64)
     vocab_size = table.windows.vocab_size
     diagonal = np.zeros(vocab_size)
@@ -133,9 +121,8 @@ def rows(
         in_row = np.repeat(wanted, lengths)
         w, c = tokens[in_row], counts[in_row].astype(np.float64)
         total, length = (np.repeat(x[wanted], lengths[wanted]) for x in (totals, lengths))
-        p = p_V[w]
         weight = total if estimate.weighting == "frequency" else np.ones(len(total))
-        entries = np.sqrt(weight) * estimate.entries(c, total, p)
+        entries = np.sqrt(weight) * estimate.entries(c, total, p_V[w])
         if unbiased:
             entries *= np.sqrt(total / (total - 1))
             diagonal -= np.bincount(w, entries**2 / c, vocab_size)
@@ -194,9 +181,3 @@ def _census(table: Table, kept: np.ndarray) -> tuple[np.ndarray, int, int]:
         branches = lengths[wanted & (lengths > 1)]
         n_rows, n_pairs = n_rows + len(branches), n_pairs + int(branches.sum())
     return unigram, n_rows, n_pairs
-
-
-def _space(size: int, dtype: np.dtype, path: Path | None) -> np.ndarray:
-    if path is None or not size:
-        return np.empty(size, dtype)
-    return np.memmap(path, dtype, mode="w+", shape=(size,))

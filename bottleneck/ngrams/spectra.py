@@ -4,9 +4,7 @@ A row of W is the estimated distribution of the token after a context of n − 1
 W-error(d) = √(Σ_{i>d} σᵢ² / Σσᵢ²) is the relative error of the best approximation of rank d. The
 null gives every entry of W a row of its own: √(1 − share of the d heaviest tokens in Σσ²). It
 depends on token frequencies alone and is at least W-error. If W-error equals it, contexts share
-nothing beyond those frequencies.
-
-Source: Godey et al. 2024, section 5.3 and figure 7.
+nothing beyond those frequencies. Source: Godey et al. 2024, section 5.3 and figure 7.
 """
 
 from __future__ import annotations
@@ -37,12 +35,9 @@ DIMENSIONS = 4000  # the largest d at which W-error is within the tolerance
 
 @dataclass(frozen=True)
 class NgramSpectrum:
-    """The singular values of W, its W-error at d = 0, 1, …, and the null.
+    """The singular values of W, its W-error at d = 0, 1, …, and the null."""
 
-    V′: columns with an entry.
-    """
-
-    singular_values: np.ndarray  # float64 [V′], descending; rough beyond `dimensions`
+    singular_values: np.ndarray  # float64 [V′ columns], descending; rough beyond `dimensions`
     w_error: np.ndarray  # float64 [V′ + 1], exact or an upper bound
     w_error_least: np.ndarray  # float64 [V′ + 1], exact or a lower bound
     null: np.ndarray  # float64 [V′ + 1]
@@ -62,22 +57,19 @@ class NgramSpectrum:
     def label(self) -> str:
         """A short description."""
         facts = self.facts
-        words = [f"{facts['n']}-grams", f"{facts['contexts']:,} contexts"]
-        if facts["min_count"] > 1:
-            words.append(f"seen {facts['min_count']}× or more")
-        if facts["space"] != "probability":
-            words.append(facts["space"])
-        if facts["smoothing"]:
-            words.append(f"α = {facts['smoothing']:g}")
-        if facts["weighting"] == "frequency":
-            words.append("by frequency")
-        return ", ".join(words)
+        words = {
+            f"{facts['n']}-grams, {facts['contexts']:,} contexts": True,
+            f"seen {facts['min_count']}× or more": facts["min_count"] > 1,
+            facts["space"]: facts["space"] != "probability",
+            f"α = {facts['smoothing']:g}": facts["smoothing"],
+            "by frequency": facts["weighting"] == "frequency",
+        }
+        return ", ".join(word for word, is_said in words.items() if is_said)
 
     def save(self, path: Path) -> None:
         """Writes an .npz file, whole or not at all."""
         arrays: dict[str, Any] = {"facts": json.dumps(dict(self.facts))}
-        for name in _ARRAYS:
-            arrays[name] = getattr(self, name)
+        arrays |= {name: getattr(self, name) for name in _ARRAYS}
         if self.halves is not None:
             arrays["halves_w_error"] = self.halves.w_error
             arrays["halves_contexts"] = np.array(self.halves.n_contexts)
@@ -131,24 +123,17 @@ def spectrum(
         check_comparable(how)
     with tempfile.TemporaryDirectory(prefix="ngrams-") as folder:
         table = count(tokens, windows, Path(folder), memory=memory / 2)
-        return spectrum_of(
-            *(table, how, Path(folder)),
-            dimensions=dimensions,
-            memory=memory,
-            exact=exact,
-            split_half=split_half,
-        )
+        return spectrum_of(table, how, Path(folder), dimensions, memory, exact, split_half)
 
 
 def spectrum_of(
     table: Table,
     estimate: Estimate,
     folder: Path,
-    *,
-    dimensions: int = DIMENSIONS,
-    memory: float = MEMORY,
-    exact: bool = False,
-    split_half: bool = False,
+    dimensions: int,
+    memory: float,
+    exact: bool,
+    split_half: bool,
 ) -> NgramSpectrum:
     """Returns the spectrum of one estimate from counts; `folder` takes arrays beyond the memory."""
     made = rows(table, estimate, memory=memory / 4, folder=folder)
@@ -156,8 +141,7 @@ def spectrum_of(
     if not gram.trace > 0:
         raise UserError(f"every entry of W is 0 in the {estimate.space} space; take another")
     # The sparse rows take memory up to three times, beside dense matrices.
-    sparse = 3 * 12 * made.branching.nnz
-    room = max(memory - sparse, memory / 4)
+    room = max(memory - 3 * 12 * made.branching.nnz, memory / 4)
     found = eigenvalues(gram, dimensions, memory=room, exact=exact)
     halves = compare_halves(table, estimate, folder, memory=room) if split_half else None
     facts = {
@@ -165,7 +149,7 @@ def spectrum_of(
         **{f"windows_{k}" if k == "seed" else k: v for k, v in vars(table.windows).items()},
         "contexts": made.n_contexts,
         "windows": int(made.unigram.sum()),
-        "one_hot_share": made.one_hot_share,
+        "one_hot_share": 1 - made.branching.shape[0] / made.n_contexts,
         "columns": len(found.values),
         "norm": float(np.sqrt(found.trace)),
         "dimensions": dimensions,

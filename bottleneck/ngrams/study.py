@@ -57,22 +57,23 @@ def carry_out(
     Raises: `UserError` if there is no window, or the folder is in use, refused or not writable.
     """
     curves, table_of = folder / "curves", folder / "counts"
-    spectra, names = [], []
+    spectra, facts = [], {}
     with Workspace(folder, {"tokens": identity}, "n-gram spectra").opened():
         curves.mkdir(exist_ok=True)
         for windows in study.windows:
             table = None
             for estimate in study.estimates:
-                name = _name(windows, estimate)
+                path = curves / f"{_name(windows, estimate)}.npz"
                 asked = _asked(study, windows, estimate, identity)
-                found = _found(curves / f"{name}.npz", asked)
-                if found is None:
+                found = NgramSpectrum.load(path) if path.exists() else None
+                if found is None or found.facts.get("asked") != asked:
                     table = table or _counted(study, tokens, windows, identity, table_of)
                     found = _computed(study, table, estimate, folder / "scratch", asked)
-                    found.save(curves / f"{name}.npz")
+                    found.save(path)
                 spectra.append(found)
-                names.append(name)
-        _write_manifest(folder / MANIFEST, spectra, names, identity)
+                facts[path.stem] = dict(found.facts)
+        contents = {"bottleneck": __version__, "tokens": identity, "curves": facts}
+        json_files.write(folder / MANIFEST, contents)
     return spectra
 
 
@@ -107,32 +108,21 @@ def _counted(
 ) -> Table:
     memory = study.memory / 2
     _say(f"counting: {plan(len(tokens), windows, memory).sentence}")
-    place = folder / _slug(windows)
-    table = count(tokens, windows, place, memory=memory, identity=identity)
-    pairs = len(table.tokens)
-    _say(
-        f"counted {table.n_windows:,} windows: {table.n_contexts:,} contexts, {pairs:,} pairs of "
-        f"a context and a next token"
-    )
+    table = count(tokens, windows, folder / _slug(windows), memory=memory, identity=identity)
+    pairs = f"{len(table.tokens):,} pairs of a context and a next token"
+    _say(f"counted {table.n_windows:,} windows: {table.n_contexts:,} contexts, {pairs}")
     return table
 
 
 def _computed(
     study: NgramStudy, table: Table, estimate: Estimate, scratch: Path, asked: dict[str, Any]
 ) -> NgramSpectrum:
-    _say(
-        f"{table.windows.n}-grams, {estimate.space}: singular values within "
-        f"{study.memory / 1e9:.1f} GB of memory"
-    )
+    memory = f"{study.memory / 1e9:.1f} GB of memory"
+    _say(f"{table.windows.n}-grams, {estimate.space}: singular values within {memory}")
     scratch.mkdir(exist_ok=True)
     with removed(scratch):
-        found = spectrum_of(
-            *(table, estimate, scratch),
-            dimensions=study.dimensions,
-            memory=study.memory,
-            exact=study.exact,
-            split_half=study.split_half,
-        )
+        how = (study.dimensions, study.memory, study.exact, study.split_half)
+        found = spectrum_of(table, estimate, scratch, *how)
     _say(f"from {found.facts['method']}")
     return dataclasses.replace(found, facts={**found.facts, "asked": asked})
 
@@ -149,20 +139,6 @@ def _asked(
         "exact": study.exact,
         "split_half": study.split_half,
     }
-
-
-def _found(path: Path, asked: dict[str, Any]) -> NgramSpectrum | None:
-    """Returns the curve in a file, if it has the settings asked for."""
-    found = NgramSpectrum.load(path) if path.exists() else None
-    return found if found is not None and found.facts.get("asked") == asked else None
-
-
-def _write_manifest(
-    path: Path, spectra: Sequence[NgramSpectrum], names: Sequence[str], identity: str
-) -> None:
-    facts = {name: dict(one.facts) for name, one in zip(names, spectra, strict=True)}
-    contents = {"bottleneck": __version__, "tokens": identity, "curves": facts}
-    json_files.write(path, contents)
 
 
 def _slug(windows: Windows) -> str:

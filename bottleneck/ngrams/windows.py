@@ -2,13 +2,10 @@
 
 A window is a context of n − 1 tokens and the token after it. Its key has 128 bits, two uint64. The
 next token has the lowest bits, so sorting puts the windows of one context together.
-
-V: ids of the vocabulary.
 """
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 from typing import Protocol
 
@@ -137,5 +134,5 @@ def largest_id(tokens: Tokens, at_once: int = 2**22) -> int:
     """Returns the largest token; raises `UserError` if there are no tokens."""
     if not len(tokens):
         raise UserError("the corpus has no tokens")
-    starts: Sequence[int] = range(0, len(tokens), at_once)
+    starts = range(0, len(tokens), at_once)
     return max(int(tokens[start : start + at_once].max()) for start in starts)
