@@ -122,7 +122,8 @@ def collectives(
                 members = _members(instruction.rest, slice_of.size)
             elif transfer := _TRANSFER.search(instruction.rest) if op == "send" else None:
                 op = transfer[1].lower().replace("_", "-")
-                members = _one_of_each(slice_of)
+                same_place = [np.flatnonzero(slice_of == one) for one in np.unique(slice_of)]
+                members = np.stack(same_place, axis=1)
             else:
                 continue
             axes = _axes(members, mesh_shape)
@@ -130,7 +131,7 @@ def collectives(
                 result = instruction
                 if op == "all-reduce" and computation.startswith("all-reduce-scatter"):
                     op, result = "reduce-scatter", instructions[-1]
-                shapes = tuple(_shapes(_result(result)))
+                shapes = tuple(_shapes(result))
                 n_slices = max(len(set(group)) for group in slice_of[members].tolist())
                 times = program.executions(computation)
                 assert times, f"how is {computation} called?"
@@ -174,8 +175,9 @@ class _Program:
         for name, instructions in self.computations.items():
             for instruction in instructions:
                 times = self._times(instruction)
-                for called in _called(instruction.rest):
-                    self._callers[called].append((name, times))
+                for called in _CALLED.findall(instruction.rest):
+                    for one in called.strip("{}").split(","):
+                        self._callers[one.strip(" %")].append((name, times))
         self.executions = functools.cache(self._executions)
 
     def _executions(self, name: str) -> int:
@@ -187,33 +189,31 @@ class _Program:
         """Returns the number of times that an instruction runs the computations it calls."""
         if instruction.op == "conditional" and f"/{RARELY}/" in instruction.rest:
             return 0
-        return self._trips(instruction) if instruction.op == "while" else 1
-
-    def _trips(self, loop: _Instruction) -> int:
-        if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest):
+        if instruction.op != "while":
+            return 1
+        if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', instruction.rest):
             return int(known[1])
-        condition = re.search(r"condition=%?([^\s,]+)", loop.rest)
-        assert condition is not None, loop
+        condition = re.search(r"condition=%?([^\s,]+)", instruction.rest)
+        assert condition is not None, instruction
         limits = [
-            int(instruction.rest.split(")")[0])
-            for instruction in self.computations[condition[1]]
-            if instruction.op == "constant" and re.match(r"[su]\d+\[\]", instruction.result)
+            int(each.rest.split(")")[0])
+            for each in self.computations[condition[1]]
+            if each.op == "constant" and re.match(r"[su]\d+\[\]", each.result)
         ]
         return max(limits, default=1)
 
 
-def _called(rest: str) -> Iterator[str]:
-    for names in _CALLED.findall(rest):
-        yield from (name.strip(" %") for name in names.strip("{}").split(","))
+# Operations whose result is a tuple → the place in it of what other devices get.
+_PLACES = {"all-gather-start": 1, "collective-permute-start": 1, "send": 0}
 
 
-def _result(instruction: _Instruction) -> str:
-    """Returns the type of the result; the start of a collective lists its operands first."""
-    if instruction.op in ("all-gather-start", "collective-permute-start"):
-        return _tuple_parts(instruction.result)[1]
-    if instruction.op == "send":
-        return _tuple_parts(instruction.result)[0]
-    return instruction.result
+def _shapes(instruction: _Instruction) -> Iterator[Shape]:
+    text = instruction.result
+    if instruction.op in _PLACES:
+        text = _tuple_parts(text)[_PLACES[instruction.op]]
+    for dtype, bits, dimensions in _SHAPE.findall(text):
+        sizes = tuple(int(size) for size in dimensions.split(",") if size)
+        yield Shape(dtype, sizes, math.prod(sizes) * int(bits or 8) // 8)
 
 
 def _tuple_parts(text: str) -> list[str]:
@@ -225,17 +225,6 @@ def _tuple_parts(text: str) -> list[str]:
             parts.append(text[start:position])
             start = position + 1
     return parts
-
-
-def _shapes(text: str) -> Iterator[Shape]:
-    for dtype, bits, dimensions in _SHAPE.findall(text):
-        sizes = tuple(int(size) for size in dimensions.split(",") if size)
-        yield Shape(dtype, sizes, math.prod(sizes) * int(bits or 8) // 8)
-
-
-def _one_of_each(slice_of: np.ndarray) -> np.ndarray:
-    """int [places, slices]: the devices at the same place in each slice."""
-    return np.stack([np.flatnonzero(slice_of == one) for one in np.unique(slice_of)], axis=1)
 
 
 def _axes(members: np.ndarray, mesh_shape: Mapping[str, int]) -> tuple[str, ...]:
@@ -284,39 +273,29 @@ def _mesh_groups(text: str) -> np.ndarray:
     mesh, devices, chosen = re.fullmatch(  # type: ignore[union-attr]
         r"mesh\[(.*?)\](?:, device_ids=\((.*?)\))? \{(.*)\}", text
     ).groups()
-    wanted = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", chosen)
-    names: list[tuple[str, int]] = []  # of a dimension: its axis, and the blocks that it divides
-    sizes: list[int] = []
-    for axis, size in re.findall(r"'([^']+)'=(\d+)", mesh):
-        cuts = {1, int(size)}
-        for name, before, part in wanted:
-            if name == axis and part:
-                cuts |= {int(before), int(before) * int(part)}
-        bounds = sorted(cuts)
-        for low, high in itertools.pairwise(bounds):
-            names.append((axis, low))
-            sizes.append(high // low)
-    inside = [_parts_of(names, sizes, *part) for part in wanted]
-    last = [dimension for dimensions in inside for dimension in dimensions]
-    first = [dimension for dimension in range(len(sizes)) if dimension not in last]
-    if devices and re.search("<=|T", devices):
-        order = _iota(devices).reshape(sizes)
-    else:
-        order = (_integers(devices) if devices else np.arange(math.prod(sizes))).reshape(sizes)
-    return order.transpose(first + last).reshape(-1, math.prod(sizes[i] for i in last))
-
-
-def _parts_of(
-    names: list[tuple[str, int]], sizes: list[int], axis: str, before: str, part: str
-) -> list[int]:
-    """Returns the dimensions of an axis, or of the part of it that divides `before` blocks."""
-    low = int(before or 1)
-    high = low * int(part) if part else math.inf
-    return [
+    sizes_of = {axis: int(size) for axis, size in re.findall(r"'([^']+)'=(\d+)", mesh)}
+    wanted = []
+    for axis, before, part in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", chosen):
+        low = int(before or 1)
+        wanted.append((axis, low, low * int(part or sizes_of[axis])))
+    dimensions: list[tuple[str, int, int]] = []  # an axis, and the blocks before and after it
+    for axis, size in sizes_of.items():
+        cuts = {1, size}.union(*(ends for name, *ends in wanted if name == axis))
+        dimensions += [(axis, low, high) for low, high in itertools.pairwise(sorted(cuts))]
+    last = [
         index
-        for index, (name, start) in enumerate(names)
-        if name == axis and low <= start and start * sizes[index] <= high
+        for axis, low, high in wanted
+        for index, (name, start, end) in enumerate(dimensions)
+        if name == axis and low <= start and end <= high
     ]
+    first = [index for index in range(len(dimensions)) if index not in last]
+    sizes = [end // start for _, start, end in dimensions]
+    if devices and re.search("<=|T", devices):
+        order = _iota(devices)
+    else:
+        order = _integers(devices) if devices else np.arange(math.prod(sizes))
+    order = order.reshape(sizes).transpose(first + last)
+    return order.reshape(-1, math.prod(sizes[index] for index in last))
 
 
 def _integers(text: str) -> np.ndarray:

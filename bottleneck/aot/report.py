@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import defaultdict
 from typing import Any
 
 import rich.console
@@ -47,16 +46,14 @@ def _totals(
     collectives: tuple[Collective, ...],
 ) -> dict[tuple[str, tuple[str, ...]], dict[str, float]]:
     """(op, axes) → its runs, and the bytes it sends inside its slice and to others."""
-    totals: dict[Any, dict[str, float]] = defaultdict(
-        lambda: {"count": 0, "ici_bytes": 0.0, "dcn_bytes": 0.0}
-    )
+    totals: dict[Any, dict[str, float]] = {}
     for each in collectives:
-        total = totals[each.op, each.axes]
+        nothing = {"count": 0, "ici_bytes": 0.0, "dcn_bytes": 0.0}
+        total = totals.setdefault((each.op, each.axes), nothing)
         total["count"] += each.count
         total["ici_bytes"] += each.count * each.ici_bytes
         total["dcn_bytes"] += each.count * each.dcn_bytes
-    most_first = sorted(totals.items(), key=lambda item: -sum(item[1].values()))
-    return dict(most_first)
+    return dict(sorted(totals.items(), key=lambda item: -sum(item[1].values())))
 
 
 def advice(config: Config, rehearsal: Rehearsal) -> list[str]:

@@ -12,7 +12,7 @@ from collections.abc import Iterator, Mapping, Sequence
 import numpy as np
 
 from bottleneck.drawing.html import table
-from bottleneck.laws.onset import detect_onset
+from bottleneck.laws.onset import Onset, detect_onset
 from bottleneck.laws.rank import fit_rank
 from bottleneck.laws.saturation import (
     FALSE_POSITIVES,
@@ -25,10 +25,9 @@ from bottleneck.laws.saturation import (
 )
 from bottleneck.laws.scaling_law import ScalingLaw, fit
 from bottleneck.model.family import PYTHIA
-from bottleneck.paper import evals as published_evals
 from bottleneck.paper import values as paper_values
 from bottleneck.paper.curves import digitised
-from bottleneck.paper.evals import LOSSES, Row
+from bottleneck.paper.evals import LOSSES, Row, loss_series
 from bottleneck.paper.values import DIGITISED_STEP, FITTED, HOFFMANN, LAST_STEP, LAW, SMALL, TABLE_1
 from bottleneck.runs.reading import Run
 
@@ -39,15 +38,13 @@ Evals = Mapping[str, list[Row]]
 
 
 def saturation_found(runs: Sequence[Run]) -> list[str]:
-    judged = [(s, detect_saturation(s)) for s in paper_values.figure_1a().values()]
-    own = [s for s in map(series_of_run, runs) if s is not None]
-    judged += [(s, detect_saturation(s)) for s in own]
+    own = [series for series in map(series_of_run, runs) if series is not None]
     return [
         "<p>Does a curve end above its own earlier level? The test says yes for at most "
         f"{FALSE_POSITIVES:.0%} of curves that rise only by noise, with a correlation of up to "
         f"{NOISE_CORRELATION:g} between neighbours. A rise begins at a change of slope; – means "
         "that no change is clear.</p>",
-        _verdicts(judged, "loss"),
+        _verdicts([*paper_values.figure_1a().values(), *own], "loss"),
     ]
 
 
@@ -58,32 +55,25 @@ def evals_found(evals: Evals | None) -> list[str]:
             "EleutherAI/pythia, to test the published perplexities here as well.</p>"
         ]
     kept = {m: rows for m, rows in evals.items() if any(LOSSES[0] in row for row in rows)}
-    judged = []
-    for model, rows in kept.items():
-        series = published_evals.loss_series(model, rows)
-        judged.append((series, detect_saturation(series)))
     return [
         "<p>The same test on LAMBADA's perplexity, as EleutherAI published it for the suite (v1) "
         "and for an earlier suite of the same shapes (v0). That one was trained differently and "
         "does not saturate.</p>",
-        _verdicts(judged, "log perplexity"),
+        _verdicts([loss_series(model, rows) for model, rows in kept.items()], "log perplexity"),
     ]
 
 
-def _verdicts(judged: Sequence[tuple[LossSeries, Saturation]], unit: str) -> str:
+def _verdicts(judged: Sequence[LossSeries], unit: str) -> str:
     rows = []
-    for series, found in judged:
-        begins = None
-        if found.verdict in ("saturates", "rises and recovers"):
-            late = late_part(series.steps)
-            begins = detect_onset(series.steps[late], series.loss[late])
+    for series in judged:
+        found = detect_saturation(series)
         rows.append(
             [
                 *(series.name, f"{found.best_step:,}", f"{found.best_loss:.3f}"),
                 *(f"{found.final_loss:.3f}", f"{found.relative:.2%}"),
                 _chance(found.p_end),
                 found.verdict or "too few checkpoints",
-                "–" if begins is None else _steps(begins.step, begins.low, begins.high),
+                _steps(_onset_of_loss(series, found)),
             ]
         )
     headings = ["model", "best step", f"minimum {unit}", "at the end", "above", "p of the end"]
@@ -91,30 +81,24 @@ def _verdicts(judged: Sequence[tuple[LossSeries, Saturation]], unit: str) -> str
 
 
 def law_found(law: ScalingLaw) -> list[str]:
-    rows = []
-    for step in (DIGITISED_STEP, LAST_STEP):
-        for delta, name in (
-            (law.delta, "Huber of logarithms"),
-            (math.inf, "least squares of logarithms"),
-        ):
-            found = fit(paper_values.final_points(FITTED, step), fixed=HOFFMANN, delta=delta)
-            rows.append([name, f"{step:,}", f"{found.A:.1f}", f"{found.alpha:.4f}", *_gaps(found)])
-    other = fit(paper_values.final_points(FITTED), fixed=_BESIROGLU)
-    rows.append(
-        [
-            *("Huber, B, β, E of Besiroglu et al.", f"{DIGITISED_STEP:,}"),
-            *(f"{other.A:.1f}", f"{other.alpha:.4f}", *_gaps(other)),
-        ]
-    )
-    published = ["published", "–", f"{LAW.A}", f"{LAW.alpha}", *_gaps(LAW)]
+    fits = [
+        (name, step, HOFFMANN, delta)
+        for step in (DIGITISED_STEP, LAST_STEP)
+        for name, delta in (
+            ("Huber of logarithms", law.delta),
+            ("least squares of logarithms", math.inf),
+        )
+    ]
+    fits.append(("Huber, B, β, E of Besiroglu et al.", DIGITISED_STEP, _BESIROGLU, law.delta))
+    rows = [["published", "–", f"{LAW.A}", f"{LAW.alpha}", *_gaps(LAW)]]
+    for name, step, fixed, delta in fits:
+        found = fit(paper_values.final_points(FITTED, step), fixed=fixed, delta=delta)
+        rows.append([name, f"{step:,}", f"{found.A:.1f}", f"{found.alpha:.4f}", *_gaps(found)])
     return [
         "<p>Constants refitted to the six large models, and the gaps of the four small ones. The "
         "paper does not state the step of the last checkpoint or the loss function of the fit, so "
         "both vary here, and so does the source of B, β and E.</p>",
-        table(
-            ["fit", "last step taken", "A", "α", "mean gap, last", "mean gap, best"],
-            [published, *rows],
-        ),
+        table(["fit", "last step taken", "A", "α", "mean gap, last", "mean gap, best"], rows),
     ]
 
 
@@ -130,24 +114,18 @@ def table_1_found(evals: Evals | None) -> Iterator[str]:
         "<p>In the row of the last checkpoint LAMBADA's two numbers are swapped: the published "
         "evaluation of step 143,000 has perplexity 38.06 and accuracy 32.8 %.</p>"
     )
-    rows = next((r for model, r in (evals or {}).items() if _is_160m(model)), None)
-    if rows is None:
+    models = [m for m in evals or {} if m.endswith("pythia-160m") and "v0" not in m]
+    if evals is None or not models:
         return
-    kept = ("lambada_openai/ppl", "lambada_openai/acc", "sciq/acc", "arc_easy/acc")
-    best = min((row for row in rows if kept[0] in row), key=lambda row: row[kept[0]])
+    rows = evals[models[0]]
+    keys = ("lambada_openai/ppl", "lambada_openai/acc", "sciq/acc", "arc_easy/acc")
+    best = min((row for row in rows if keys[0] in row), key=lambda row: row[keys[0]])
     shown = [
-        [f"{int(row['step']):,}", *(_metric(row, key) for key in kept)] for row in (best, rows[-1])
+        [f"{int(row['step']):,}", *(f"{row[key]:.4g}" if key in row else "–" for key in keys)]
+        for row in (best, rows[-1])
     ]
     yield "<p>Published evaluations, at the step of minimum perplexity and at the last:</p>"
-    yield table(["step", *kept], shown)
-
-
-def _is_160m(model: str) -> bool:
-    return "v0" not in model and model.endswith("pythia-160m")
-
-
-def _metric(row: Row, key: str) -> str:
-    return "–" if key not in row else f"{row[key]:.4g}"
+    yield table(["step", *keys], shown)
 
 
 def figure_3_found() -> list[str]:
@@ -164,21 +142,29 @@ def figure_3_found() -> list[str]:
 def onsets_found() -> list[str]:
     """Compares the steps at which the loss and the singular entropy begin to rise."""
     rows = []
+    losses = paper_values.figure_1a()
     for model, curve in digitised()["fig5_singular_entropy"].items():
-        steps = 1000.0 * np.array([int(step) for step in curve])
-        entropy = detect_onset(steps, np.array(list(curve.values())))
-        series, loss = paper_values.figure_1a().get(model), None
-        if series is not None and detect_saturation(series).verdict != "does not saturate":
-            late = late_part(series.steps)
-            loss = detect_onset(series.steps[late], series.loss[late])
-        cap = math.log(PYTHIA[model.lower()][1])
         values = list(curve.values())
+        entropy = detect_onset(1000.0 * np.array([int(step) for step in curve]), np.array(values))
+        series = losses.get(model)
+        loss = None if series is None else _onset_of_loss(series, detect_saturation(series))
+        cap = math.log(PYTHIA[model.lower()][1])
         rows.append(
-            [model, f"{min(values):.2f}", f"{values[-1]:.2f}", f"{cap:.2f}"]
-            + ["–" if o is None else _steps(o.step, o.low, o.high) for o in (entropy, loss)]
+            [
+                *(model, f"{min(values):.2f}", f"{values[-1]:.2f}", f"{cap:.2f}"),
+                *(_steps(entropy), _steps(loss)),
+            ]
         )
     headings = ["model", "minimum", "last", "ln D", "entropy begins to rise (about 90 %)"]
     return [table([*headings, "loss begins to rise (about 90 %)"], rows)]
+
+
+def _onset_of_loss(series: LossSeries, found: Saturation) -> Onset | None:
+    """Returns the step at which a loss begins to rise, if the test finds that it does."""
+    if found.verdict in (None, "does not saturate"):
+        return None
+    late = late_part(series.steps)
+    return detect_onset(series.steps[late], series.loss[late])
 
 
 def rank_found() -> list[str]:
@@ -201,28 +187,30 @@ def rank_found() -> list[str]:
     ]
 
 
-def flat_found() -> str:
+def flat_found() -> list[str]:
     kept = {p["r"]: 1 - p["W_error"] ** 2 for p in digitised()["fig8_pythia1b"]}
-    return (
+    return [
         f"<p>The head is nearly flat: its first 1,024 of 2,048 directions hold {kept[1024]:.0%} of "
         f"its squared norm, and the first 512 hold {kept[512]:.0%}. Equal directions would hold "
         "50 % and 25 %.</p>"
-    )
-
-
-def by_rank(curves: Mapping[str, Mapping[str, float]]) -> list[list[str]]:
-    ranks = sorted({int(rank) for curve in curves.values() for rank in curve})
-    return [
-        [
-            str(rank),
-            *(f"{curve[str(rank)]:g}" if str(rank) in curve else "–" for curve in curves.values()),
-        ]
-        for rank in ranks
     ]
 
 
-def _steps(*steps: float) -> str:
+def peak_rates_found() -> list[str]:
+    curves = digitised()["fig9_peak_lr"]
+    ranks = sorted({rank for curve in curves.values() for rank in curve}, key=int)
+    rows = [
+        [rank, *(f"{curve[rank]:g}" if rank in curve else "–" for curve in curves.values())]
+        for rank in ranks
+    ]
+    return [table(["rank", *curves], rows)]
+
+
+def _steps(onset: Onset | None) -> str:
     """Returns a step and its interval, to three digits: change points are no more precise."""
+    if onset is None:
+        return "–"
+    steps = (onset.step, onset.low, onset.high)
     best, low, high = (f"{float(f'{step:.3g}'):,.0f}" for step in steps)
     return f"{best} ({low} to {high})"
 

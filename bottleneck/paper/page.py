@@ -1,19 +1,18 @@
 """A page that walks through the paper: each figure, what its numbers give here, and a command.
 
-A section is a figure or table of Godey, de la Clergerie and Sagot 2024. Results are recomputed from
-the digitised figures and from published evaluations. The command makes the figure from the models,
-and may need network.
+Results are recomputed from the digitised figures and from published evaluations. The command makes
+the figure from the models, and may need network.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from pathlib import Path
 
 from matplotlib.figure import Figure
 
-from bottleneck.drawing.html import STYLE, picture, table, text
+from bottleneck.drawing.html import page, picture, table, text
 from bottleneck.laws.scaling_law import fit
 from bottleneck.paper import figures as paper_figures
 from bottleneck.paper import findings as found
@@ -31,6 +30,15 @@ _SERIES = (
     "--config.compute.dtype=float32 "
     "--config.probe.tokens=51200 --config.compute.accumulation_steps=256"
 )
+_WALK = "python -m bottleneck paper runs/pythia-160m"
+
+_TITLE = "Why do small language models underperform? Figure by figure"
+_STYLE = """
+pre { background: #f4f4f4; padding: .6rem .8rem; white-space: pre-wrap; font-size: .82rem; }
+"""
+_OPENING = """<h1>“Why do small language models underperform?”, figure by figure</h1>
+<p>Godey, de la Clergerie and Sagot 2024, arXiv 2404.07647. Each figure and table: what it
+shows, what its numbers give when recomputed, and the command that makes it from the models.</p>"""
 
 
 @dataclass(frozen=True)
@@ -40,7 +48,7 @@ class PaperSection:
     name: str  # of its files, without suffix
     title: str
     shown: str
-    found: Sequence[str]  # paragraphs and tables, as HTML
+    found: Iterable[str]  # paragraphs and tables, as HTML
     commands: Sequence[str]
     draw: Callable[[], Figure] | None = None
 
@@ -54,23 +62,20 @@ def write_paper(folder: Path, evals: Evals | None = None, runs: Sequence[Run] = 
     """
     images = folder / "figures"
     images.mkdir(parents=True, exist_ok=True)
-    parts = []
+    parts = [_OPENING, f"<p class=note>{text(digitised()['note'])}</p>"]
     for section in _sections(evals, runs):
-        drawn = ""
+        drawn, commands = "", "\n".join(section.commands)
         if section.draw is not None:
-            drawn = (
-                f"<figure>{picture(section.draw(), section.title, images, section.name)}</figure>"
-            )
-        commands = "\n".join(section.commands)
+            image = picture(section.draw(), section.title, images, section.name)
+            drawn = f"<figure>{image}</figure>"
         parts.append(
             f"<section id={section.name}><h2>{text(section.title)}</h2>"
             f"<p>{text(section.shown)}</p>{drawn}{''.join(section.found)}"
             f"<pre><code>{text(commands)}</code></pre></section>"
         )
-    page = folder / "paper.html"
-    note = text(digitised()["note"])
-    write_text(page, _PAGE.format(style=STYLE, note=note, sections="\n".join(parts)))
-    return page
+    target = folder / "paper.html"
+    write_text(target, page(_TITLE, "\n".join(parts), _STYLE))
+    return target
 
 
 def _sections(evals: Evals | None, runs: Sequence[Run]) -> Iterator[PaperSection]:
@@ -81,7 +86,7 @@ def _sections(evals: Evals | None, runs: Sequence[Run]) -> Iterator[PaperSection
         "Cross-entropy of five Pythia models on 50,000 tokens of the Pile, every 5,000 steps. The "
         "text says that models up to 410M saturate; the curve of 410M falls to its end.",
         [*found.saturation_found(runs), *found.evals_found(evals)],
-        [_SERIES, "python -m bottleneck paper runs/pythia-160m"],
+        [_SERIES, _WALK],
         lambda: paper_figures.figure_1a_drawn(runs),
     )
     yield PaperSection(
@@ -100,7 +105,7 @@ def _sections(evals: Evals | None, runs: Sequence[Run]) -> Iterator[PaperSection
         "Table 1: what saturation costs on tasks, Pythia-160M",
         "Zero-shot scores of the best and of the last checkpoint. The paper does not say which "
         "step is best.",
-        [*found.table_1_found(evals)],
+        found.table_1_found(evals),
         [
             "python -m bottleneck import_hf EleutherAI/pythia-160m --revision step143000 "
             "--workdir=runs/pythia-160m",
@@ -123,7 +128,7 @@ def _sections(evals: Evals | None, runs: Sequence[Run]) -> Iterator[PaperSection
             f"python -m bottleneck features --transformers openai-community/gpt2 {_PILE} "
             "--config=configs/gpt2.py:small --output=features/gpt2",
             _SERIES,
-            "python -m bottleneck paper runs/pythia-160m",
+            _WALK,
         ],
     )
     yield PaperSection(
@@ -149,7 +154,7 @@ def _sections(evals: Evals | None, runs: Sequence[Run]) -> Iterator[PaperSection
                 ],
             )
         ],
-        [_SERIES, "python -m bottleneck paper runs/pythia-160m"],
+        [_SERIES, _WALK],
     )
     yield PaperSection(
         "figure-5",
@@ -158,7 +163,7 @@ def _sections(evals: Evals | None, runs: Sequence[Run]) -> Iterator[PaperSection
         "give a fourth to an eighth of them. The maximum is ln D (dotted), so values of different "
         "widths are not comparable.",
         found.onsets_found(),
-        [_SERIES, "python -m bottleneck paper runs/pythia-160m"],
+        [_SERIES, _WALK],
         lambda: paper_figures.figure_5_drawn(runs),
     )
     yield PaperSection(
@@ -207,7 +212,7 @@ def _sections(evals: Evals | None, runs: Sequence[Run]) -> Iterator[PaperSection
         "Figure 8: loss against the W-error of the model's own head",
         "The heads of figure 6 for Pythia-1B, against the W-error of the released head at the same "
         "rank. The text says that the loss rises from a W-error of 0.6.",
-        [found.flat_found()],
+        found.flat_found(),
         [
             f"python -m bottleneck features --transformers EleutherAI/pythia-1b {_PILE} "
             "--config=configs/pythia.py:1b --output=features/1b",
@@ -219,32 +224,6 @@ def _sections(evals: Evals | None, runs: Sequence[Run]) -> Iterator[PaperSection
         "figure-9",
         "Figure 9: the learning rate of each rank",
         "Peak learning rates that the appendix's search chose for figure 6.",
-        [
-            table(
-                ["rank", *digitised()["fig9_peak_lr"]],
-                found.by_rank(digitised()["fig9_peak_lr"]),
-            )
-        ],
+        found.peak_rates_found(),
         ["python -m bottleneck frozen_heads features/410m"],
     )
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>Why do small language models underperform? Figure by figure</title>
-<style>{style}
-pre {{ background: #f4f4f4; padding: .6rem .8rem; white-space: pre-wrap; font-size: .82rem; }}
-</style>
-</head>
-<body>
-<h1>“Why do small language models underperform?”, figure by figure</h1>
-<p>Godey, de la Clergerie and Sagot 2024, arXiv 2404.07647. Each figure and table: what it
-shows, what its numbers give when recomputed, and the command that makes it from the models.</p>
-<p class=note>{note}</p>
-{sections}
-</body>
-</html>
-"""
