@@ -11,7 +11,7 @@ import itertools
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,11 +109,11 @@ def collectives(
         mesh_shape: axis → devices along it, in the order of the mesh.
         slices: the slice of each device; None if all are in one.
     """
-    program = _Program(text)
-    sizes = tuple(mesh_shape.values())
-    slice_of = np.zeros(math.prod(sizes), int) if slices is None else np.asarray(slices)
+    computations, executions = _parsed(text)
+    n_devices = math.prod(mesh_shape.values())
+    slice_of = np.zeros(n_devices, int) if slices is None else np.asarray(slices)
     found = []
-    for computation, instructions in program.computations.items():
+    for computation, instructions in computations.items():
         starts = any('custom_call_target="AsyncCollectiveStart"' in i.rest for i in instructions)
         for instruction in instructions:
             op = instruction.op.removesuffix("-start")
@@ -133,7 +133,7 @@ def collectives(
                     op, result = "reduce-scatter", instructions[-1]
                 shapes = tuple(_shapes(result))
                 n_slices = max(len(set(group)) for group in slice_of[members].tolist())
-                times = program.executions(computation)
+                times = executions(computation)
                 assert times, f"how is {computation} called?"
                 found.append(Collective(op, shapes, axes, members.shape[1], n_slices, times))
     return found
@@ -148,59 +148,59 @@ def estimated_cycles(text: str) -> int:
     Args:
         text: the program after code generation.
     """
-    program = _Program(text)
+    computations, executions = _parsed(text)
     return sum(
-        int(estimate[1]) * program.executions(computation)
-        for computation, instructions in program.computations.items()
+        int(estimate[1]) * executions(computation)
+        for computation, instructions in computations.items()
         for instruction in instructions
         if (estimate := _CYCLES.search(instruction.rest))
     )
 
 
-class _Program:
-    """The computations of an HLO text, and the number of times each runs."""
+def _parsed(text: str) -> tuple[dict[str, list[_Instruction]], Callable[[str], int]]:
+    """Returns the computations of an HLO text, and a function that counts the runs of one."""
+    computations: dict[str, list[_Instruction]] = {}
+    entry = ""
+    for line in text.splitlines():
+        if not line.startswith((" ", "}")) and (header := _COMPUTATION.match(line)):
+            is_entry, name = header.groups()
+            current = computations[name] = []
+            entry = name if is_entry else entry
+        elif computations and (match := _INSTRUCTION.match(line)):
+            current.append(_Instruction(*match.groups()))
+    callers: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    for name, instructions in computations.items():
+        for instruction in instructions:
+            times = _times(instruction, computations)
+            for called in _CALLED.findall(instruction.rest):
+                for one in called.strip("{}").split(","):
+                    callers[one.strip(" %")].append((name, times))
 
-    def __init__(self, text: str):
-        self.computations: dict[str, list[_Instruction]] = {}
-        self._entry = ""
-        for line in text.splitlines():
-            if not line.startswith((" ", "}")) and (header := _COMPUTATION.match(line)):
-                is_entry, name = header.groups()
-                current = self.computations[name] = []
-                if is_entry:
-                    self._entry = name
-            elif self.computations and (match := _INSTRUCTION.match(line)):
-                current.append(_Instruction(*match.groups()))
-        self._callers: dict[str, list[tuple[str, int]]] = defaultdict(list)
-        for name, instructions in self.computations.items():
-            for instruction in instructions:
-                times = self._times(instruction)
-                for called in _CALLED.findall(instruction.rest):
-                    for one in called.strip("{}").split(","):
-                        self._callers[one.strip(" %")].append((name, times))
-        self.executions = functools.cache(self._executions)
-
-    def _executions(self, name: str) -> int:
-        if name == self._entry:
+    @functools.cache
+    def executions(name: str) -> int:
+        if name == entry:
             return 1
-        return sum(self.executions(caller) * times for caller, times in self._callers[name])
+        return sum(executions(caller) * times for caller, times in callers[name])
 
-    def _times(self, instruction: _Instruction) -> int:
-        """Returns the number of times that an instruction runs the computations it calls."""
-        if instruction.op == "conditional" and f"/{RARELY}/" in instruction.rest:
-            return 0
-        if instruction.op != "while":
-            return 1
-        if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', instruction.rest):
-            return int(known[1])
-        condition = re.search(r"condition=%?([^\s,]+)", instruction.rest)
-        assert condition is not None, instruction
-        limits = [
-            int(each.rest.split(")")[0])
-            for each in self.computations[condition[1]]
-            if each.op == "constant" and re.match(r"[su]\d+\[\]", each.result)
-        ]
-        return max(limits, default=1)
+    return computations, executions
+
+
+def _times(instruction: _Instruction, computations: Mapping[str, list[_Instruction]]) -> int:
+    """Returns the number of times that an instruction runs the computations it calls."""
+    if instruction.op == "conditional" and f"/{RARELY}/" in instruction.rest:
+        return 0
+    if instruction.op != "while":
+        return 1
+    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', instruction.rest):
+        return int(known[1])
+    condition = re.search(r"condition=%?([^\s,]+)", instruction.rest)
+    assert condition is not None, instruction
+    limits = [
+        int(each.rest.split(")")[0])
+        for each in computations[condition[1]]
+        if each.op == "constant" and re.match(r"[su]\d+\[\]", each.result)
+    ]
+    return max(limits, default=1)
 
 
 # Operations whose result is a tuple → the place in it of what other devices get.
