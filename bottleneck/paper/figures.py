@@ -153,11 +153,10 @@ def figure_8_drawn() -> Figure:
     points = digitised()["fig8_pythia1b"]
     errors, losses = ([point[key] for point in points] for key in ("W_error", "loss"))
     panel.plot(errors, losses, marker="o", color=drawing.DISTINCT[0])
+    beside = {"xytext": (-8, 4), "textcoords": "offset points", "ha": "right"}
     for point in points:
-        panel.annotate(
-            *(f"r = {point['r']}", (point["W_error"], point["loss"])),
-            **{"xytext": (-8, 4), "textcoords": "offset points", "ha": "right", "size": 8.5},
-        )
+        place = (point["W_error"], point["loss"])
+        panel.annotate(f"r = {point['r']}", place, size=drawing.SMALL, **beside)
     panel.set(xlabel="W-error of Pythia-1B's head at rank r", ylabel="loss (nats/token)")
     panel.margins(x=0.1)
     return figure

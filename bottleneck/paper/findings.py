@@ -7,22 +7,14 @@ N: total parameters; D: hidden width; p_end: see `laws.Saturation`.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Mapping, Sequence
 
 import numpy as np
 
 from bottleneck.drawing.html import table
+from bottleneck.laws import saturation
 from bottleneck.laws.onset import Onset, detect_onset
 from bottleneck.laws.rank import fit_rank
-from bottleneck.laws.saturation import (
-    FALSE_POSITIVES,
-    NOISE_CORRELATION,
-    LossSeries,
-    Saturation,
-    detect_saturation,
-    late_part,
-    series_of_run,
-)
 from bottleneck.laws.scaling_law import ScalingLaw, fit
 from bottleneck.model.family import PYTHIA
 from bottleneck.paper import values as paper_values
@@ -37,36 +29,36 @@ _BESIROGLU = {"B": 2085.43, "beta": 0.3659, "E": 1.8169}
 Evals = Mapping[str, list[Row]]
 
 
-def saturation_found(runs: Sequence[Run]) -> list[str]:
-    own = [series for series in map(series_of_run, runs) if series is not None]
-    return [
+def saturation_found(runs: Sequence[Run]) -> str:
+    own = [series for series in map(saturation.series_of_run, runs) if series is not None]
+    return (
         "<p>Does a curve end above its own earlier level? The test says yes for at most "
-        f"{FALSE_POSITIVES:.0%} of curves that rise only by noise, with a correlation of up to "
-        f"{NOISE_CORRELATION:g} between neighbours. A rise begins at a change of slope; – means "
-        "that no change is clear.</p>",
-        _verdicts([*paper_values.figure_1a().values(), *own], "loss"),
-    ]
+        f"{saturation.FALSE_POSITIVES:.0%} of curves that rise only by noise, with a correlation "
+        f"of up to {saturation.NOISE_CORRELATION:g} between neighbours. A rise begins at a change "
+        "of slope; – means that no change is clear.</p>"
+        + _verdicts([*paper_values.figure_1a().values(), *own], "loss")
+    )
 
 
-def evals_found(evals: Evals | None) -> list[str]:
+def evals_found(evals: Evals | None) -> str:
     if evals is None:
-        return [
+        return (
             "<p class=note>Give --evals=PATH, a copy of evals/ of the repository "
             "EleutherAI/pythia, to test the published perplexities here as well.</p>"
-        ]
+        )
     kept = {m: rows for m, rows in evals.items() if any(LOSSES[0] in row for row in rows)}
-    return [
+    return (
         "<p>The same test on LAMBADA's perplexity, as EleutherAI published it for the suite (v1) "
         "and for an earlier suite of the same shapes (v0). That one was trained differently and "
-        "does not saturate.</p>",
-        _verdicts([loss_series(model, rows) for model, rows in kept.items()], "log perplexity"),
-    ]
+        "does not saturate.</p>"
+        + _verdicts([loss_series(model, rows) for model, rows in kept.items()], "log perplexity")
+    )
 
 
-def _verdicts(judged: Sequence[LossSeries], unit: str) -> str:
+def _verdicts(judged: Sequence[saturation.LossSeries], unit: str) -> str:
     rows = []
     for series in judged:
-        found = detect_saturation(series)
+        found = saturation.detect_saturation(series)
         rows.append(
             [
                 *(series.name, f"{found.best_step:,}", f"{found.best_loss:.3f}"),
@@ -80,26 +72,23 @@ def _verdicts(judged: Sequence[LossSeries], unit: str) -> str:
     return table([*headings, "verdict", "rise begins (about 90 %)"], rows)
 
 
-def law_found(law: ScalingLaw) -> list[str]:
-    fits = [
-        (name, step, HOFFMANN, delta)
-        for step in (DIGITISED_STEP, LAST_STEP)
-        for name, delta in (
-            ("Huber of logarithms", law.delta),
-            ("least squares of logarithms", math.inf),
-        )
-    ]
-    fits.append(("Huber, B, β, E of Besiroglu et al.", DIGITISED_STEP, _BESIROGLU, law.delta))
+def law_found(law: ScalingLaw) -> str:
     rows = [["published", "–", f"{LAW.A}", f"{LAW.alpha}", *_gaps(LAW)]]
-    for name, step, fixed, delta in fits:
+    for name, step, fixed, delta in (
+        ("Huber of logarithms", DIGITISED_STEP, HOFFMANN, law.delta),
+        ("least squares of logarithms", DIGITISED_STEP, HOFFMANN, math.inf),
+        ("Huber of logarithms", LAST_STEP, HOFFMANN, law.delta),
+        ("least squares of logarithms", LAST_STEP, HOFFMANN, math.inf),
+        ("Huber, B, β, E of Besiroglu et al.", DIGITISED_STEP, _BESIROGLU, law.delta),
+    ):
         found = fit(paper_values.final_points(FITTED, step), fixed=fixed, delta=delta)
         rows.append([name, f"{step:,}", f"{found.A:.1f}", f"{found.alpha:.4f}", *_gaps(found)])
-    return [
+    return (
         "<p>Constants refitted to the six large models, and the gaps of the four small ones. The "
         "paper does not state the step of the last checkpoint or the loss function of the fit, so "
-        "both vary here, and so does the source of B, β and E.</p>",
-        table(["fit", "last step taken", "A", "α", "mean gap, last", "mean gap, best"], rows),
-    ]
+        "both vary here, and so does the source of B, β and E.</p>"
+        + table(["fit", "last step taken", "A", "α", "mean gap, last", "mean gap, best"], rows)
+    )
 
 
 def _gaps(law: ScalingLaw) -> list[str]:
@@ -107,16 +96,15 @@ def _gaps(law: ScalingLaw) -> list[str]:
     return [f"{law.relative_gap(points).mean():.1%}" for points in both]
 
 
-def table_1_found(evals: Evals | None) -> Iterator[str]:
-    names = list(TABLE_1)
-    yield table(names, zip(*([str(v) for v in TABLE_1[name]] for name in names), strict=True))
-    yield (
+def table_1_found(evals: Evals | None) -> str:
+    columns = ([str(value) for value in TABLE_1[name]] for name in TABLE_1)
+    printed = table([*TABLE_1], zip(*columns, strict=True)) + (
         "<p>In the row of the last checkpoint LAMBADA's two numbers are swapped: the published "
         "evaluation of step 143,000 has perplexity 38.06 and accuracy 32.8 %.</p>"
     )
     models = [m for m in evals or {} if m.endswith("pythia-160m") and "v0" not in m]
     if evals is None or not models:
-        return
+        return printed
     rows = evals[models[0]]
     keys = ("lambada_openai/ppl", "lambada_openai/acc", "sciq/acc", "arc_easy/acc")
     best = min((row for row in rows if keys[0] in row), key=lambda row: row[keys[0]])
@@ -124,11 +112,11 @@ def table_1_found(evals: Evals | None) -> Iterator[str]:
         [f"{int(row['step']):,}", *(f"{row[key]:.4g}" if key in row else "–" for key in keys)]
         for row in (best, rows[-1])
     ]
-    yield "<p>Published evaluations, at the step of minimum perplexity and at the last:</p>"
-    yield table(["step", *keys], shown)
+    note = "<p>Published evaluations, at the step of minimum perplexity and at the last:</p>"
+    return printed + note + table(["step", *keys], shown)
 
 
-def figure_3_found() -> list[str]:
+def figure_3_found() -> str:
     rows = [
         [
             *(model, f"{v['min']:.1f}", f"{1000 * v['min_step_k']:,}"),
@@ -136,38 +124,39 @@ def figure_3_found() -> list[str]:
         ]
         for model, v in digitised()["fig3_wikitext_word_ppl"].items()
     ]
-    return [table(["model", "minimum perplexity", "at step", "at the end", "above"], rows)]
+    return table(["model", "minimum perplexity", "at step", "at the end", "above"], rows)
 
 
-def onsets_found() -> list[str]:
+def onsets_found() -> str:
     """Compares the steps at which the loss and the singular entropy begin to rise."""
     rows = []
-    losses = paper_values.figure_1a()
+    losses = {
+        model: _onset_of_loss(series, saturation.detect_saturation(series))
+        for model, series in paper_values.figure_1a().items()
+    }
     for model, curve in digitised()["fig5_singular_entropy"].items():
         values = list(curve.values())
         entropy = detect_onset(1000.0 * np.array([int(step) for step in curve]), np.array(values))
-        series = losses.get(model)
-        loss = None if series is None else _onset_of_loss(series, detect_saturation(series))
         cap = math.log(PYTHIA[model.lower()][1])
         rows.append(
             [
                 *(model, f"{min(values):.2f}", f"{values[-1]:.2f}", f"{cap:.2f}"),
-                *(_steps(entropy), _steps(loss)),
+                *(_steps(entropy), _steps(losses.get(model))),
             ]
         )
     headings = ["model", "minimum", "last", "ln D", "entropy begins to rise (about 90 %)"]
-    return [table([*headings, "loss begins to rise (about 90 %)"], rows)]
+    return table([*headings, "loss begins to rise (about 90 %)"], rows)
 
 
-def _onset_of_loss(series: LossSeries, found: Saturation) -> Onset | None:
+def _onset_of_loss(series: saturation.LossSeries, found: saturation.Saturation) -> Onset | None:
     """Returns the step at which a loss begins to rise, if the test finds that it does."""
     if found.verdict in (None, "does not saturate"):
         return None
-    late = late_part(series.steps)
+    late = saturation.late_part(series.steps)
     return detect_onset(series.steps[late], series.loss[late])
 
 
-def rank_found() -> list[str]:
+def rank_found() -> str:
     rows = []
     for model, curve in digitised()["fig6_loss"].items():
         ranks = np.array([int(r) for r in curve])
@@ -180,30 +169,30 @@ def rank_found() -> list[str]:
                 *(f"{curve['512'] - full:+.3f}", f"{at_1000:+.3f}"),
             ]
         )
-    return [
+    return (
         "<p>The curves have no knee at 1000: a power of r fits each to a few hundredths of a nat, "
-        "up to the full rank.</p>",
-        table(["model", "L∞", "p", "largest residual", "gap at r = 512", "gap at r = 1024"], rows),
-    ]
+        "up to the full rank.</p>"
+        + table(["model", "L∞", "p", "largest residual", "gap at r = 512", "gap at r = 1024"], rows)
+    )
 
 
-def flat_found() -> list[str]:
+def flat_found() -> str:
     kept = {p["r"]: 1 - p["W_error"] ** 2 for p in digitised()["fig8_pythia1b"]}
-    return [
+    return (
         f"<p>The head is nearly flat: its first 1,024 of 2,048 directions hold {kept[1024]:.0%} of "
         f"its squared norm, and the first 512 hold {kept[512]:.0%}. Equal directions would hold "
         "50 % and 25 %.</p>"
-    ]
+    )
 
 
-def peak_rates_found() -> list[str]:
+def peak_rates_found() -> str:
     curves = digitised()["fig9_peak_lr"]
     ranks = sorted({rank for curve in curves.values() for rank in curve}, key=int)
     rows = [
         [rank, *(f"{curve[rank]:g}" if rank in curve else "–" for curve in curves.values())]
         for rank in ranks
     ]
-    return [table(["rank", *curves], rows)]
+    return table(["rank", *curves], rows)
 
 
 def _steps(onset: Onset | None) -> str:
