@@ -75,6 +75,11 @@ class Style(NamedTuple):
         return {"color": self.colour, "linestyle": self.dash, "marker": self.marker}
 
     @property
+    def bars(self) -> dict[str, Any]:
+        """The style as matplotlib's keywords for points with error bars."""
+        return self.line | {"ms": 3.5, "elinewidth": 0.9}
+
+    @property
     def ink(self) -> tuple[float, ...]:
         """The colour, dark enough for small text on white."""
         return tuple(0.65 * channel for channel in to_rgb(self.colour))
@@ -89,11 +94,11 @@ def styles(runs: Sequence[Run]) -> dict[str, Style]:
     shapes = [(run.head_rank, run.config.model.d_model) for run in runs]
     ranks, widths = (sorted(set(column)) for column in zip(*shapes, strict=True))
     if len(runs) > 1 and len(set(shapes)) == len(runs):
-        colours = dict(zip(ranks, _ramp(len(ranks)), strict=True))
+        by_rank = dict(zip(ranks, _ramp(len(ranks)), strict=True))
         looks = zip(itertools.cycle(_DASHES), itertools.cycle(_MARKERS), strict=False)
-        lines = dict(zip(widths, looks, strict=False))
+        by_width = dict(zip(widths, looks, strict=False))
         return {
-            run.name: Style(colours[rank], *lines[width])
+            run.name: Style(by_rank[rank], *by_width[width])
             for run, (rank, width) in zip(runs, shapes, strict=True)
         }
     colours = DISTINCT if len(runs) <= len(DISTINCT) else _ramp(len(runs))
@@ -151,14 +156,12 @@ def label_line_ends(axes: Axes, ends: Sequence[tuple[float, float, str, Style]])
     # Isotonic regression finds the nearest positions that are at least `gap` apart.
     gaps = gap * np.arange(len(clipped))
     positions = np.clip(isotonic_regression(wanted - gaps).x, 0, 1 - gaps[-1]) + gaps
+    beside = {"textcoords": "axes fraction", "va": "center", "annotation_clip": False}
     for (x, y, name, style), position in zip(clipped, positions, strict=True):
-        line = {"arrowstyle": "-", "color": style.colour, "linewidth": 0.6}
-        axes.annotate(
-            *(plain(name), (x, y), (1.06, position)),
-            **{"textcoords": "axes fraction", "va": "center", "annotation_clip": False},
-            **{"color": style.ink, "size": SMALL},
-            arrowprops=line | {"relpos": (0, 0.5), "shrinkA": 0, "shrinkB": 3},
-        )
+        arrow = {"arrowstyle": "-", "color": style.colour, "linewidth": 0.6}
+        arrow |= {"relpos": (0, 0.5), "shrinkA": 0, "shrinkB": 3}
+        text = {"color": style.ink, "size": SMALL, "arrowprops": arrow} | beside
+        axes.annotate(plain(name), (x, y), (1.06, position), **text)
 
 
 def legend(figure: Figure, shown: dict[str, Style]) -> None:
