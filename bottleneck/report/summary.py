@@ -24,7 +24,8 @@ from bottleneck.terminal import PlainConsole, count
 
 _SPECTRUM = ("singular_entropy", "effective_rank", "stable_rank")
 _SCHEMA = {
-    **{"run": pl.String, "is_complete": pl.Boolean},
+    "run": pl.String,
+    "is_complete": pl.Boolean,
     # `step` is that of the last validation loss; `tokens` were trained on by then.
     **dict.fromkeys(("d_model", "head_rank", "n_params", "step", "tokens"), pl.Int64),
     **dict.fromkeys(("loss", "loss_se", "gap", "gap_se", "relative_loss"), pl.Float64),
