@@ -80,13 +80,14 @@ def _onsets(
 def _draw_onsets(
     panel: Axes, rising: dict[str, dict[str, Onset]], look: dict[str, drawing.Style]
 ) -> None:
-    for shift, (name, colour) in enumerate(_RISING.items()):
-        dots = {"color": colour, "marker": "o", "ls": ""}
-        for row, begun in enumerate(rising.values()):
+    dots = {"marker": "o", "ls": ""}
+    for row, begun in enumerate(rising.values()):
+        for shift, (name, colour) in enumerate(_RISING.items()):
             if one := begun.get(name):
                 bar = [[one.step - one.low], [one.high - one.step]]
-                panel.errorbar(one.step, row + 0.22 * (shift - 1), xerr=bar, **dots)
-        panel.plot([], [], label=name, **dots)
+                panel.errorbar(one.step, row + 0.22 * (shift - 1), xerr=bar, color=colour, **dots)
+    for name, colour in _RISING.items():
+        panel.plot([], [], color=colour, label=name, **dots)
     panel.legend()
     panel.set(title="start of a rise (about 90 %)", xlabel="step", ylim=(len(rising) - 0.4, -0.6))
     panel.set_yticks(range(len(rising)), labels=[*map(drawing.plain, rising)], size=drawing.SMALL)
