@@ -16,7 +16,6 @@ from typing import Any
 
 import jax
 from jax.experimental import topologies
-from jax.sharding import Mesh
 
 from bottleneck.aot.hlo import Collective, collectives, estimated_cycles
 from bottleneck.aot.roofline import Roofline, step_roofline
@@ -27,6 +26,8 @@ from bottleneck.parallel.chips import Chip, chip_of
 from bottleneck.probes.programs import ProbePrograms
 from bottleneck.signals import removed
 from bottleneck.training.step import make_train_program
+
+TRAIN_STEP = "train step"
 
 
 @dataclass(frozen=True)
@@ -48,7 +49,7 @@ class Buffer:
 
     bytes: int
     shape: str
-    source: str  # path in the program of the operation that fills it
+    source: str  # path in the program of the operation that fills it, or the instruction's name
 
 
 @dataclass(frozen=True)
@@ -92,15 +93,17 @@ def rehearse(
     chip = chip_of(topology)
     mesh = mesh_lib.make_mesh(config.compute.mesh, topology_devices(topology, n_slices))
     check_divides(config, dict(mesh.shape))
-    lowered = lower(config, mesh, with_probes=with_probes)
+    train, length = make_train_program(config, mesh), config.train.sequence_length
+    probe = ProbePrograms(config, mesh, max(1, config.probe.tokens // length))
+    with jax.set_mesh(mesh):
+        lowered = {TRAIN_STEP: train.lower(config.train.batch_size, length)}
+        if with_probes:
+            of_probe = probe.lower(train.abstract_state[0])
+            lowered |= {f"probe, {name}": program for name, program in of_probe.items()}
     programs = {name: _rehearse(program, mesh) for name, program in lowered.items()}
-    train_step = programs[TRAIN_STEP]
+    step = programs[TRAIN_STEP]
     limits = step_roofline(
-        config,
-        mesh.shape,
-        chip,
-        train_step.collectives,
-        flash_attention=train_step.has_flash_attention,
+        config, mesh.shape, chip, step.collectives, flash_attention=step.has_flash_attention
     )
     return Rehearsal(topology, n_slices, dict(mesh.shape), chip, programs, limits)
 
@@ -122,23 +125,7 @@ def topology_devices(topology: str, n_slices: int = 1) -> list[jax.Device]:
         raise UserError(f"--topology={topology}: {' '.join(what.split())}") from error
 
 
-TRAIN_STEP = "train step"
-
-
-def lower(config: Config, mesh: Mesh, *, with_probes: bool) -> dict[str, Any]:
-    """Traces the programs of a run for a mesh, by name: the train step, and those of a probe."""
-    program = make_train_program(config, mesh)
-    length = config.train.sequence_length
-    probe = ProbePrograms(config, mesh, max(1, config.probe.tokens // length))
-    with jax.set_mesh(mesh):
-        programs = {TRAIN_STEP: program.lower(config.train.batch_size, length)}
-        if with_probes:
-            of_probe = probe.lower(program.abstract_state[0])
-            programs |= {f"probe, {name}": lowered for name, lowered in of_probe.items()}
-    return programs
-
-
-def _rehearse(lowered: Any, mesh: Mesh) -> ProgramReport:
+def _rehearse(lowered: Any, mesh: jax.sharding.Mesh) -> ProgramReport:
     start = time.perf_counter()
     folder = tempfile.mkdtemp()
     with removed(folder):
@@ -213,11 +200,6 @@ def largest_buffers(buffers: str, hlo: str, n: int = 8) -> list[Buffer]:
             break
         if all(offset >= end or offset + size <= start for start, end in taken):
             taken.append((offset, offset + size))
-            found.append(Buffer(size, shape.partition("{")[0], _source(name, hlo)))
+            source = re.search(rf"%{re.escape(name)} = .*?op_name=\"([^\"]*)\"", hlo)
+            found.append(Buffer(size, shape.partition("{")[0], source[1] if source else name))
     return found
-
-
-def _source(name: str, hlo: str) -> str:
-    """Returns the path in the program of an instruction's operation, or its own name."""
-    match = re.search(rf"%{re.escape(name)} = .*?op_name=\"([^\"]*)\"", hlo)
-    return match[1] if match else name

@@ -11,7 +11,7 @@ import itertools
 import math
 import re
 from collections import defaultdict
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from dataclasses import dataclass
 
 import numpy as np
@@ -109,11 +109,11 @@ def collectives(
         mesh_shape: axis → devices along it, in the order of the mesh.
         slices: the slice of each device; None if all are in one.
     """
-    program = _Program(text)
-    sizes = tuple(mesh_shape.values())
-    slice_of = np.zeros(math.prod(sizes), int) if slices is None else np.asarray(slices)
+    computations, executions = _parsed(text)
+    n_devices = math.prod(mesh_shape.values())
+    slice_of = np.zeros(n_devices, int) if slices is None else np.asarray(slices)
     found = []
-    for computation, instructions in program.computations.items():
+    for computation, instructions in computations.items():
         starts = any('custom_call_target="AsyncCollectiveStart"' in i.rest for i in instructions)
         for instruction in instructions:
             op = instruction.op.removesuffix("-start")
@@ -122,7 +122,8 @@ def collectives(
                 members = _members(instruction.rest, slice_of.size)
             elif transfer := _TRANSFER.search(instruction.rest) if op == "send" else None:
                 op = transfer[1].lower().replace("_", "-")
-                members = _one_of_each(slice_of)
+                same_place = [np.flatnonzero(slice_of == one) for one in np.unique(slice_of)]
+                members = np.stack(same_place, axis=1)
             else:
                 continue
             axes = _axes(members, mesh_shape)
@@ -130,9 +131,9 @@ def collectives(
                 result = instruction
                 if op == "all-reduce" and computation.startswith("all-reduce-scatter"):
                     op, result = "reduce-scatter", instructions[-1]
-                shapes = tuple(_shapes(_result(result)))
+                shapes = tuple(_shapes(result))
                 n_slices = max(len(set(group)) for group in slice_of[members].tolist())
-                times = program.executions(computation)
+                times = executions(computation)
                 assert times, f"how is {computation} called?"
                 found.append(Collective(op, shapes, axes, members.shape[1], n_slices, times))
     return found
@@ -147,73 +148,72 @@ def estimated_cycles(text: str) -> int:
     Args:
         text: the program after code generation.
     """
-    program = _Program(text)
+    computations, executions = _parsed(text)
     return sum(
-        int(estimate[1]) * program.executions(computation)
-        for computation, instructions in program.computations.items()
+        int(estimate[1]) * executions(computation)
+        for computation, instructions in computations.items()
         for instruction in instructions
         if (estimate := _CYCLES.search(instruction.rest))
     )
 
 
-class _Program:
-    """The computations of an HLO text, and the number of times each runs."""
+def _parsed(text: str) -> tuple[dict[str, list[_Instruction]], Callable[[str], int]]:
+    """Returns the computations of an HLO text, and a function that counts the runs of one."""
+    computations: dict[str, list[_Instruction]] = {}
+    entry = ""
+    for line in text.splitlines():
+        if not line.startswith((" ", "}")) and (header := _COMPUTATION.match(line)):
+            is_entry, name = header.groups()
+            current = computations[name] = []
+            entry = name if is_entry else entry
+        elif computations and (match := _INSTRUCTION.match(line)):
+            current.append(_Instruction(*match.groups()))
+    callers: dict[str, list[tuple[str, int]]] = defaultdict(list)
+    for name, instructions in computations.items():
+        for instruction in instructions:
+            times = _times(instruction, computations)
+            for called in _CALLED.findall(instruction.rest):
+                for one in called.strip("{}").split(","):
+                    callers[one.strip(" %")].append((name, times))
 
-    def __init__(self, text: str):
-        self.computations: dict[str, list[_Instruction]] = {}
-        self._entry = ""
-        for line in text.splitlines():
-            if not line.startswith((" ", "}")) and (header := _COMPUTATION.match(line)):
-                is_entry, name = header.groups()
-                current = self.computations[name] = []
-                if is_entry:
-                    self._entry = name
-            elif self.computations and (match := _INSTRUCTION.match(line)):
-                current.append(_Instruction(*match.groups()))
-        self._callers: dict[str, list[tuple[str, int]]] = defaultdict(list)
-        for name, instructions in self.computations.items():
-            for instruction in instructions:
-                times = self._times(instruction)
-                for called in _called(instruction.rest):
-                    self._callers[called].append((name, times))
-        self.executions = functools.cache(self._executions)
-
-    def _executions(self, name: str) -> int:
-        if name == self._entry:
+    @functools.cache
+    def executions(name: str) -> int:
+        if name == entry:
             return 1
-        return sum(self.executions(caller) * times for caller, times in self._callers[name])
+        return sum(executions(caller) * times for caller, times in callers[name])
 
-    def _times(self, instruction: _Instruction) -> int:
-        """Returns the number of times that an instruction runs the computations it calls."""
-        if instruction.op == "conditional" and f"/{RARELY}/" in instruction.rest:
-            return 0
-        return self._trips(instruction) if instruction.op == "while" else 1
-
-    def _trips(self, loop: _Instruction) -> int:
-        if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', loop.rest):
-            return int(known[1])
-        condition = re.search(r"condition=%?([^\s,]+)", loop.rest)
-        assert condition is not None, loop
-        limits = [
-            int(instruction.rest.split(")")[0])
-            for instruction in self.computations[condition[1]]
-            if instruction.op == "constant" and re.match(r"[su]\d+\[\]", instruction.result)
-        ]
-        return max(limits, default=1)
+    return computations, executions
 
 
-def _called(rest: str) -> Iterator[str]:
-    for names in _CALLED.findall(rest):
-        yield from (name.strip(" %") for name in names.strip("{}").split(","))
+def _times(instruction: _Instruction, computations: Mapping[str, list[_Instruction]]) -> int:
+    """Returns the number of times that an instruction runs the computations it calls."""
+    if instruction.op == "conditional" and f"/{RARELY}/" in instruction.rest:
+        return 0
+    if instruction.op != "while":
+        return 1
+    if known := re.search(r'"known_trip_count":\{"n":"(\d+)"\}', instruction.rest):
+        return int(known[1])
+    condition = re.search(r"condition=%?([^\s,]+)", instruction.rest)
+    assert condition is not None, instruction
+    limits = [
+        int(each.rest.split(")")[0])
+        for each in computations[condition[1]]
+        if each.op == "constant" and re.match(r"[su]\d+\[\]", each.result)
+    ]
+    return max(limits, default=1)
 
 
-def _result(instruction: _Instruction) -> str:
-    """Returns the type of the result; the start of a collective lists its operands first."""
-    if instruction.op in ("all-gather-start", "collective-permute-start"):
-        return _tuple_parts(instruction.result)[1]
-    if instruction.op == "send":
-        return _tuple_parts(instruction.result)[0]
-    return instruction.result
+# Operations whose result is a tuple → the place in it of what other devices get.
+_PLACES = {"all-gather-start": 1, "collective-permute-start": 1, "send": 0}
+
+
+def _shapes(instruction: _Instruction) -> Iterator[Shape]:
+    text = instruction.result
+    if instruction.op in _PLACES:
+        text = _tuple_parts(text)[_PLACES[instruction.op]]
+    for dtype, bits, dimensions in _SHAPE.findall(text):
+        sizes = tuple(int(size) for size in dimensions.split(",") if size)
+        yield Shape(dtype, sizes, math.prod(sizes) * int(bits or 8) // 8)
 
 
 def _tuple_parts(text: str) -> list[str]:
@@ -225,17 +225,6 @@ def _tuple_parts(text: str) -> list[str]:
             parts.append(text[start:position])
             start = position + 1
     return parts
-
-
-def _shapes(text: str) -> Iterator[Shape]:
-    for dtype, bits, dimensions in _SHAPE.findall(text):
-        sizes = tuple(int(size) for size in dimensions.split(",") if size)
-        yield Shape(dtype, sizes, math.prod(sizes) * int(bits or 8) // 8)
-
-
-def _one_of_each(slice_of: np.ndarray) -> np.ndarray:
-    """int [places, slices]: the devices at the same place in each slice."""
-    return np.stack([np.flatnonzero(slice_of == one) for one in np.unique(slice_of)], axis=1)
 
 
 def _axes(members: np.ndarray, mesh_shape: Mapping[str, int]) -> tuple[str, ...]:
@@ -284,39 +273,29 @@ def _mesh_groups(text: str) -> np.ndarray:
     mesh, devices, chosen = re.fullmatch(  # type: ignore[union-attr]
         r"mesh\[(.*?)\](?:, device_ids=\((.*?)\))? \{(.*)\}", text
     ).groups()
-    wanted = re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", chosen)
-    names: list[tuple[str, int]] = []  # of a dimension: its axis, and the blocks that it divides
-    sizes: list[int] = []
-    for axis, size in re.findall(r"'([^']+)'=(\d+)", mesh):
-        cuts = {1, int(size)}
-        for name, before, part in wanted:
-            if name == axis and part:
-                cuts |= {int(before), int(before) * int(part)}
-        bounds = sorted(cuts)
-        for low, high in itertools.pairwise(bounds):
-            names.append((axis, low))
-            sizes.append(high // low)
-    inside = [_parts_of(names, sizes, *part) for part in wanted]
-    last = [dimension for dimensions in inside for dimension in dimensions]
-    first = [dimension for dimension in range(len(sizes)) if dimension not in last]
-    if devices and re.search("<=|T", devices):
-        order = _iota(devices).reshape(sizes)
-    else:
-        order = (_integers(devices) if devices else np.arange(math.prod(sizes))).reshape(sizes)
-    return order.transpose(first + last).reshape(-1, math.prod(sizes[i] for i in last))
-
-
-def _parts_of(
-    names: list[tuple[str, int]], sizes: list[int], axis: str, before: str, part: str
-) -> list[int]:
-    """Returns the dimensions of an axis, or of the part of it that divides `before` blocks."""
-    low = int(before or 1)
-    high = low * int(part) if part else math.inf
-    return [
+    sizes_of = {axis: int(size) for axis, size in re.findall(r"'([^']+)'=(\d+)", mesh)}
+    wanted = []
+    for axis, before, part in re.findall(r"'([^']+)'(?::\((\d+)\)(\d+))?", chosen):
+        low = int(before or 1)
+        wanted.append((axis, low, low * int(part or sizes_of[axis])))
+    dimensions: list[tuple[str, int, int]] = []  # an axis, and the blocks before and after it
+    for axis, size in sizes_of.items():
+        cuts = {1, size}.union(*(ends for name, *ends in wanted if name == axis))
+        dimensions += [(axis, low, high) for low, high in itertools.pairwise(sorted(cuts))]
+    last = [
         index
-        for index, (name, start) in enumerate(names)
-        if name == axis and low <= start and start * sizes[index] <= high
+        for axis, low, high in wanted
+        for index, (name, start, end) in enumerate(dimensions)
+        if name == axis and low <= start and end <= high
     ]
+    first = [index for index in range(len(dimensions)) if index not in last]
+    sizes = [end // start for _, start, end in dimensions]
+    if devices and re.search("<=|T", devices):
+        order = _iota(devices)
+    else:
+        order = _integers(devices) if devices else np.arange(math.prod(sizes))
+    order = order.reshape(sizes).transpose(first + last)
+    return order.reshape(-1, math.prod(sizes[index] for index in last))
 
 
 def _integers(text: str) -> np.ndarray:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import dataclasses
-from collections import defaultdict
 from typing import Any
 
 import rich.console
@@ -43,20 +42,16 @@ def _plain(value: Any) -> Any:
     return value
 
 
-def _totals(
-    collectives: tuple[Collective, ...],
-) -> dict[tuple[str, tuple[str, ...]], dict[str, float]]:
+def _totals(collectives: tuple[Collective, ...]) -> dict[Any, dict[str, float]]:
     """(op, axes) → its runs, and the bytes it sends inside its slice and to others."""
-    totals: dict[Any, dict[str, float]] = defaultdict(
-        lambda: {"count": 0, "ici_bytes": 0.0, "dcn_bytes": 0.0}
-    )
+    totals: dict[Any, dict[str, float]] = {}
     for each in collectives:
-        total = totals[each.op, each.axes]
+        nothing = {"count": 0, "ici_bytes": 0.0, "dcn_bytes": 0.0}
+        total = totals.setdefault((each.op, each.axes), nothing)
         total["count"] += each.count
         total["ici_bytes"] += each.count * each.ici_bytes
         total["dcn_bytes"] += each.count * each.dcn_bytes
-    most_first = sorted(totals.items(), key=lambda item: -sum(item[1].values()))
-    return dict(most_first)
+    return dict(sorted(totals.items(), key=lambda item: -sum(item[1].values())))
 
 
 def advice(config: Config, rehearsal: Rehearsal) -> list[str]:
@@ -130,20 +125,14 @@ def _show_program(
             "collectives, the embedding's lookup and flash attention"
         )
     if not program.fits:
-        largest = _table("largest temporaries", "GB", "from")
+        table = _table("largest temporaries", "GB", "from")
         for buffer in program.largest:
-            largest.add_row(buffer.shape, f"{buffer.bytes / _GB:.2f}", buffer.source)
-        console.print(largest)
-        return
-    table = _table("collective", "over", "times", "GB in the slice", "GB to others")
-    for (op, axes), total in _totals(program.collectives).items():
-        table.add_row(
-            op,
-            ", ".join(axes),
-            f"{total['count']:,.0f}",
-            f"{total['ici_bytes'] / _GB:.3f}",
-            f"{total['dcn_bytes'] / _GB:.3f}",
-        )
+            table.add_row(buffer.shape, f"{buffer.bytes / _GB:.2f}", buffer.source)
+    else:
+        table = _table("collective", "over", "times", "GB in the slice", "GB to others")
+        for (op, axes), total in _totals(program.collectives).items():
+            sent = (f"{total[key] / _GB:.3f}" for key in ("ici_bytes", "dcn_bytes"))
+            table.add_row(op, ", ".join(axes), f"{total['count']:,.0f}", *sent)
     console.print(table)
 
 

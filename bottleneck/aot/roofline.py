@@ -7,7 +7,8 @@ are per device.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Mapping
+import math
+from collections.abc import Mapping, Sequence
 from dataclasses import dataclass
 
 from bottleneck.aot.hlo import Collective
@@ -46,7 +47,7 @@ def step_roofline(
     config: Config,
     mesh_shape: Mapping[str, int],
     chip: Chip,
-    collectives: Iterable[Collective],
+    collectives: Sequence[Collective],
     *,
     flash_attention: bool,
 ) -> Roofline:
@@ -58,14 +59,12 @@ def step_roofline(
         flash_attention: the step's kernel skips the masked half of the scores, and recomputes the
             other half in its backward pass.
     """
-    n_devices = mesh_shape["replica"] * mesh_shape["fsdp"] * mesh_shape["tensor"]
-    tokens = config.tokens_per_step / n_devices
+    tokens = config.tokens_per_step / math.prod(mesh_shape.values())
     flops = flops_per_token(config.model, config.train.sequence_length)
     hardware_flops = tokens * _hardware_flops_per_token(config, mesh_shape, flash_attention)
     hbm_bytes = hbm_traffic(config, mesh_shape)
-    found = list(collectives)
-    ici_bytes = sum(each.count * each.ici_bytes for each in found)
-    dcn_bytes = sum(each.count * each.dcn_bytes for each in found)
+    ici_bytes = sum(each.count * each.ici_bytes for each in collectives)
+    dcn_bytes = sum(each.count * each.dcn_bytes for each in collectives)
     return Roofline(
         model_flops=tokens * flops.training(causal_halved=True),
         hardware_flops=hardware_flops,

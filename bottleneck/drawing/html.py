@@ -44,6 +44,23 @@ def picture(figure: Figure, title: str, folder: Path, name: str) -> str:
     return f'<img alt="{text(title)}" src="data:image/svg+xml;base64,{data}">'
 
 
+def page(title: str, body: str, style: str = "") -> str:
+    """Returns a whole page from a plain title, an HTML body, and CSS beyond `STYLE`."""
+    return f"""<!doctype html>
+<html lang="en">
+<head>
+<meta charset="utf-8">
+<meta name="viewport" content="width=device-width, initial-scale=1">
+<title>{text(title)}</title>
+<style>{STYLE}{style}</style>
+</head>
+<body>
+{body}
+</body>
+</html>
+"""
+
+
 STYLE = """
 :root { color-scheme: light; }
 body { font: 1rem/1.5 system-ui, "Segoe UI", "DejaVu Sans", sans-serif; color: #1b1b1b;

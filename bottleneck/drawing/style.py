@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import functools
 import io
+import itertools
 from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import Any, NamedTuple, ParamSpec
@@ -18,13 +19,7 @@ from matplotlib.axis import Axis
 from matplotlib.colors import to_hex, to_rgb
 from matplotlib.figure import Figure
 from matplotlib.lines import Line2D
-from matplotlib.ticker import (
-    FixedLocator,
-    FuncFormatter,
-    LogLocator,
-    NullFormatter,
-    NullLocator,
-)
+from matplotlib.ticker import FixedLocator, LogLocator, NullFormatter, NullLocator
 from scipy.optimize import isotonic_regression
 
 from bottleneck.errors import spelled_out
@@ -58,7 +53,7 @@ _LOOK = {
 DISTINCT = ("#0072b2", "#d55e00", "#009e73", "#cc79a7", "#56b4e9", "#e69f00", "#000000")
 _DASHES = ("-", (0, (5, 1.5)), (0, (5, 1.5, 1, 1.5)), (0, (2, 1)))  # dotted lines mark bounds
 _MARKERS = "osD^v"
-_PLAIN = FuncFormatter(lambda tick, _: f"{tick:g}")  # 0.05, not 5·10⁻²
+_PLAIN = "{x:g}"  # 0.05, not 5·10⁻²
 
 Drawn = ParamSpec("Drawn")  # arguments of a function that draws
 
@@ -80,10 +75,14 @@ class Style(NamedTuple):
         return {"color": self.colour, "linestyle": self.dash, "marker": self.marker}
 
     @property
-    def ink(self) -> tuple[float, float, float]:
+    def bars(self) -> dict[str, Any]:
+        """The style as matplotlib's keywords for points with error bars."""
+        return self.line | {"ms": 3.5, "elinewidth": 0.9}
+
+    @property
+    def ink(self) -> tuple[float, ...]:
         """The colour, dark enough for small text on white."""
-        red, green, blue = (0.65 * channel for channel in to_rgb(self.colour))
-        return (red, green, blue)
+        return tuple(0.65 * channel for channel in to_rgb(self.colour))
 
 
 def styles(runs: Sequence[Run]) -> dict[str, Style]:
@@ -95,13 +94,11 @@ def styles(runs: Sequence[Run]) -> dict[str, Style]:
     shapes = [(run.head_rank, run.config.model.d_model) for run in runs]
     ranks, widths = (sorted(set(column)) for column in zip(*shapes, strict=True))
     if len(runs) > 1 and len(set(shapes)) == len(runs):
-        ramp = _ramp(len(ranks))
+        by_rank = dict(zip(ranks, _ramp(len(ranks)), strict=True))
+        looks = zip(itertools.cycle(_DASHES), itertools.cycle(_MARKERS), strict=False)
+        by_width = dict(zip(widths, looks, strict=False))
         return {
-            run.name: Style(
-                ramp[ranks.index(rank)],
-                _DASHES[widths.index(width) % len(_DASHES)],
-                _MARKERS[widths.index(width) % len(_MARKERS)],
-            )
+            run.name: Style(by_rank[rank], *by_width[width])
             for run, (rank, width) in zip(runs, shapes, strict=True)
         }
     colours = DISTINCT if len(runs) <= len(DISTINCT) else _ramp(len(runs))
@@ -117,6 +114,12 @@ def styled(draw: Callable[Drawn, Figure]) -> Callable[Drawn, Figure]:
             return draw(*what, **how)
 
     return wrapped
+
+
+def panel_row(height: float, n: int = 1, **how: Any) -> tuple[Figure, Sequence[Axes]]:
+    """Returns an empty figure of a height in inches, and its n panels from left to right."""
+    figure = Figure(figsize=(WIDTH, height), layout="constrained")
+    return figure, figure.subplots(1, n, squeeze=False, **how)[0]
 
 
 def save(figure: Figure, path: Path) -> Path:
@@ -140,12 +143,12 @@ def label_line_ends(axes: Axes, ends: Sequence[tuple[float, float, str, Style]])
     Call it when limits and scales are final. An end that is not finite gets no name.
     """
     low, high = axes.get_ylim()
-    clipped = [
-        (x, min(max(y, low), high), name, style) for x, y, name, style in ends if np.isfinite(y)
-    ]
+    clipped = sorted(
+        ((x, min(max(y, low), high), name, style) for x, y, name, style in ends if np.isfinite(y)),
+        key=lambda end: end[1],
+    )
     if not clipped:
         return
-    clipped.sort(key=lambda end: end[1])
     to_fraction = axes.transScale + axes.transLimits
     wanted = to_fraction.transform([(x, y) for x, y, *_ in clipped])[:, 1]
     height = 0.8 * 72 * axes.figure.get_figheight()  # of the axes, in points, roughly
@@ -153,19 +156,12 @@ def label_line_ends(axes: Axes, ends: Sequence[tuple[float, float, str, Style]])
     # Isotonic regression finds the nearest positions that are at least `gap` apart.
     gaps = gap * np.arange(len(clipped))
     positions = np.clip(isotonic_regression(wanted - gaps).x, 0, 1 - gaps[-1]) + gaps
+    beside = {"textcoords": "axes fraction", "va": "center", "annotation_clip": False}
     for (x, y, name, style), position in zip(clipped, positions, strict=True):
-        line = {"arrowstyle": "-", "color": style.colour, "linewidth": 0.6}
-        axes.annotate(
-            plain(name),
-            xy=(x, y),
-            xytext=(1.06, position),
-            textcoords="axes fraction",
-            color=style.ink,
-            size=SMALL,
-            va="center",
-            annotation_clip=False,
-            arrowprops=line | {"relpos": (0, 0.5), "shrinkA": 0, "shrinkB": 3},
-        )
+        arrow = {"arrowstyle": "-", "color": style.colour, "linewidth": 0.6}
+        arrow |= {"relpos": (0, 0.5), "shrinkA": 0, "shrinkB": 3}
+        text = {"color": style.ink, "size": SMALL, "arrowprops": arrow} | beside
+        axes.annotate(plain(name), (x, y), (1.06, position), **text)
 
 
 def legend(figure: Figure, shown: dict[str, Style]) -> None:

@@ -19,10 +19,7 @@ TOKENS_PER_STEP = 1024 * 2048  # of every Pythia model (Biderman et al. 2023)
 # D → the Pythia model of the paper's figures 1a, 3, 4 and 5 with that width.
 MODELS = {128: "14M", 256: "31M", 512: "70M", 768: "160M", 1024: "410M"}
 
-_FIGURES = {
-    "singular_entropy": "fig5_singular_entropy",
-    "anisotropy": "fig3_last_layer_anisotropy",
-}
+_FIGURES = {"singular_entropy": "fig5_singular_entropy", "anisotropy": "fig3_last_layer_anisotropy"}
 
 # Figure 4: σᵢ/σ₀ at these i, by model and step.
 INDICES = (1, 2, 10, 50, 100)

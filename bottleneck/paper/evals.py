@@ -22,8 +22,6 @@ from bottleneck.laws.saturation import LossSeries
 # Perplexities: the logarithm of one is a loss.
 LOSSES = ("lambada_openai/ppl", "wikitext/word_perplexity")
 
-_SHOTS = re.compile(r"(zero|five)[-_]shot")
-
 Row = dict[str, float]
 
 
@@ -35,14 +33,10 @@ def read_evals(path: Path) -> dict[str, list[Row]]:
     Raises:
         UserError: no evaluations are found, or a file has the wrong form.
     """
-    if path.is_dir():
-        found = list(_rows_of_folder(path))
-    elif path.is_file():
-        found = list(_rows_of_file(path))
-    else:
+    if not path.is_dir() and not path.is_file():
         raise UserError(f"{path} is neither a file nor a folder of evaluations")
     models: dict[str, dict[int, Row]] = {}
-    for model, row in found:
+    for model, row in _rows_of_folder(path) if path.is_dir() else _rows_of_file(path):
         models.setdefault(model, {}).setdefault(int(row["step"]), row)
     if not models:
         raise UserError(
@@ -75,20 +69,16 @@ def _rows_of_file(path: Path) -> Iterator[tuple[str, Row]]:
             if not isinstance(row, dict) or "step" not in row:
                 raise UserError(f"{path}: a row of {model} has no step")
             step = row["step"]
-            if (
-                isinstance(step, bool)
-                or not isinstance(step, (int, float))
-                or not 0 <= step < 2**53
-            ):
+            if type(step) not in (int, float) or not 0 <= step < 2**53:  # a bool is an int
                 raise UserError(f"{path}: a row of {model} has the step {step!r:.40}")
             yield model, row
 
 
 def _rows_of_folder(folder: Path) -> Iterator[tuple[str, Row]]:
     for path in sorted(folder.rglob("*step*.json")):
-        shots = next((part for part in path.parts[::-1] if _SHOTS.fullmatch(part)), None)
+        shots = [part for part in path.parts if re.fullmatch("(zero|five)[-_]shot", part)]
         step = re.search(r"step([0-9]{1,15})\.json$", path.name)
-        if step is None or (shots or "").startswith("five"):
+        if step is None or (shots and shots[-1].startswith("five")):
             continue
         results = _load(path).get("results")
         if not isinstance(results, dict):

@@ -30,16 +30,11 @@ class PaperOverlay:
     ) -> None:
         """Draws the paper's curve of each width, pale, in the colour of a run of that width.
 
-        Call it when the panel has its scales and its title; it adds a note to the title.
-
-        Args:
-            quantity: the loss is drawn against tokens, the others against steps.
-            x_from: start of the panel.
+        Call it when the panel has its scales and its title; it adds a note to the title. The loss
+        is drawn against tokens, the others against steps; `x_from` is the start of the panel.
         """
         limits, (low, high) = panel.get_xlim(), panel.get_ylim()
-        by_width = {
-            run.config.model.d_model: run for run in runs
-        }  # the last one has the highest rank
+        by_width = {run.config.model.d_model: run for run in runs}  # the last: the highest rank
         drawn = False
         for width, run in by_width.items():
             steps, values = curve(quantity, width)
@@ -57,15 +52,10 @@ class PaperOverlay:
     def over(self, panel: Axes, run: Run, mesh: QuadMesh) -> None:
         """Draws the paper's σᵢ/σ₀ as dots on their heat map, in its colours."""
         limits = panel.get_xlim(), panel.get_ylim()
+        dots = {"s": 42, "edgecolors": "white", "linewidths": 1.2, "clip_on": False, "zorder": 3}
+        dots |= {"norm": mesh.norm, "cmap": mesh.cmap}
         spectra = SPECTRA.get(MODELS.get(run.config.model.d_model, ""), {})
         for step, ratios in spectra.items():
             if step <= run.probe_steps[-1]:
-                panel.scatter(
-                    *([step] * len(INDICES), INDICES),
-                    c=ratios,
-                    norm=mesh.norm,
-                    cmap=mesh.cmap,
-                    **{"s": 42, "edgecolors": "white", "linewidths": 1.2, "clip_on": False},
-                    zorder=3,
-                )
+                panel.scatter([step] * len(INDICES), INDICES, c=ratios, **dots)
         panel.set(xlim=limits[0], ylim=limits[1])

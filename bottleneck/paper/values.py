@@ -78,7 +78,6 @@ def final_points(names: tuple[str, ...], step: int = DIGITISED_STEP) -> Points:
 
 def best_points() -> Points:
     """Returns the best losses of the small models in figure 1b, at their steps."""
-    best = [digitised()["fig1b_best"][name] for name in SMALL]
-    losses, thousands = (np.array(column, float) for column in zip(*best, strict=True))
+    losses, thousands = np.array([digitised()["fig1b_best"][name] for name in SMALL]).T
     sizes = [n_params(name) for name in SMALL]
     return Points(np.array(sizes), 1000 * thousands * TOKENS_PER_STEP, losses)

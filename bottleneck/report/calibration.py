@@ -19,7 +19,7 @@ from scipy.optimize import minimize
 from scipy.special import softmax
 
 from bottleneck.data.known_rank import Language, make_language
-from bottleneck.drawing.style import GREY, SMALL, WIDTH, NothingToShow, styled
+from bottleneck.drawing.style import GREY, SMALL, NothingToShow, panel_row, styled
 from bottleneck.runs.reading import Run
 
 # Training may end this far above the floor on a language that the head can represent.
@@ -35,7 +35,6 @@ class Calibration:
 
     true_rank, floor: ρ and the entropy rate.
     ranks, losses, errors: [n] each, R of each run, validation losses, and standard errors.
-
     best_ranks, best: all ranks that the sweep and ρ span, and the best loss of a head of each.
     """
 
@@ -60,26 +59,22 @@ class Calibration:
 
 def calibrate(runs: Sequence[Run]) -> list[Calibration]:
     """Returns a calibration for each language among the finished runs, by rank."""
-    sweeps: dict[tuple[int, int, int], list[Run]] = {}
+    sweeps: dict[tuple[int, int, int], list[tuple[float, ...]]] = {}
     for run in runs:
-        data = run.config.data
-        if data.corpus == "known_rank" and run.is_complete and len(run.series("eval", "loss")[0]):
+        data, measured = run.config.data, run.series("eval", "loss", "loss_se")
+        if data.corpus == "known_rank" and run.is_complete and len(measured[0]):
             key = (data.language_rank, data.language_tokens, data.language_seed)
-            sweeps.setdefault(key, []).append(run)
-    return [_calibration(key, sweeps[key]) for key in sorted(sweeps)]
-
-
-def _calibration(key: tuple[int, int, int], runs: list[Run]) -> Calibration:
-    true_rank, n_tokens, seed = key
-    language = make_language(n_tokens, true_rank, seed)
-    measured = sorted(
-        (run.head_rank, *(float(column[-1]) for column in run.series("eval", "loss", "loss_se")))
-        for run in runs
-    )
-    ranks, losses, errors = (np.array(column) for column in zip(*measured, strict=True))
-    best_ranks = np.arange(min(*ranks, true_rank), max(*ranks, true_rank) + 1)
-    best = best_losses(language, best_ranks)
-    return Calibration(true_rank, language.entropy_rate, ranks, losses, errors, best_ranks, best)
+            point = (run.head_rank, *(float(column[-1]) for column in measured))
+            sweeps.setdefault(key, []).append(point)
+    found = []
+    for (true_rank, n_tokens, seed), points in sorted(sweeps.items()):
+        language = make_language(n_tokens, true_rank, seed)
+        ranks, losses, errors = map(np.array, zip(*sorted(points), strict=True))
+        best_ranks = np.arange(min(*ranks, true_rank), max(*ranks, true_rank) + 1)
+        best = best_losses(language, best_ranks)
+        floor = language.entropy_rate
+        found.append(Calibration(true_rank, floor, ranks, losses, errors, best_ranks, best))
+    return found
 
 
 def best_losses(language: Language, ranks: Sequence[int] | np.ndarray) -> np.ndarray:
@@ -94,14 +89,12 @@ def best_losses(language: Language, ranks: Sequence[int] | np.ndarray) -> np.nda
         ranks: R, ascending.
     """
     rng = np.random.default_rng(0)
-    best = []
-    for rank in ranks:
-        least = np.inf
+    best = np.full(len(ranks), np.inf)
+    for index, rank in enumerate(ranks):
         for start in _starts(language, rank, rng):
-            least = min(least, _descend(language, start))
-            if least < language.entropy_rate + _AT_FLOOR:
+            best[index] = min(best[index], _descend(language, start))
+            if best[index] < language.entropy_rate + _AT_FLOOR:
                 break
-        best.append(least)
     # A head of some rank is also a head of every higher rank.
     return np.minimum.accumulate(best)
 
@@ -145,23 +138,18 @@ def calibration(runs: Sequence[Run]) -> Figure:
     sweeps = [sweep for sweep in calibrate(runs) if len(set(sweep.ranks.tolist())) >= 2]
     if not sweeps:
         raise NothingToShow("no two finished runs on a language of known rank differ in head rank")
-    figure = Figure(figsize=(WIDTH, 4.0), layout="constrained")
-    for panel, sweep in zip(figure.subplots(1, len(sweeps), squeeze=False)[0], sweeps, strict=True):
+    figure, panels = panel_row(4.0, len(sweeps))
+    for panel, sweep in zip(panels, sweeps, strict=True):
         panel.axvline(sweep.true_rank, color=GREY, lw=1, ls=":")
         panel.axhline(sweep.floor, color=GREY, lw=1, ls=(0, (4, 3)), label="entropy rate")
         panel.plot(sweep.best_ranks, sweep.best, color="#d55e00", lw=1.2, label="best of rank R")
-        panel.errorbar(
-            *(sweep.ranks, sweep.losses, sweep.errors),
-            **{"color": "#0072b2", "ls": "", "marker": "o", "label": "trained, ± SE"},
-        )
+        dots = {"color": "#0072b2", "ls": "", "marker": "o", "label": "trained, ± SE"}
+        panel.errorbar(sweep.ranks, sweep.losses, sweep.errors, **dots)
         found = "not reached" if sweep.critical_rank is None else sweep.critical_rank
         panel.set_title(f"true rank {sweep.true_rank}, estimated from the losses: {found}")
         panel.set(xlabel="rank R of the head", ylabel="validation loss (nats/token)")
         panel.xaxis.set_major_locator(MaxNLocator(10, integer=True))
-        panel.text(
-            *(sweep.true_rank, 0.98, "ρ "),
-            transform=panel.get_xaxis_transform(),
-            **{"ha": "right", "va": "top", "color": GREY, "size": SMALL},
-        )
+        note = {"ha": "right", "va": "top", "color": GREY, "size": SMALL}
+        panel.text(sweep.true_rank, 0.98, "ρ ", transform=panel.get_xaxis_transform(), **note)
         panel.legend(loc="upper right")
     return figure

@@ -14,7 +14,6 @@ from matplotlib.figure import Figure
 from bottleneck.frozen.figures import frozen_heads
 from bottleneck.report import figures, gaps
 from bottleneck.report.calibration import SLACK, calibration
-from bottleneck.report.rank_law import rank_law
 from bottleneck.report.saturation import saturation_figure
 
 
@@ -62,7 +61,7 @@ EXHIBITS = (
         "Left: final validation losses of runs that differ only in head rank, one colour per "
         "width, with a least-squares fit of L∞ + c·R^−p. Right: the same minus L∞, where the law "
         "is a straight line of slope −p. Points that bend away from it contradict the law.",
-        rank_law,
+        figures.rank_law,
     ),
     Exhibit(
         "calibration",

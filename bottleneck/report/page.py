@@ -6,15 +6,8 @@ import itertools
 from collections.abc import Sequence
 from pathlib import Path
 
-from bottleneck.drawing.html import (
-    SORTING_SCRIPT,
-    SORTING_STYLE,
-    STYLE,
-    listed,
-    picture,
-    table,
-    text,
-)
+from bottleneck.drawing import html
+from bottleneck.drawing.html import listed, table, text
 from bottleneck.drawing.style import NothingToShow
 from bottleneck.pretrained.series_audit import left_out_steps
 from bottleneck.report.exhibits import EXHIBITS
@@ -43,41 +36,46 @@ def write_report(runs: Sequence[Run], folder: Path, *, overlay: Overlay | None =
     shown, left_out = [], []
     for exhibit in EXHIBITS:
         # A figure of an earlier report must not remain beside this one.
-        png, svg = (images / f"{exhibit.name}.{suffix}" for suffix in ("png", "svg"))
-        png.unlink(missing_ok=True)
-        svg.unlink(missing_ok=True)
+        for suffix in ("png", "svg"):
+            (images / f"{exhibit.name}.{suffix}").unlink(missing_ok=True)
+        sentence, curves = exhibit.sentence, {}
+        if overlay is not None and exhibit.of_paper:
+            sentence, curves = f"{sentence} {exhibit.of_paper} {_READ_OFF}", {"overlay": overlay}
         try:
-            sentence = exhibit.sentence
-            if overlay is not None and exhibit.of_paper:
-                figure = exhibit.draw(runs, overlay=overlay)
-                sentence += f" {exhibit.of_paper} {_READ_OFF}"
-            else:
-                figure = exhibit.draw(runs)
+            figure = exhibit.draw(runs, **curves)
         except NothingToShow as reason:
             left_out.append(f"<p class=note>Left out: {text(exhibit.title)}: {text(reason)}.</p>")
             continue
         shown.append(
             f"<figure id={exhibit.name}><h2>{text(exhibit.title)}</h2>"
-            f"{picture(figure, exhibit.title, images, exhibit.name)}"
+            f"{html.picture(figure, exhibit.title, images, exhibit.name)}"
             f"<figcaption>{text(sentence)}</figcaption></figure>"
         )
-    page = folder / "report.html"
-    write_text(
-        page,
-        _PAGE.format(
-            title=text(_title(runs)),
-            style=STYLE + SORTING_STYLE,
-            script=SORTING_SCRIPT,
-            opening=_opening(runs),
-            summary=_summary(runs),
-            figures="\n".join(shown + left_out),
-            differences=_differences(runs),
-            origin=_origin(runs),
-            definitions=_definitions(),
-            config=_shared_config(runs),
-        ),
+    title = f"{_title(runs)}: what the rank of the head costs"
+    body = _body(runs, "\n".join(shown + left_out))
+    target = folder / "report.html"
+    write_text(target, html.page(title, body, html.SORTING_STYLE))
+    return target
+
+
+def _body(runs: Sequence[Run], figures: str) -> str:
+    rows = summary_table(runs).iter_rows(named=True)
+    headings = [measure.heading.replace("\n", " ") for measure in MEASURES]
+    summary = table(headings, [[measure.show(row) for measure in MEASURES] for row in rows])
+    definitions = "".join(
+        f"<dt>{text(measure.heading)}</dt><dd>{text(measure.definition)}</dd>"
+        for measure in MEASURES
     )
-    return page
+    differences, shared = _configs(runs)
+    return f"""<h1>What the rank of the head costs</h1>
+{_opening(runs)}
+<div class=summary>{summary}</div>
+{figures}
+{differences}
+<section><h2>Where the numbers come from</h2>{_origin(runs)}</section>
+<section><h2>What each number means</h2><dl>{definitions}</dl></section>
+<section><details><summary>Config that all runs share</summary>{shared}</details></section>
+<script>{html.SORTING_SCRIPT}</script>"""
 
 
 def _title(runs: Sequence[Run]) -> str:
@@ -106,43 +104,18 @@ def _opening(runs: Sequence[Run]) -> str:
     return "".join(f"<p>{text(line)}</p>" for line in lines)
 
 
-def _summary(runs: Sequence[Run]) -> str:
-    rows = summary_table(runs).iter_rows(named=True)
-    return table(
-        [measure.heading.replace("\n", " ") for measure in MEASURES],
-        [[measure.show(row) for measure in MEASURES] for row in rows],
-    )
-
-
-def _definitions() -> str:
-    items = (
-        f"<dt>{text(measure.heading)}</dt><dd>{text(measure.definition)}</dd>"
-        for measure in MEASURES
-    )
-    return f"<dl>{''.join(items)}</dl>"
-
-
-def _differences(runs: Sequence[Run]) -> str:
-    """Returns a table of the config fields that differ, a row per run; nothing for one run."""
-    if len(runs) == 1:
-        return ""
-    differing = _differing_fields(runs)
-    rows = [[run.name, *(str(flatten(run.config)[key]) for key in differing)] for run in runs]
+def _configs(runs: Sequence[Run]) -> tuple[str, str]:
+    """Returns a section on the fields that differ, empty for one run, and a table of the others."""
+    configs = [{key: str(value) for key, value in flatten(run.config).items()} for run in runs]
+    differing = [key for key in configs[0] if len({config[key] for config in configs}) > 1]
+    shared = [[key, value] for key, value in configs[0].items() if key not in differing]
+    rows = [
+        [run.name, *(config[key] for key in differing)]
+        for run, config in zip(runs, configs, strict=True)
+    ]
     answer = table(["run", *differing], rows) if differing else "<p>Their configs are equal.</p>"
-    return f"<section><h2>How the runs differ</h2>{answer}</section>"
-
-
-def _differing_fields(runs: Sequence[Run]) -> list[str]:
-    configs = [flatten(run.config) for run in runs]
-    return [key for key in configs[0] if len({str(config[key]) for config in configs}) > 1]
-
-
-def _shared_config(runs: Sequence[Run]) -> str:
-    differing = _differing_fields(runs)
-    fields = flatten(runs[0].config).items()
-    return table(
-        ["field", "value"], [[key, str(value)] for key, value in fields if key not in differing]
-    )
+    section = f"<section><h2>How the runs differ</h2>{answer}</section>" if len(runs) > 1 else ""
+    return section, table(["field", "value"], shared)
 
 
 def _origin(runs: Sequence[Run]) -> str:
@@ -162,32 +135,8 @@ def _origin(runs: Sequence[Run]) -> str:
             (run.git_revision or "unknown")[:12],
         )
 
-    ordered = sorted(runs, key=describe)
-    groups = itertools.groupby(ordered, key=describe)
+    groups = itertools.groupby(sorted(runs, key=describe), key=describe)
     return table(
         ["runs", "weights", "corpus", "versions", "mesh (devices)", "git revision"],
         [[listed(run.name for run in group), *described] for described, group in groups],
     )
-
-
-_PAGE = """<!doctype html>
-<html lang="en">
-<head>
-<meta charset="utf-8">
-<meta name="viewport" content="width=device-width, initial-scale=1">
-<title>{title}: what the rank of the head costs</title>
-<style>{style}</style>
-</head>
-<body>
-<h1>What the rank of the head costs</h1>
-{opening}
-<div class=summary>{summary}</div>
-{figures}
-{differences}
-<section><h2>Where the numbers come from</h2>{origin}</section>
-<section><h2>What each number means</h2>{definitions}</section>
-<section><details><summary>Config that all runs share</summary>{config}</details></section>
-<script>{script}</script>
-</body>
-</html>
-"""

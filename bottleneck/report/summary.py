@@ -22,25 +22,15 @@ from bottleneck.probes.document_sums import DocumentSums
 from bottleneck.runs.reading import Run
 from bottleneck.terminal import PlainConsole, count
 
+_SPECTRUM = ("singular_entropy", "effective_rank", "stable_rank")
 _SCHEMA = {
     "run": pl.String,
     "is_complete": pl.Boolean,
-    "d_model": pl.Int64,
-    "head_rank": pl.Int64,
-    "n_params": pl.Int64,
-    "step": pl.Int64,  # of the last validation loss
-    "tokens": pl.Int64,  # trained on by then
-    "loss": pl.Float64,
-    "loss_se": pl.Float64,
-    "gap": pl.Float64,
-    "gap_se": pl.Float64,
-    "relative_loss": pl.Float64,
+    # `step` is that of the last validation loss; `tokens` were trained on by then.
+    **dict.fromkeys(("d_model", "head_rank", "n_params", "step", "tokens"), pl.Int64),
+    **dict.fromkeys(("loss", "loss_se", "gap", "gap_se", "relative_loss"), pl.Float64),
     "verdict": pl.String,
-    "singular_entropy": pl.Float64,
-    "effective_rank": pl.Float64,
-    "stable_rank": pl.Float64,
-    "anisotropy": pl.Float64,
-    "tokens_per_second": pl.Float64,
+    **dict.fromkeys((*_SPECTRUM, "anisotropy", "tokens_per_second"), pl.Float64),
 }
 
 
@@ -58,9 +48,7 @@ def summary_table(runs: Sequence[Run]) -> pl.DataFrame:
     """Returns one row per run, in the order given; null marks what was not measured.
 
     `loss` is the last validation loss, nats per token; `loss_se` is its standard error.
-
     `gap` is `loss` minus that of the `full_rank_reference`; `gap_se` is paired by document.
-
     `relative_loss` is (L_final − L_min)/L_min. Spectrum and anisotropy are those of the last probe.
     """
     rows = []
@@ -74,9 +62,7 @@ def summary_table(runs: Sequence[Run]) -> pl.DataFrame:
             "head_rank": run.head_rank,
             "n_params": run.n_params,
             **{key: evaluation.get(key) for key in ("step", "tokens", "loss", "loss_se")},
-            **{
-                key: probe.get(key) for key in ("singular_entropy", "effective_rank", "stable_rank")
-            },
+            **{key: probe.get(key) for key in _SPECTRUM},
             "anisotropy": probe.get(f"anisotropy/{run.config.model.n_layers}"),
             # The median, because compilation slows the first steps after each start.
             "tokens_per_second": float(np.median(speeds)) if len(speeds) else None,
@@ -87,8 +73,7 @@ def summary_table(runs: Sequence[Run]) -> pl.DataFrame:
             row["relative_loss"], row["verdict"] = ending.relative, ending.verdict
         reference = full_rank_reference(run, runs)
         if reference is not None:
-            full = _last(reference, "eval")
-            row["gap"] = evaluation["loss"] - full["loss"]
+            row["gap"] = evaluation["loss"] - _last(reference, "eval")["loss"]
             row["gap_se"] = _gap_error(run, reference)
         rows.append(row)
     return pl.DataFrame(rows, schema=_SCHEMA)
@@ -100,16 +85,13 @@ def _gap_error(run: Run, reference: Run) -> float:
     It is paired by document if both kept the losses of the same documents. Otherwise it treats the
     texts as independent, which overestimates it.
     """
-    ours, theirs = (r.probe() if r.probe_steps else None for r in (run, reference))
-    if (
-        ours is None
-        or theirs is None
-        or ours.document_tokens is None
-        or not np.array_equal(ours.document_tokens, theirs.document_tokens)
-    ):
-        return math.hypot(_last(run, "eval")["loss_se"], _last(reference, "eval")["loss_se"])
-    differences = ours.document_losses - theirs.document_losses
-    return float(DocumentSums(differences[:, None], ours.document_tokens).standard_errors()[0])
+    if run.probe_steps and reference.probe_steps:
+        ours, theirs = run.probe(), reference.probe()
+        tokens = ours.document_tokens
+        if tokens is not None and np.array_equal(tokens, theirs.document_tokens):
+            differences = ours.document_losses - theirs.document_losses
+            return float(DocumentSums(differences[:, None], tokens).standard_errors()[0])
+    return math.hypot(_last(run, "eval")["loss_se"], _last(reference, "eval")["loss_se"])
 
 
 def full_rank_reference(run: Run, runs: Sequence[Run]) -> Run | None:
@@ -124,24 +106,22 @@ def full_rank_reference(run: Run, runs: Sequence[Run]) -> Run | None:
 
 
 def same_but_for_rank(one: Run, other: Run) -> bool:
-    """Returns True if only head rank, seed or optimizer can explain a difference in loss.
-
-    Model apart from the head, data, and training tokens at the last evaluation must be the same.
-    """
-
-    def experiment(run: Run) -> tuple[Any, ...]:
-        config = run.config.experiment()
-        return (
-            dataclasses.replace(config.model, head_rank=None, head_init="matched"),
-            dataclasses.replace(config.data, cache_dir=""),
-            config.compute,
-            config.train.sequence_length,
-            config.probe.tokens,
-            run.corpus,
-            _last(run, "eval").get("tokens"),
-        )
-
+    """Returns True if only head rank, seed or optimizer can explain a difference in loss."""
     return _last(one, "eval") != {} and experiment(one) == experiment(other)
+
+
+def experiment(run: Run) -> tuple[Any, ...]:
+    """Returns the model apart from the head, the data, and the tokens at the last evaluation."""
+    config = run.config.experiment()
+    return (
+        dataclasses.replace(config.model, head_rank=None, head_init="matched"),
+        dataclasses.replace(config.data, cache_dir=""),
+        config.compute,
+        config.train.sequence_length,
+        config.probe.tokens,
+        run.corpus,
+        _last(run, "eval").get("tokens"),
+    )
 
 
 def with_error(value: float | None, error: float | None, sign: str = "") -> str:

@@ -14,8 +14,8 @@ from bottleneck.drawing.style import NothingToShow
 from bottleneck.errors import UserError
 from bottleneck.laws.rank import RankLaw, fit_rank
 from bottleneck.probes.spectral_metrics import w_error
+from bottleneck.report.figures import rank_law
 from bottleneck.report.gaps import gap_by_w_error
-from bottleneck.report.rank_law import rank_law
 from bottleneck.runs import load, table
 
 
