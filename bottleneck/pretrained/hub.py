@@ -27,12 +27,6 @@ UNREACHABLE = (
 _NAME = re.compile(r"\w[\w.-]*(/[\w.-]+)?")
 
 
-def step_of_revision(name: str) -> int | None:
-    """Returns the step in a revision such as step1000, or None."""
-    found = re.fullmatch(r"step[-_]?(\d+)", name)
-    return int(found[1]) if found else None
-
-
 def locate(path_or_name: str | os.PathLike[str], revision: str | None = None) -> Path:
     """Returns the folder of a model, after a download if it is a name on the hub.
 

@@ -16,8 +16,9 @@ from bottleneck.config import Config, DataConfig, MeshConfig, ProbeConfig, Train
 from bottleneck.errors import UserError
 from bottleneck.model.accounting import count_parameters
 from bottleneck.parallel.mesh import make_mesh
-from bottleneck.pretrained.hub import locate, step_of_revision
+from bottleneck.pretrained.hub import locate
 from bottleneck.pretrained.huggingface import from_pretrained
+from bottleneck.pretrained.revisions import step_of_revision
 from bottleneck.runs import folder as run_folder
 from bottleneck.runs.checkpoints import save_params
 from bottleneck.runs.reading import load

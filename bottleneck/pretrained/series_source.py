@@ -24,10 +24,11 @@ from bottleneck.config import ModelConfig
 from bottleneck.errors import UserError
 from bottleneck.model import transformer
 from bottleneck.model.transformer import Params
-from bottleneck.pretrained.hub import UNREACHABLE, locate, refusal, step_of_revision
+from bottleneck.pretrained.hub import UNREACHABLE, locate, refusal
 from bottleneck.pretrained.huggingface import from_pretrained, match_tensors
 from bottleneck.pretrained.imported_run import TOKENIZER
 from bottleneck.pretrained.published_config import read_config
+from bottleneck.pretrained.revisions import step_of_folder, step_of_revision
 from bottleneck.pretrained.safetensors_folder import SafetensorsFolder
 from bottleneck.runs.folder import CONFIG
 from bottleneck.runs.reading import CorpusFacts, Run, load
@@ -181,7 +182,7 @@ def releases(source: str) -> dict[int, Release]:
         found = _of_cache(path)
     else:
         found = {p.name: Release(str(p)) for p in sorted(path.iterdir()) if p.is_dir()}
-        step_in = _step_of_folder
+        step_in = step_of_folder
     names: dict[int, str] = {}
     for name in found:
         step = step_in(name)
@@ -195,11 +196,6 @@ def releases(source: str) -> dict[int, Release]:
             "step1000"
         )
     return {step: found[names[step]] for step in sorted(names)}
-
-
-def _step_of_folder(name: str) -> int | None:
-    number = re.search(r"\d+\Z", name)
-    return int(number[0]) if number and not name.startswith(".") else None
 
 
 def _of_cache(path: Path) -> dict[str, Release]:
