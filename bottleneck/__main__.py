@@ -1,5 +1,6 @@
 """`python -m bottleneck VERB …`: runs a verb, and reports a user's mistake in one line."""
 
+import gc
 import sys
 import threading
 from typing import NoReturn
@@ -69,6 +70,9 @@ def run() -> NoReturn:
     The exit code is 130 after Ctrl-C, 143 after SIGTERM, and 141 if the reader of stdout is gone.
     """
     signals.end_quietly()
+    # Imports and traces make a million objects that stay. Looking for garbage among them, as often
+    # as Python does by default, takes a tenth of a start.
+    gc.set_threshold(100_000, 50, 100)
     try:
         code = main()
         threads = [t for t in threading.enumerate() if t is not threading.main_thread()]

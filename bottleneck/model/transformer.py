@@ -191,7 +191,12 @@ def init_params(config: ModelConfig, key: jax.Array) -> Params:
 
 def graph(config: ModelConfig, compute: ComputeConfig = _DEFAULT) -> nnx.GraphDef:
     """Returns the module without parameters: `nnx.merge(graph(config), params)` is the model."""
-    return nnx.split(nnx.eval_shape(lambda: Transformer(config, compute, nnx.Rngs(0))))[0]
+    return _abstract(config, compute)[0]
+
+
+@functools.cache  # building a model takes a tenth of a second, and a start asks for it five times
+def _abstract(config: ModelConfig, compute: ComputeConfig) -> tuple[nnx.GraphDef, nnx.State]:
+    return nnx.split(nnx.eval_shape(lambda: Transformer(config, compute, nnx.Rngs(0))))
 
 
 def logical_axes(config: ModelConfig) -> dict[str, Any]:
@@ -199,12 +204,12 @@ def logical_axes(config: ModelConfig) -> dict[str, Any]:
 
     The axis of the layers is named None.
     """
-    state = nnx.eval_shape(lambda: nnx.split(Transformer(config, _DEFAULT, nnx.Rngs(0)))[1])
 
     def names(variable: nnx.Variable) -> tuple[str | None, ...]:
         own = variable.get_metadata("axes")
         return (None,) * (len(variable.shape) - len(own)) + tuple(own)
 
+    state = _abstract(config, _DEFAULT)[1]
     axes = jax.tree.map(names, state, is_leaf=lambda node: isinstance(node, nnx.Variable))
     return nnx.to_pure_dict(axes)
 

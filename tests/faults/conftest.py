@@ -25,6 +25,8 @@ import small_runs
 from processes import comes
 from small_runs import last_step, metrics, saved_steps  # noqa: F401
 
+from bottleneck.storage.folders import locked
+
 SETTINGS = {
     "model.head_rank": 6,
     "train.steps": 60,
@@ -231,14 +233,20 @@ def faults() -> Any:
 
 @pytest.fixture(scope="session")
 def lab(tmp_path_factory: pytest.TempPathFactory) -> Lab:
-    folder = tmp_path_factory.mktemp("lab")
-    small_runs.write_experiment(folder, SETTINGS)
-    return Lab(folder)
+    """One for all workers, as the first of them makes it, with its undisturbed run."""
+    folder = tmp_path_factory.getbasetemp() / "lab"
+    if "PYTEST_XDIST_WORKER" in os.environ:
+        folder = tmp_path_factory.getbasetemp().parent / "lab"
+    made = Lab(folder)
+    with locked(folder.with_name("lab.lock"), lambda _: None):
+        if not folder.exists():
+            folder.mkdir()
+            small_runs.write_experiment(folder, SETTINGS)
+            made.training().finish(folder / "undisturbed")
+    return made
 
 
 @pytest.fixture(scope="session")
 def undisturbed(lab: Lab) -> Path:
     """A run that nothing happened to; whatever is killed must end as this one did."""
-    workdir = lab.folder / "undisturbed"
-    lab.training().finish(workdir)
-    return workdir
+    return lab.folder / "undisturbed"
