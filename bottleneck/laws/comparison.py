@@ -24,12 +24,17 @@ _LARGEST_SHARE = 0.1  # of the points, by N, that extrapolation leaves out
 
 @dataclass(frozen=True)
 class Candidate:
-    """A fitted form with its scores; lower is better."""
+    """A fitted form with its scores; lower is better.
+
+    held_out: mean |log L̂ − log L| in ten-fold cross-validation.
+    extrapolation: the same over the largest N, fitted to all others.
+    aicc, bic: information criteria under the density of `log_likelihood`.
+    """
 
     law: ScalingLaw
-    held_out: float  # mean |log L̂ − log L| in ten-fold cross-validation
-    extrapolation: float  # the same over the largest N, fitted to all others
-    aicc: float  # an information criterion under the density of `log_likelihood`, like bic
+    held_out: float
+    extrapolation: float
+    aicc: float
     bic: float
 
 

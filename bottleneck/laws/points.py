@@ -35,17 +35,25 @@ _COLUMNS = ("n_params", "flops", "n_tokens", "loss", "rank", "width")
 class Points:
     """A table of n points, checked once: float64 [n] each, finite and above 0.
 
+    n_params: N, by one convention throughout.
+    n_tokens: T, training tokens.
+    loss: L, nats per token.
+    rank, width: R and D of the head, for the forms that name them.
+    flops: C, training FLOPs; 6·N·T if None.
+    names: one for each point; row numbers from 0 if empty.
+    note: how N and C are counted.
+
     Raises: `UserError` if columns differ in length or hold a number that is not allowed.
     """
 
-    n_params: np.ndarray  # N, by one convention throughout
-    n_tokens: np.ndarray  # T
-    loss: np.ndarray  # L, nats per token
-    rank: np.ndarray | None = None  # R and D of the head, for the forms that name them
+    n_params: np.ndarray
+    n_tokens: np.ndarray
+    loss: np.ndarray
+    rank: np.ndarray | None = None
     width: np.ndarray | None = None
-    flops: np.ndarray = None  # type: ignore[assignment]  # C; 6·N·T if None
-    names: tuple[str, ...] = ()  # one for each point; row numbers from 0 if empty
-    note: str = ""  # how N and C are counted
+    flops: np.ndarray = None  # type: ignore[assignment]  # an array from here on
+    names: tuple[str, ...] = ()
+    note: str = ""
 
     def __post_init__(self) -> None:
         n = len(self.n_params)

@@ -22,13 +22,17 @@ _RESAMPLES = 1000
 
 @dataclass(frozen=True)
 class RankLaw:
-    """A fitted law of the rank: L∞ (`floor`), c (`scale`) and p (`exponent`)."""
+    """A fitted law of the rank: L∞ (`floor`), c (`scale`) and p (`exponent`).
+
+    residual: the largest |L(R) − loss| over the fitted losses.
+    intervals: 95 % of each of the three, by resampling documents; None without documents.
+    """
 
     floor: float
     scale: float
     exponent: float
-    residual: float = 0.0  # the largest |L(R) − loss| over the fitted losses
-    intervals: dict[str, tuple[float, float]] | None = None  # 95 %, by resampling documents
+    residual: float = 0.0
+    intervals: dict[str, tuple[float, float]] | None = None
 
     def __call__(self, ranks: np.ndarray) -> np.ndarray:
         """Returns the law's loss at the ranks, nats per token: float64 of their shape."""

@@ -28,13 +28,19 @@ _N_RESAMPLES = 2000
 
 @dataclass(frozen=True)
 class LossSeries:
-    """The loss of one model over training, on the same text at every step."""
+    """The loss of one model over training, on the same text at every step.
+
+    steps: int [n], ascending.
+    loss: float64 [n], nats per token, or a logarithm of perplexity.
+    document_losses: float64 [n, g], sums over the tokens of each document.
+    document_tokens: int [g], their counts. Both are None if only means were kept.
+    """
 
     name: str
-    steps: np.ndarray  # int [n], ascending
-    loss: np.ndarray  # float64 [n], nats per token, or a logarithm of perplexity
-    document_losses: np.ndarray | None = None  # float64 [n, g], sums over a document's tokens
-    document_tokens: np.ndarray | None = None  # int [g]; both are None if only means were kept
+    steps: np.ndarray
+    loss: np.ndarray
+    document_losses: np.ndarray | None = None
+    document_tokens: np.ndarray | None = None
 
 
 @dataclass(frozen=True)

@@ -32,20 +32,26 @@ _SAME = 1e-3  # minima are one if no log coefficient or exponent differs by more
 
 @dataclass(frozen=True)
 class ScalingLaw:
-    """A law's constants, and how they were fitted."""
+    """A law's constants, and how they were fitted.
+
+    G, gamma: of the rank; None if the form has none.
+    fixed: names of the constants that were given, not fitted.
+    delta: where the Huber loss turns linear, in units of log L.
+    objective: the sum of Huber losses at the minimum.
+    minima: float64 [m, free], the best distinct minima that the starts led to, the law's own first.
+    """
 
     E: float
     A: float
     B: float
     alpha: float
     beta: float
-    G: float | None = None  # of the rank, like gamma; None if the form has none
+    G: float | None = None
     gamma: float | None = None
     form: Form = CHINCHILLA
-    fixed: tuple[str, ...] = ()  # names of the constants that were given
-    delta: float = DELTA  # where the Huber loss turns linear, in units of log L
-    objective: float = float("nan")  # the sum of Huber losses at the minimum
-    # float64 [m, free], the best distinct minima that the starts led to, the law's own first.
+    fixed: tuple[str, ...] = ()
+    delta: float = DELTA
+    objective: float = float("nan")
     minima: np.ndarray = field(default_factory=lambda: np.empty((0, 0)), repr=False)
 
     @property
