@@ -1,6 +1,6 @@
 """A run that is killed ends as one that was left alone, to the last bit.
 
-`make test` kills in a probe and in a save. It leaves random moments to `make faults`, and steps and
+`make test` kills in a save. It leaves random moments to `make faults`, and steps, a probe and
 notices to tests/training/test_resume.py.
 """
 
@@ -52,7 +52,7 @@ def lost(faults, workdir):
     ("moment", "where", "longest", "full", "quick"),
     [
         (in_a_step, "a random moment of training", 0.2, 50, 0),
-        (in_a_probe, "a probe", 0.1, 10, 1),
+        (in_a_probe, "a probe", 0.1, 10, 0),
         (in_a_save, "a save", 0.03, 10, 1),
     ],
 )
