@@ -72,3 +72,7 @@ def _kl_from_uniform(masses: np.ndarray) -> float:
     p = masses / np.sum(masses)
     present = p[p > 0]  # 0·log 0 = 0
     return float(np.log(len(p)) + np.sum(present * np.log(present)))
+
+
+# Numbers of a spectrum that every probe has, as fields of `runs.Probe` with the same names.
+OF_HEADS = (singular_entropy, effective_rank, stable_rank, participation_ratio, tail_exponent)

@@ -6,7 +6,7 @@ A gap is the loss of a trained head truncated to rank r, minus that of the whole
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 
 import numpy as np
 from matplotlib.axes import Axes
@@ -83,27 +83,45 @@ def anatomy(runs: Sequence[Run]) -> Figure:
 
 
 @drawing.styled
-def gradient_survival(runs: Sequence[Run]) -> Figure:
-    """Returns the figure of the fraction of ‖∂loss/∂logits‖ that the head passes back."""
+def over_training(
+    runs: Sequence[Run], column: str, label: str, expected: Callable[[Run], float] | None = None
+) -> Figure:
+    """Returns the figure of one number of each probe over training, from 0.
+
+    Args:
+        column: the number's field of `runs.Probe`.
+        label: of its axis, with the unit.
+        expected: gives the level of a run's dotted line.
+    """
     look = drawing.styles(runs)
     figure, (panel,) = drawing.panel_row(3.6)
     ends, tops = [], []
     for run in runs:
-        steps, survival = run.series("probe", "step", "gradient_survival")
+        steps, values = run.series("probe", "step", column)
         if not len(steps):
             continue
         style = look[run.name]
-        panel.plot(steps, survival, ms=3, **style.line)
-        ends.append((steps[-1], survival[-1], run.name, style))
-        tops.append(float(survival.max()))
-        # A random subspace of dimension R keeps R/V of a squared norm on average.
-        random = math.sqrt(run.head_rank / run.config.model.vocab_size)
-        panel.axhline(random, color=style.colour, lw=0.8, ls=":")
+        panel.plot(steps, values, ms=3, **style.line)
+        ends.append((steps[-1], values[-1], run.name, style))
+        tops.append(float(values.max()))
+        if expected is not None:
+            panel.axhline(expected(run), color=style.colour, lw=0.8, ls=":")
     if not ends:
-        raise drawing.NothingToShow("no probe measured the gradient")
-    panel.set(xlabel="step", ylabel="fraction of the gradient's norm", ylim=(0, 1.1 * max(tops)))
-    panel.yaxis.set_major_formatter(PercentFormatter(1.0))
+        raise drawing.NothingToShow(f"no probe measured {column}")
+    panel.set(xlabel="step", ylabel=label, ylim=(0, 1.1 * max(tops)))
     drawing.label_line_ends(panel, ends)
+    return figure
+
+
+def gradient_survival(runs: Sequence[Run]) -> Figure:
+    """Returns the figure of the fraction of ‖∂loss/∂logits‖ that the head passes back."""
+
+    def of_random_subspace(run: Run) -> float:  # of dimension R: R/V of a squared norm on average
+        return math.sqrt(run.head_rank / run.config.model.vocab_size)
+
+    label = "fraction of the gradient's norm"
+    figure = over_training(runs, "gradient_survival", label, of_random_subspace)
+    figure.axes[0].yaxis.set_major_formatter(PercentFormatter(1.0))
     return figure
 
 
