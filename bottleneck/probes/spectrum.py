@@ -8,8 +8,6 @@ head has A [V, D] and no B.
 from __future__ import annotations
 
 import functools
-import itertools
-from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import NamedTuple
 
@@ -19,6 +17,7 @@ import numpy as np
 from jax.sharding import PartitionSpec
 
 from bottleneck.model.head import HeadFactors
+from bottleneck.model.kernels.halves import gram_product, triangular_product
 from bottleneck.probes.vocabulary import EXACT, Axes, RowBlocks, on_mesh, widest_row_axes
 
 _EPSILON = float(jnp.finfo(jnp.float32).eps)
@@ -185,12 +184,12 @@ def _reduce_rows(
             block = jnp.where(counts, block - mean, 0.0)
             product = jax.lax.cond(
                 noise > _PRODUCT_NOISE,
-                functools.partial(_triangular_product, _split_matmul),
-                functools.partial(_triangular_product, _matmul),
+                functools.partial(triangular_product, _split_matmul),
+                functools.partial(triangular_product, _matmul),
                 block,
                 preconditioner,
             )
-            return total + _gram(product)
+            return total + gram_product(_matmul, product)
 
         n_blocks = jnp.where(is_sample, 1, blocks.number)
         total = jax.lax.fori_loop(0, n_blocks, add_block, jnp.zeros((width, width)))
@@ -208,40 +207,6 @@ def _reduce_rows(
     start = _Passes(jnp.int32(0), identity, identity, identity)
     end = jax.lax.while_loop(is_unfinished, one_pass, start)
     return end.gram, end.preconditioner, mean * np.sqrt(n_rows)
-
-
-def _triangular_product(
-    matmul: Callable[..., jax.Array], left: jax.Array, right: jax.Array
-) -> jax.Array:
-    """Returns left @ right for an upper triangular right."""
-
-    def by_panels(left: jax.Array, right: jax.Array) -> jax.Array:
-        # Skips products with zeros, which are half of all.
-        panels = [matmul(left[:, :b], right[:b, a:b]) for a, b in _panels(right.shape[1])]
-        return jnp.concatenate(panels, axis=1)
-
-    # Accelerators are fast at this, but slow to compile many products.
-    return jax.lax.platform_dependent(left, right, cpu=by_panels, default=matmul)
-
-
-def _gram(array: jax.Array) -> jax.Array:
-    """Returns arrayᵀ @ array; only the lower triangle is complete."""
-
-    def by_panels(array: jax.Array) -> jax.Array:
-        width = array.shape[1]
-        panels = [
-            jnp.pad(_matmul(array[:, a:b].T, array[:, :b]), ((0, 0), (0, width - b)))
-            for a, b in _panels(width)
-        ]
-        return jnp.concatenate(panels)
-
-    return jax.lax.platform_dependent(array, cpu=by_panels, default=lambda a: _matmul(a.T, a))
-
-
-def _panels(width: int) -> list[tuple[int, int]]:
-    """Returns the column ranges (start, stop) of a few panels."""
-    edges = np.linspace(0, width, 1 + max(1, min(4, width // 128))).astype(int).tolist()
-    return list(itertools.pairwise(edges))
 
 
 def _split_matmul(left: jax.Array, right: jax.Array) -> jax.Array:
