@@ -80,7 +80,7 @@ pytest: $(STAMP)
 	$(PY) -m pytest -n 2 --dist loadfile --no-loadscope-reorder --durations 15 $(PYTEST_ARGS)
 
 test-slow: $(STAMP) ## Large compiles for TPUs that are not here, and other checks that take minutes.
-	$(PY) -m pytest -m slow $(PYTEST_ARGS)
+	JAX_DISABLE_MOST_OPTIMIZATIONS=0 $(PY) -m pytest -m slow $(PYTEST_ARGS)
 
 test-hf: $(STAMP) ## Tests against transformers and its evaluation harness; installs torch, for CPUs.
 	@$(PY) -c 'import lm_eval, torch, transformers'

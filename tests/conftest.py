@@ -40,10 +40,10 @@ LONGEST = (
 
 os.environ.setdefault("JAX_PLATFORMS", "cpu")
 os.environ.setdefault("JAX_COMPILATION_CACHE_DIR", str(PROGRAMS))
-# Compiling takes longer than nearly all that is compiled here; `optimized` is for the rest.
-os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 if os.environ["JAX_PLATFORMS"] == "cpu":
     os.environ.setdefault("XLA_FLAGS", "--xla_force_host_platform_device_count=4")
+    # Compiling takes longer than nearly all that is compiled here; `optimized` is for the rest.
+    os.environ.setdefault("JAX_DISABLE_MOST_OPTIMIZATIONS", "1")
 
 
 # Tests in the background would hand down that they ignore it to the programs that they start.

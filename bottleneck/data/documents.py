@@ -60,11 +60,16 @@ def read_documents(path: Path, field: str) -> Iterator[Document]:
 
 def document(key: str, raw: bytes | str, position: int) -> Document:
     """Returns the document with this text, made valid: JSON can hold half a surrogate pair."""
-    if isinstance(raw, bytes):
-        text = raw.decode(errors="replace")
-        return Document(key, text, position, was_invalid=text.encode() != raw)
-    text = raw.encode("utf-16", "surrogatepass").decode("utf-16", "replace")
-    return Document(key, text, position, was_invalid=text != raw)
+    try:
+        if isinstance(raw, bytes):
+            return Document(key, raw.decode(), position)
+        raw.encode()
+        return Document(key, raw, position)
+    except UnicodeError:
+        if isinstance(raw, str):
+            raw = raw.encode("utf-16", "surrogatepass")
+            return Document(key, raw.decode("utf-16", "replace"), position, was_invalid=True)
+        return Document(key, raw.decode(errors="replace"), position, was_invalid=True)
 
 
 def _read_plain(path: Path) -> Iterator[Document]:
