@@ -212,6 +212,8 @@ def save_pretrained(config: ModelConfig, params: Params, path: str | os.PathLike
         for tensor in families.tensors(architecture)
     }
     flat = traverse_util.flatten_dict(params)
+    written = {path for tensor in tensors.values() for path in tensor.paths} | {("head", "basis")}
+    assert flat.keys() <= written, f"left out: {flat.keys() - written}"
     draft = folder.with_name(folder.name + ".draft")
     shutil.rmtree(draft, ignore_errors=True)
     try:

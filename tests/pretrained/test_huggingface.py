@@ -51,6 +51,14 @@ def spoilt(neox, tmp_path):
     return spoil
 
 
+def test_no_parameter_is_left_out_in_silence(neox, tmp_path):
+    config, params, _ = neox
+    params = params | {"head": params["head"] | {"scale": np.ones(())}}
+    with pytest.raises(AssertionError, match=r"left out: .*scale"):
+        save_pretrained(config, params, tmp_path / "model")
+    assert not list(tmp_path.iterdir())
+
+
 @pytest.mark.parametrize("family", ["gpt_neox", "gpt2", "llama"])
 def test_a_saved_model_comes_back_bit_for_bit(build, family, tmp_path, monkeypatch):
     config, params = build(family)
